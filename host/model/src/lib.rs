@@ -1,1 +1,29 @@
-//! host/model
+//! The pure heart of Bulkhead: ids, names, limits, manifests, grants, the permission rule, the condition language,
+//! templates, workflow definitions and the rules that advance a run.
+//!
+//! **Forbidden here:** input, output, async, the ambient clock and ambient randomness (both are passed in; the only
+//! file that touches them is [`ambient`]). Everything in this crate can be tested with values alone.
+//!
+//! | question | file |
+//! | --- | --- |
+//! | who may do it? | [`permission`] |
+//! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
+//! | how much may it use, and how did it end? | [`limits`], [`call`] |
+//! | what is a workflow, and what happens next in a run? | [`workflow`], [`run`], [`condition`], [`template`] |
+
+pub mod ambient;
+pub mod audit;
+pub mod call;
+pub mod condition;
+pub mod grant;
+pub mod id;
+pub mod job;
+pub mod limits;
+pub mod manifest;
+pub mod name;
+pub mod permission;
+pub mod run;
+pub mod template;
+pub mod time;
+pub mod token;
+pub mod workflow;

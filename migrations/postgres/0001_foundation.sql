@@ -1,0 +1,334 @@
+-- Foundation: organizations, keys, plugins, workflows, runs, jobs, audit.
+
+create table organization (
+    id          uuid not null primary key,
+    slug        text collate "C" not null unique,
+    name        text not null,
+    created_at  timestamptz not null
+);
+
+create table api_key (
+    org_id       uuid not null references organization (id),
+    id           uuid not null,
+    name         text not null,
+    secret_hash  bytea not null,
+    permissions  text not null,
+    created_at   timestamptz not null,
+    expires_at   timestamptz,
+    revoked_at   timestamptz,
+    primary key (org_id, id)
+);
+
+-- The bytes of a package, by their SHA-256.
+create table artifact (
+    org_id      uuid not null references organization (id),
+    digest      bytea not null,
+    package     bytea not null,
+    created_at  timestamptz not null,
+    primary key (org_id, digest)
+);
+
+-- A plugin version; immutable.
+create table plugin (
+    org_id      uuid not null references organization (id),
+    id          uuid not null,
+    name        text collate "C" not null,
+    version     text collate "C" not null,
+    digest      bytea not null,
+    manifest    text not null,
+    size_bytes  bigint not null,
+    created_at  timestamptz not null,
+    primary key (org_id, id),
+    unique (org_id, name, version),
+    foreign key (org_id, digest) references artifact (org_id, digest)
+);
+
+-- grant_version rises with every change of grants, settings, secrets, version or state.
+create table installation (
+    org_id         uuid not null references organization (id),
+    id             uuid not null,
+    plugin_id      uuid not null,
+    state          text not null check (state in ('enabled', 'disabled', 'uninstalled')),
+    settings       text not null,
+    grants         text not null,
+    grant_version  bigint not null,
+    created_at     timestamptz not null,
+    updated_at     timestamptz not null,
+    primary key (org_id, id),
+    foreign key (org_id, plugin_id) references plugin (org_id, id)
+);
+create index installation_by_plugin on installation (org_id, plugin_id);
+
+-- Every set of grants that an installation ever had.
+create table installation_grant (
+    org_id           uuid not null references organization (id),
+    installation_id  uuid not null,
+    version          bigint not null,
+    grants           text not null,
+    actor            text not null,
+    created_at       timestamptz not null,
+    primary key (org_id, installation_id, version),
+    foreign key (org_id, installation_id) references installation (org_id, id)
+);
+
+-- AES-256-GCM, bound to this row by its associated data.
+create table secret (
+    org_id           uuid not null references organization (id),
+    id               uuid not null,
+    installation_id  uuid not null,
+    name             text collate "C" not null,
+    key_version      bigint not null,
+    ciphertext       bytea not null,
+    created_at       timestamptz not null,
+    updated_at       timestamptz not null,
+    primary key (org_id, id),
+    unique (org_id, installation_id, name),
+    foreign key (org_id, installation_id) references installation (org_id, id)
+);
+
+create table workflow (
+    org_id           uuid not null references organization (id),
+    id               uuid not null,
+    name             text collate "C" not null,
+    state            text not null check (state in ('inactive', 'active')),
+    current_version  bigint not null,
+    revision         bigint not null,
+    created_at       timestamptz not null,
+    updated_at       timestamptz not null,
+    primary key (org_id, id),
+    unique (org_id, name)
+);
+
+create table workflow_version (
+    org_id       uuid not null references organization (id),
+    workflow_id  uuid not null,
+    version      bigint not null,
+    definition   text not null,
+    summary      text not null,
+    author       text not null,
+    created_at   timestamptz not null,
+    primary key (org_id, workflow_id, version),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+);
+
+-- Webhook addresses. A rotated one lives on until expires_at.
+create table hook (
+    org_id       uuid not null references organization (id),
+    id           uuid not null,
+    workflow_id  uuid not null,
+    trigger_id   text collate "C" not null,
+    secret_hash  bytea not null,
+    -- The whole address, sealed like a secret, so that those who may manage the workflow can read it again.
+    ciphertext   bytea not null,
+    created_at   timestamptz not null,
+    expires_at   timestamptz,
+    primary key (org_id, id),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+);
+create index hook_by_workflow on hook (org_id, workflow_id, trigger_id);
+
+-- One row per run: where it stands now.
+create table run (
+    org_id         uuid not null references organization (id),
+    id             uuid not null,
+    workflow_id    uuid not null,
+    version        bigint not null,
+    status         text not null check (status in ('queued', 'running', 'waiting', 'paused', 'succeeded', 'failed', 'cancelled')),
+    trigger_kind   text not null,
+    trigger_data   text not null,
+    state          text not null,
+    generation     bigint not null,
+    output         text,
+    error          text,
+    dedupe_key     text collate "C",
+    log_seq        bigint not null,
+    waiting_until  timestamptz,
+    created_at     timestamptz not null,
+    updated_at     timestamptz not null,
+    finished_at    timestamptz,
+    primary key (org_id, id),
+    foreign key (org_id, workflow_id, version) references workflow_version (org_id, workflow_id, version)
+);
+create unique index run_dedupe on run (org_id, workflow_id, dedupe_key) where dedupe_key is not null;
+create index run_by_workflow on run (org_id, workflow_id, id);
+create index run_by_status on run (org_id, status, id);
+
+-- What happened in a run, in its own order.
+create table run_event (
+    org_id      uuid not null references organization (id),
+    run_id      uuid not null,
+    seq         bigint not null,
+    kind        text not null,
+    detail      text not null,
+    created_at  timestamptz not null,
+    primary key (org_id, run_id, seq),
+    foreign key (org_id, run_id) references run (org_id, id)
+);
+
+create table step (
+    org_id       uuid not null references organization (id),
+    run_id       uuid not null,
+    step_id      text collate "C" not null,
+    iteration    bigint not null,
+    -- The order of first touch in the run.
+    position     bigint not null,
+    status       text not null check (status in ('pending', 'running', 'waiting', 'succeeded', 'failed', 'skipped', 'cancelled')),
+    outcome      text,
+    attempts     bigint not null,
+    input        text,
+    output       text,
+    error        text,
+    usage        text,
+    call_id      uuid,
+    started_at   timestamptz,
+    finished_at  timestamptz,
+    primary key (org_id, run_id, step_id, iteration),
+    foreign key (org_id, run_id) references run (org_id, id)
+);
+
+create table call (
+    org_id           uuid not null references organization (id),
+    id               uuid not null,
+    installation_id  uuid not null,
+    plugin_id        uuid not null,
+    run_id           uuid,
+    step_id          text collate "C",
+    attempt          bigint not null,
+    contribution     text collate "C" not null,
+    grant_version    bigint not null,
+    outcome          text collate "C" not null,
+    input            text not null,
+    output           text,
+    error            text,
+    usage            text not null,
+    limits           text not null,
+    log              text not null,
+    egress           text not null,
+    refusals         text not null,
+    created_at       timestamptz not null,
+    primary key (org_id, id),
+    foreign key (org_id, installation_id) references installation (org_id, id),
+    foreign key (org_id, plugin_id) references plugin (org_id, id)
+);
+create index call_by_installation on call (org_id, installation_id, id);
+create index call_by_run on call (org_id, run_id, id) where run_id is not null;
+
+-- Facts that leave a transaction for others to act on.
+create table event (
+    org_id      uuid not null references organization (id),
+    id          uuid not null,
+    kind        text collate "C" not null,
+    subject     text collate "C" not null,
+    detail      text not null,
+    created_at  timestamptz not null,
+    primary key (org_id, id)
+);
+
+create table audit (
+    org_id      uuid not null references organization (id),
+    id          uuid not null,
+    action      text collate "C" not null,
+    target      text collate "C" not null,
+    actor       text collate "C" not null,
+    detail      text not null,
+    created_at  timestamptz not null,
+    primary key (org_id, id)
+);
+create index audit_by_target on audit (org_id, target, id);
+
+-- Serving processes. On PostgreSQL a row whose expires_at has passed belongs to a dead one.
+create table worker (
+    id          uuid not null primary key,
+    name        text not null,
+    started_at  timestamptz not null,
+    expires_at  timestamptz not null
+);
+
+-- The durable queue. Only 'ready' rows are in the claim path; 'future' ones are promoted when their time comes.
+create table job (
+    org_id        uuid not null references organization (id),
+    id            uuid not null,
+    kind          text collate "C" not null,
+    lane          text collate "C" not null check (lane in ('system', 'interactive', 'bulk')),
+    state         text collate "C" not null check (state in ('future', 'ready', 'leased', 'dead')),
+    payload       text not null,
+    priority      bigint not null,
+    run_at        timestamptz not null,
+    dedupe_key    text collate "C",
+    attempt       bigint not null,
+    attempts_max  bigint not null,
+    fence         bigint not null,
+    worker_id     uuid,
+    deadline_at   timestamptz,
+    error         text,
+    created_at    timestamptz not null,
+    updated_at    timestamptz not null,
+    primary key (org_id, id)
+);
+create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null;
+create index job_ready on job (lane, priority, run_at, id) where state = 'ready';
+create index job_future on job (run_at) where state = 'future';
+create index job_leased on job (worker_id) where state = 'leased';
+create index job_deadline on job (deadline_at) where state = 'leased';
+
+-- Row-level security: a transaction sees the rows of the organization that it named, and nothing without one.
+create function app_org() returns uuid language sql stable
+    return nullif(current_setting('app.org_id', true), '')::uuid;
+create function app_scope() returns text language sql stable
+    return coalesce(current_setting('app.scope', true), '');
+
+alter table organization enable row level security;
+alter table organization force row level security;
+create policy organization_of_org on organization using (id = app_org()) with check (id = app_org());
+alter table api_key enable row level security;
+alter table api_key force row level security;
+create policy api_key_of_org on api_key using (org_id = app_org()) with check (org_id = app_org());
+alter table artifact enable row level security;
+alter table artifact force row level security;
+create policy artifact_of_org on artifact using (org_id = app_org()) with check (org_id = app_org());
+alter table plugin enable row level security;
+alter table plugin force row level security;
+create policy plugin_of_org on plugin using (org_id = app_org()) with check (org_id = app_org());
+alter table installation enable row level security;
+alter table installation force row level security;
+create policy installation_of_org on installation using (org_id = app_org()) with check (org_id = app_org());
+alter table installation_grant enable row level security;
+alter table installation_grant force row level security;
+create policy installation_grant_of_org on installation_grant using (org_id = app_org()) with check (org_id = app_org());
+alter table secret enable row level security;
+alter table secret force row level security;
+create policy secret_of_org on secret using (org_id = app_org()) with check (org_id = app_org());
+alter table workflow enable row level security;
+alter table workflow force row level security;
+create policy workflow_of_org on workflow using (org_id = app_org()) with check (org_id = app_org());
+alter table workflow_version enable row level security;
+alter table workflow_version force row level security;
+create policy workflow_version_of_org on workflow_version using (org_id = app_org()) with check (org_id = app_org());
+alter table hook enable row level security;
+alter table hook force row level security;
+create policy hook_of_org on hook using (org_id = app_org()) with check (org_id = app_org());
+alter table run enable row level security;
+alter table run force row level security;
+create policy run_of_org on run using (org_id = app_org()) with check (org_id = app_org());
+alter table run_event enable row level security;
+alter table run_event force row level security;
+create policy run_event_of_org on run_event using (org_id = app_org()) with check (org_id = app_org());
+alter table step enable row level security;
+alter table step force row level security;
+create policy step_of_org on step using (org_id = app_org()) with check (org_id = app_org());
+alter table call enable row level security;
+alter table call force row level security;
+create policy call_of_org on call using (org_id = app_org()) with check (org_id = app_org());
+alter table event enable row level security;
+alter table event force row level security;
+create policy event_of_org on event using (org_id = app_org()) with check (org_id = app_org());
+alter table audit enable row level security;
+alter table audit force row level security;
+create policy audit_of_org on audit using (org_id = app_org()) with check (org_id = app_org());
+alter table job enable row level security;
+alter table job force row level security;
+create policy job_of_org on job using (org_id = app_org()) with check (org_id = app_org());
+
+-- The host's own work, each reason on the tables that it needs and no other.
+create policy organization_admin on organization using (app_scope() = 'admin') with check (app_scope() = 'admin');
+create policy job_jobs on job using (app_scope() = 'jobs') with check (app_scope() = 'jobs');

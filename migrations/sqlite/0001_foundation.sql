@@ -1,0 +1,272 @@
+-- Foundation: organizations, keys, plugins, workflows, runs, jobs, audit. Times are microseconds since the epoch.
+
+create table organization (
+    id          blob not null primary key,
+    slug        text not null unique,
+    name        text not null,
+    created_at  integer not null
+) strict;
+
+create table api_key (
+    org_id       blob not null references organization (id),
+    id           blob not null,
+    name         text not null,
+    secret_hash  blob not null,
+    permissions  text not null,
+    created_at   integer not null,
+    expires_at   integer,
+    revoked_at   integer,
+    primary key (org_id, id)
+) strict;
+
+-- The bytes of a package, by their SHA-256.
+create table artifact (
+    org_id      blob not null references organization (id),
+    digest      blob not null,
+    package     blob not null,
+    created_at  integer not null,
+    primary key (org_id, digest)
+) strict;
+
+-- A plugin version; immutable.
+create table plugin (
+    org_id      blob not null references organization (id),
+    id          blob not null,
+    name        text not null,
+    version     text not null,
+    digest      blob not null,
+    manifest    text not null,
+    size_bytes  integer not null,
+    created_at  integer not null,
+    primary key (org_id, id),
+    unique (org_id, name, version),
+    foreign key (org_id, digest) references artifact (org_id, digest)
+) strict;
+
+-- grant_version rises with every change of grants, settings, secrets, version or state.
+create table installation (
+    org_id         blob not null references organization (id),
+    id             blob not null,
+    plugin_id      blob not null,
+    state          text not null check (state in ('enabled', 'disabled', 'uninstalled')),
+    settings       text not null,
+    grants         text not null,
+    grant_version  integer not null,
+    created_at     integer not null,
+    updated_at     integer not null,
+    primary key (org_id, id),
+    foreign key (org_id, plugin_id) references plugin (org_id, id)
+) strict;
+create index installation_by_plugin on installation (org_id, plugin_id);
+
+-- Every set of grants that an installation ever had.
+create table installation_grant (
+    org_id           blob not null references organization (id),
+    installation_id  blob not null,
+    version          integer not null,
+    grants           text not null,
+    actor            text not null,
+    created_at       integer not null,
+    primary key (org_id, installation_id, version),
+    foreign key (org_id, installation_id) references installation (org_id, id)
+) strict;
+
+-- AES-256-GCM, bound to this row by its associated data.
+create table secret (
+    org_id           blob not null references organization (id),
+    id               blob not null,
+    installation_id  blob not null,
+    name             text not null,
+    key_version      integer not null,
+    ciphertext       blob not null,
+    created_at       integer not null,
+    updated_at       integer not null,
+    primary key (org_id, id),
+    unique (org_id, installation_id, name),
+    foreign key (org_id, installation_id) references installation (org_id, id)
+) strict;
+
+create table workflow (
+    org_id           blob not null references organization (id),
+    id               blob not null,
+    name             text not null,
+    state            text not null check (state in ('inactive', 'active')),
+    current_version  integer not null,
+    revision         integer not null,
+    created_at       integer not null,
+    updated_at       integer not null,
+    primary key (org_id, id),
+    unique (org_id, name)
+) strict;
+
+create table workflow_version (
+    org_id       blob not null references organization (id),
+    workflow_id  blob not null,
+    version      integer not null,
+    definition   text not null,
+    summary      text not null,
+    author       text not null,
+    created_at   integer not null,
+    primary key (org_id, workflow_id, version),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+) strict;
+
+-- Webhook addresses. A rotated one lives on until expires_at.
+create table hook (
+    org_id       blob not null references organization (id),
+    id           blob not null,
+    workflow_id  blob not null,
+    trigger_id   text not null,
+    secret_hash  blob not null,
+    -- The whole address, sealed like a secret, so that those who may manage the workflow can read it again.
+    ciphertext   blob not null,
+    created_at   integer not null,
+    expires_at   integer,
+    primary key (org_id, id),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+) strict;
+create index hook_by_workflow on hook (org_id, workflow_id, trigger_id);
+
+-- One row per run: where it stands now.
+create table run (
+    org_id         blob not null references organization (id),
+    id             blob not null,
+    workflow_id    blob not null,
+    version        integer not null,
+    status         text not null check (status in ('queued', 'running', 'waiting', 'paused', 'succeeded', 'failed', 'cancelled')),
+    trigger_kind   text not null,
+    trigger_data   text not null,
+    state          text not null,
+    generation     integer not null,
+    output         text,
+    error          text,
+    dedupe_key     text,
+    log_seq        integer not null,
+    waiting_until  integer,
+    created_at     integer not null,
+    updated_at     integer not null,
+    finished_at    integer,
+    primary key (org_id, id),
+    foreign key (org_id, workflow_id, version) references workflow_version (org_id, workflow_id, version)
+) strict;
+create unique index run_dedupe on run (org_id, workflow_id, dedupe_key) where dedupe_key is not null;
+create index run_by_workflow on run (org_id, workflow_id, id);
+create index run_by_status on run (org_id, status, id);
+
+-- What happened in a run, in its own order.
+create table run_event (
+    org_id      blob not null references organization (id),
+    run_id      blob not null,
+    seq         integer not null,
+    kind        text not null,
+    detail      text not null,
+    created_at  integer not null,
+    primary key (org_id, run_id, seq),
+    foreign key (org_id, run_id) references run (org_id, id)
+) strict;
+
+create table step (
+    org_id       blob not null references organization (id),
+    run_id       blob not null,
+    step_id      text not null,
+    iteration    integer not null,
+    -- The order of first touch in the run.
+    position     integer not null,
+    status       text not null check (status in ('pending', 'running', 'waiting', 'succeeded', 'failed', 'skipped', 'cancelled')),
+    outcome      text,
+    attempts     integer not null,
+    input        text,
+    output       text,
+    error        text,
+    usage        text,
+    call_id      blob,
+    started_at   integer,
+    finished_at  integer,
+    primary key (org_id, run_id, step_id, iteration),
+    foreign key (org_id, run_id) references run (org_id, id)
+) strict;
+
+create table call (
+    org_id           blob not null references organization (id),
+    id               blob not null,
+    installation_id  blob not null,
+    plugin_id        blob not null,
+    run_id           blob,
+    step_id          text,
+    attempt          integer not null,
+    contribution     text not null,
+    grant_version    integer not null,
+    outcome          text not null,
+    input            text not null,
+    output           text,
+    error            text,
+    usage            text not null,
+    limits           text not null,
+    log              text not null,
+    egress           text not null,
+    refusals         text not null,
+    created_at       integer not null,
+    primary key (org_id, id),
+    foreign key (org_id, installation_id) references installation (org_id, id),
+    foreign key (org_id, plugin_id) references plugin (org_id, id)
+) strict;
+create index call_by_installation on call (org_id, installation_id, id);
+create index call_by_run on call (org_id, run_id, id) where run_id is not null;
+
+-- Facts that leave a transaction for others to act on.
+create table event (
+    org_id      blob not null references organization (id),
+    id          blob not null,
+    kind        text not null,
+    subject     text not null,
+    detail      text not null,
+    created_at  integer not null,
+    primary key (org_id, id)
+) strict;
+
+create table audit (
+    org_id      blob not null references organization (id),
+    id          blob not null,
+    action      text not null,
+    target      text not null,
+    actor       text not null,
+    detail      text not null,
+    created_at  integer not null,
+    primary key (org_id, id)
+) strict;
+create index audit_by_target on audit (org_id, target, id);
+
+-- Serving processes. On PostgreSQL a row whose expires_at has passed belongs to a dead one.
+create table worker (
+    id          blob not null primary key,
+    name        text not null,
+    started_at  integer not null,
+    expires_at  integer not null
+) strict;
+
+-- The durable queue. Only 'ready' rows are in the claim path; 'future' ones are promoted when their time comes.
+create table job (
+    org_id        blob not null references organization (id),
+    id            blob not null,
+    kind          text not null,
+    lane          text not null check (lane in ('system', 'interactive', 'bulk')),
+    state         text not null check (state in ('future', 'ready', 'leased', 'dead')),
+    payload       text not null,
+    priority      integer not null,
+    run_at        integer not null,
+    dedupe_key    text,
+    attempt       integer not null,
+    attempts_max  integer not null,
+    fence         integer not null,
+    worker_id     blob,
+    deadline_at   integer,
+    error         text,
+    created_at    integer not null,
+    updated_at    integer not null,
+    primary key (org_id, id)
+) strict;
+create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null;
+create index job_ready on job (lane, priority, run_at, id) where state = 'ready';
+create index job_future on job (run_at) where state = 'future';
+create index job_leased on job (worker_id) where state = 'leased';
+create index job_deadline on job (deadline_at) where state = 'leased';
