@@ -1,1 +1,13 @@
-//! tests/support
+//! What the test suites share, and nothing that a product crate may depend on outside its tests.
+//!
+//! - [`postgres`]: a private PostgreSQL cluster that vanishes with the process that started it, and databases in it;
+//! - [`http_sink`]: a local HTTP server that records requests and answers by script, good manners or bad;
+//! - [`wait`]: waiting for a condition with a deadline, and free ports.
+//!
+//! Everything but `wait::until_async` is plain blocking `std`, so that the chores can use it without an async runtime.
+
+pub mod http_sink;
+pub mod postgres;
+pub mod wait;
+
+pub use wait::{free_port, wait_until};

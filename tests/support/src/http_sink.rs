@@ -1,0 +1,1 @@
+//! A local HTTP server that records requests and answers by script.

@@ -1,0 +1,3 @@
+//! The support itself is held to account: a cluster that leaks or a sink that lies would spoil every other suite.
+
+mod postgres;
