@@ -64,6 +64,11 @@ pub enum Unavailable {
     },
 }
 
+/// The version of the installation that [`Cluster::start`] would use, such as `15.18`.
+pub fn installed_version() -> Result<String, Unavailable> {
+    binaries::Binaries::find().map(|found| found.version)
+}
+
 /// One sentence for each family of systems.
 fn how_to_install() -> String {
     format!(
