@@ -1,1 +1,40 @@
-//! host/store
+//! The store: SQL for SQLite and PostgreSQL, transactions, migrations and the durable job queue.
+//!
+//! **Forbidden here:** axum and wasmtime. **Invariants:**
+//! - Tenant rows are reached only through a transaction opened with an [`OrgScope`](bulkhead_model::permission::OrgScope)
+//!   (or a [`SystemScope`](bulkhead_model::permission::SystemScope) with its reason); the organization of every statement
+//!   comes from there.
+//! - A statement is written once, in the dialect that both databases share, beside the method that uses it. What must
+//!   differ is in `sqlite.rs` or `postgres.rs`, with the reason.
+//! - A write is a closure that may run more than once: no effects outside, `Ok` commits, `Err` rolls back, and after the
+//!   first failed statement a transaction runs nothing more.
+//!
+//! To add a noun: a migration in both folders, a file here with `impl Tx` methods (`load_x` → option, `require_x` → not
+//! found, `list_x` pages, `record_x` appends), a test in `tests/store`.
+
+pub mod api_key;
+pub mod audit;
+pub mod call;
+pub mod error;
+pub mod event;
+pub mod hook;
+pub mod installation;
+pub mod job;
+mod migrations;
+pub mod org;
+pub mod page;
+pub mod plugin;
+mod postgres;
+pub mod run;
+pub mod seal;
+pub mod secret;
+mod sql;
+mod sqlite;
+mod store;
+mod tx;
+pub mod workflow;
+
+pub use error::StoreError;
+pub use sql::STATEMENT_SOURCES;
+pub use store::{Database, Scoped, Store, StoreConfig, TxError};
+pub use tx::Tx;

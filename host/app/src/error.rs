@@ -1,0 +1,98 @@
+//! How a use case fails. Variants answer *what now?*; only `http/src/problem.rs` turns them into status codes.
+
+use bulkhead_model::permission::{Permission, Refused};
+use bulkhead_store::{StoreError, TxError};
+use serde::Serialize;
+
+/// One thing that is wrong with an input, and where.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// JSON pointer into the input (`""` for the whole).
+    pub path: String,
+    /// Stable, for programs: `unknown-step`, `out-of-range`, …
+    pub code: String,
+    /// For people: what is wrong and what to do.
+    pub message: String,
+}
+
+impl Problem {
+    #[must_use]
+    pub fn new(path: impl Into<String>, code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { path: path.into(), code: code.into(), message: message.into() }
+    }
+}
+
+/// A use case's failure.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// No valid credentials. Constant text, whatever the reason.
+    #[error("the credentials are missing or not valid")]
+    Unauthenticated,
+    /// The caller may know that it exists, but may not do this.
+    #[error("this needs the permission {0}")]
+    Forbidden(Permission),
+    /// Not there, or not to be known by this caller.
+    #[error("{what} not found")]
+    NotFound { what: &'static str },
+    /// The input is not valid; nothing was changed. `code` is the problem type's slug.
+    #[error("{message}")]
+    Invalid { code: &'static str, message: String, problems: Vec<Problem> },
+    /// What is stored stands against it (`workflow-inactive`, `version-exists`, …).
+    #[error("{message}")]
+    Conflict { code: &'static str, message: String },
+    /// The entity tag that the caller saw is no longer the current one.
+    #[error("it was changed since you read it: read it again")]
+    StaleVersion,
+    /// The input is larger than its limit.
+    #[error("the {what} is larger than {limit_bytes} bytes")]
+    TooLarge { what: &'static str, limit_bytes: u64 },
+    /// Too much at once: come back after the time given.
+    #[error("{what} is busy: try again later")]
+    Busy { what: &'static str, retry_after_ms: u64 },
+    /// The sandbox or compiler failed on our side.
+    #[error("the plugin runtime failed")]
+    Runtime(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the store failed")]
+    Store(#[source] StoreError),
+}
+
+impl AppError {
+    /// Invalid input with one problem.
+    #[must_use]
+    pub fn invalid(code: &'static str, path: impl Into<String>, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self::Invalid { code, problems: vec![Problem::new(path, code, message.clone())], message }
+    }
+
+    #[must_use]
+    pub fn conflict(code: &'static str, message: impl Into<String>) -> Self {
+        Self::Conflict { code, message: message.into() }
+    }
+}
+
+impl From<StoreError> for AppError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::NotFound { what } => Self::NotFound { what },
+            other => Self::Store(other),
+        }
+    }
+}
+
+impl From<Refused> for AppError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::OtherOrg => Self::NotFound { what: "organization" },
+            Refused::Lacks(permission) => Self::Forbidden(permission),
+        }
+    }
+}
+
+impl TxError for AppError {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Store(error) => Some(error),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Organizations, made by the operator (`bulkhead admin`, `bulkhead demo`).
+
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::id::OrgId;
+use bulkhead_model::name::Slug;
+use bulkhead_model::permission::{Actor, Caller, Permission, SystemReason, SystemScope};
+use bulkhead_store::org::Org;
+use serde_json::json;
+
+use crate::{App, AppError};
+
+/// An organization's display name holds at most this many characters.
+const NAME_LEN_MAX: usize = 100;
+
+impl App {
+    /// Creates an organization. For the operator only: no route leads here.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `org-exists` when the short name is taken; [`AppError::Invalid`] for a name out of bounds.
+    pub async fn create_org(&self, slug: Slug, name: String) -> Result<Org, AppError> {
+        if name.trim().is_empty() || name.chars().count() > NAME_LEN_MAX {
+            return Err(AppError::invalid("invalid-name", "/name", format!("a name has 1 to {NAME_LEN_MAX} characters")));
+        }
+        let admin = SystemScope::new(SystemReason::Admin);
+        let org = Org { id: OrgId::new(self.ambient()), slug, name, created_at: self.ambient().now() };
+        self.store()
+            .write(&admin, org.clone(), |tx, org| {
+                Box::pin(async move {
+                    if tx.load_org_by_slug(&org.slug).await?.is_some() {
+                        return Err(AppError::conflict("org-exists", format!("the name {} is taken", org.slug)));
+                    }
+                    Ok(tx.insert_org(org).await?)
+                })
+            })
+            .await?;
+        let event = AuditEvent {
+            action: "org.created",
+            target: org.id.to_string(),
+            actor: Actor::System(SystemReason::Admin),
+            detail: json!({ "slug": org.slug, "name": org.name }),
+        };
+        // The row-level rules of the organization's own tables need its scope, which exists only now.
+        self.store()
+            .write(&admin.for_org(org.id), (event, self.ambient().clone()), |tx, (event, ambient)| {
+                Box::pin(async move { Ok::<_, AppError>(tx.record_audit(event, ambient).await?) })
+            })
+            .await?;
+        Ok(org)
+    }
+
+    /// An organization by its short name. For the operator only.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn find_org(&self, slug: Slug) -> Result<Option<Org>, AppError> {
+        let admin = SystemScope::new(SystemReason::Admin);
+        self.store().read(&admin, slug, |tx, slug| Box::pin(async move { Ok(tx.load_org_by_slug(slug).await?) })).await
+    }
+
+    /// The caller's own organization.
+    ///
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn show_org(&self, caller: &Caller, org: OrgId) -> Result<Org, AppError> {
+        let scope = caller.authorize(org, Permission::OrgRead)?;
+        self.store().read(&scope, (), |tx, ()| Box::pin(async move { Ok(tx.require_org().await?) })).await
+    }
+}

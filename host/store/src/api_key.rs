@@ -1,0 +1,79 @@
+//! API keys: only the SHA-256 of the secret is stored.
+
+use bulkhead_model::id::ApiKeyId;
+use bulkhead_model::permission::{Permission, PermissionSet};
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::token::SecretHash;
+
+use crate::error::StoreError;
+use crate::page::{Page, PageRequest};
+use crate::sql::{Row, binds, sql};
+use crate::tx::Tx;
+
+#[derive(Clone, Debug)]
+pub struct ApiKey {
+    pub id: ApiKeyId,
+    pub name: String,
+    pub secret_hash: SecretHash,
+    pub permissions: PermissionSet,
+    pub created_at: Timestamp,
+    pub expires_at: Option<Timestamp>,
+    pub revoked_at: Option<Timestamp>,
+}
+
+fn read(row: &Row) -> Result<ApiKey, StoreError> {
+    let permissions: Vec<String> = row.json("permissions")?;
+    Ok(ApiKey {
+        id: row.get("id")?,
+        name: row.get("name")?,
+        secret_hash: SecretHash(row.get("secret_hash")?),
+        // A permission that this version no longer knows gives nothing.
+        permissions: permissions.iter().filter_map(|text| text.parse::<Permission>().ok()).collect(),
+        created_at: row.get("created_at")?,
+        expires_at: row.get("expires_at")?,
+        revoked_at: row.get("revoked_at")?,
+    })
+}
+
+impl Tx {
+    pub async fn insert_api_key(&mut self, key: &ApiKey) -> Result<(), StoreError> {
+        let permissions: Vec<&str> = key.permissions.iter().map(Permission::as_str).collect();
+        let permissions = serde_json::to_string(&permissions).map_err(|e| StoreError::corrupt("permissions", e))?;
+        let sql = sql!(
+            "insert into api_key (org_id, id, name, secret_hash, permissions, created_at, expires_at, revoked_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)"
+        );
+        let org = self.org()?;
+        let values = binds![
+            org, key.id, &key.name, &key.secret_hash.0, &permissions, key.created_at, key.expires_at, key.revoked_at
+        ];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    pub async fn load_api_key(&mut self, id: ApiKeyId) -> Result<Option<ApiKey>, StoreError> {
+        let sql = sql!(
+            "select id, name, secret_hash, permissions, created_at, expires_at, revoked_at
+             from api_key where org_id = $1 and id = $2"
+        );
+        let org = self.org()?;
+        self.fetch_optional(sql, binds![org, id]).await?.map(|row| read(&row)).transpose()
+    }
+
+    pub async fn list_api_keys(&mut self, page: PageRequest) -> Result<Page<ApiKey>, StoreError> {
+        let sql = sql!(
+            "select id, name, secret_hash, permissions, created_at, expires_at, revoked_at
+             from api_key where org_id = $1 and id < $2 order by id desc limit $3"
+        );
+        let org = self.org()?;
+        let rows = self.fetch(sql, binds![org, page.bound(), page.fetch()]).await?;
+        let keys = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(page.page(keys, |key| key.id.uuid()))
+    }
+
+    /// Revokes a key; answers whether it was valid before.
+    pub async fn revoke_api_key(&mut self, id: ApiKeyId, now: Timestamp) -> Result<bool, StoreError> {
+        let sql = sql!("update api_key set revoked_at = $3 where org_id = $1 and id = $2 and revoked_at is null");
+        let org = self.org()?;
+        Ok(self.execute(sql, binds![org, id, now]).await? > 0)
+    }
+}

@@ -1,0 +1,64 @@
+//! The audit log's first form: entries written in the transaction that they describe.
+
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::id::AuditId;
+use bulkhead_model::time::Timestamp;
+use serde_json::Value;
+
+use crate::error::StoreError;
+use crate::page::{Page, PageRequest};
+use crate::sql::{Row, binds, sql};
+use crate::tx::Tx;
+
+#[derive(Clone, Debug)]
+pub struct AuditEntry {
+    pub id: AuditId,
+    pub action: String,
+    pub target: String,
+    pub actor: String,
+    pub detail: Value,
+    pub created_at: Timestamp,
+}
+
+fn read(row: &Row) -> Result<AuditEntry, StoreError> {
+    Ok(AuditEntry {
+        id: row.get("id")?,
+        action: row.get("action")?,
+        target: row.get("target")?,
+        actor: row.get("actor")?,
+        detail: row.json("detail")?,
+        created_at: row.get("created_at")?,
+    })
+}
+
+impl Tx {
+    /// Appends an entry about this transaction.
+    pub async fn record_audit(&mut self, event: &AuditEvent, ambient: &Ambient) -> Result<(), StoreError> {
+        let sql = sql!(
+            "insert into audit (org_id, id, action, target, actor, detail, created_at) values ($1, $2, $3, $4, $5, $6, $7)"
+        );
+        let (org, id) = (self.org()?, AuditId::new(ambient));
+        let (actor, detail) = (event.actor.to_string(), event.detail.to_string());
+        self.execute(sql, binds![org, id, event.action, &event.target, &actor, &detail, ambient.now()]).await.map(drop)
+    }
+
+    /// Newest first; `action` and `target` narrow when given.
+    pub async fn list_audit(
+        &mut self,
+        action: Option<&str>,
+        target: Option<&str>,
+        page: PageRequest,
+    ) -> Result<Page<AuditEntry>, StoreError> {
+        let sql = sql!(
+            "select id, action, target, actor, detail, created_at from audit
+             where org_id = $1 and id < $2
+               and (cast($3 as text) is null or action = $3) and (cast($4 as text) is null or target = $4)
+             order by id desc limit $5"
+        );
+        let org = self.org()?;
+        let rows = self.fetch(sql, binds![org, page.bound(), action, target, page.fetch()]).await?;
+        let entries = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(page.page(entries, |entry| entry.id.uuid()))
+    }
+}

@@ -1,0 +1,137 @@
+//! Plugin calls: what each was given, did, used, and how it ended.
+
+use bulkhead_model::call::{CallReport, Outcome};
+use bulkhead_model::grant::GrantVersion;
+use bulkhead_model::id::{CallId, InstallationId, PluginId, RunId};
+use bulkhead_model::limits::Usage;
+use bulkhead_model::time::Timestamp;
+
+use crate::error::StoreError;
+use crate::page::{Page, PageRequest};
+use crate::sql::{Row, binds, sql};
+use crate::tx::Tx;
+
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub id: CallId,
+    pub installation: InstallationId,
+    pub plugin: PluginId,
+    pub run: Option<RunId>,
+    pub step: Option<String>,
+    pub attempt: u32,
+    pub contribution: String,
+    pub grant_version: GrantVersion,
+    /// JSON text.
+    pub input: String,
+    pub report: CallReport,
+    pub created_at: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+pub struct CallSummary {
+    pub id: CallId,
+    pub installation: InstallationId,
+    pub run: Option<RunId>,
+    pub step: Option<String>,
+    pub contribution: String,
+    pub outcome: Outcome,
+    pub usage: Usage,
+    pub created_at: Timestamp,
+}
+
+fn text<T: serde::Serialize>(what: &'static str, value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|error| StoreError::corrupt(what, error))
+}
+
+fn read(row: &Row) -> Result<Call, StoreError> {
+    let error: Option<String> = row.get("error")?;
+    let log: (bool, Vec<bulkhead_model::call::LogLine>) = row.json("log")?;
+    let report = CallReport {
+        outcome: row.parsed("outcome", Outcome::parse)?,
+        output: row.get("output")?,
+        error: error.map(|text| serde_json::from_str(&text)).transpose().map_err(|e| StoreError::corrupt("error", e))?,
+        usage: row.json("usage")?,
+        limits: row.json("limits")?,
+        log: log.1,
+        log_truncated: log.0,
+        egress: row.json("egress")?,
+        refusals: row.json("refusals")?,
+    };
+    Ok(Call {
+        id: row.get("id")?,
+        installation: row.get("installation_id")?,
+        plugin: row.get("plugin_id")?,
+        run: row.get("run_id")?,
+        step: row.get("step_id")?,
+        attempt: row.get("attempt")?,
+        contribution: row.get("contribution")?,
+        grant_version: GrantVersion(row.get("grant_version")?),
+        input: row.get("input")?,
+        report,
+        created_at: row.get("created_at")?,
+    })
+}
+
+impl Tx {
+    pub async fn record_call(&mut self, call: &Call) -> Result<(), StoreError> {
+        let report = &call.report;
+        let error = report.error.as_ref().map(|error| text("error", error)).transpose()?;
+        let (usage, limits) = (text("usage", &report.usage)?, text("limits", &report.limits)?);
+        let log = text("log", &(report.log_truncated, &report.log))?;
+        let (egress, refusals) = (text("egress", &report.egress)?, text("refusals", &report.refusals)?);
+        let sql = sql!(
+            "insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version,
+                 outcome, input, output, error, usage, limits, log, egress, refusals, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"
+        );
+        let org = self.org()?;
+        let values = binds![
+            org, call.id, call.installation, call.plugin, call.run, &call.step, call.attempt, &call.contribution,
+            call.grant_version.0, report.outcome.as_str(), &call.input, &report.output, &error, &usage, &limits, &log, &egress,
+            &refusals, call.created_at
+        ];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    pub async fn load_call(&mut self, id: CallId) -> Result<Option<Call>, StoreError> {
+        let sql = sql!(
+            "select id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version, outcome, input, output,
+                 error, usage, limits, log, egress, refusals, created_at
+             from call where org_id = $1 and id = $2"
+        );
+        let org = self.org()?;
+        self.fetch_optional(sql, binds![org, id]).await?.map(|row| read(&row)).transpose()
+    }
+
+    /// Newest first.
+    pub async fn list_calls(
+        &mut self,
+        installation: InstallationId,
+        outcome: Option<Outcome>,
+        page: PageRequest,
+    ) -> Result<Page<CallSummary>, StoreError> {
+        let sql = sql!(
+            "select id, installation_id, run_id, step_id, contribution, outcome, usage, created_at from call
+             where org_id = $1 and installation_id = $2 and id < $3 and (cast($4 as text) is null or outcome = $4)
+             order by id desc limit $5"
+        );
+        let (org, outcome) = (self.org()?, outcome.map(Outcome::as_str));
+        let rows = self.fetch(sql, binds![org, installation, page.bound(), outcome, page.fetch()]).await?;
+        let calls = rows
+            .iter()
+            .map(|row| {
+                Ok(CallSummary {
+                    id: row.get("id")?,
+                    installation: row.get("installation_id")?,
+                    run: row.get("run_id")?,
+                    step: row.get("step_id")?,
+                    contribution: row.get("contribution")?,
+                    outcome: row.parsed("outcome", Outcome::parse)?,
+                    usage: row.json("usage")?,
+                    created_at: row.get("created_at")?,
+                })
+            })
+            .collect::<Result<Vec<_>, StoreError>>()?;
+        Ok(page.page(calls, |call| call.id.uuid()))
+    }
+}

@@ -1,0 +1,344 @@
+//! The durable queue. Enqueueing is part of a business transaction; claiming, renewing and recovering are the worker's.
+//!
+//! Every write about a held job names its lease's fence: a worker that lost its lease writes nothing. On PostgreSQL a lease
+//! lives as long as its worker's heartbeat row; on SQLite the data directory's lock proves at start that all old leases are dead.
+
+use std::time::Duration;
+
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::id::{JobId, OrgId, WorkerId};
+use bulkhead_model::job::{JobPayload, Lane, Lease};
+use bulkhead_model::time::Timestamp;
+
+use crate::error::StoreError;
+use crate::page::{Page, PageRequest};
+use crate::sql::{Row, binds, sql, sql_postgres};
+use crate::tx::Tx;
+
+/// What to put into the queue.
+#[derive(Clone, Debug)]
+pub struct NewJob {
+    pub payload: JobPayload,
+    /// Lower runs first within a lane.
+    pub priority: i64,
+    pub run_at: Timestamp,
+    /// At most one waiting or held job of the kind has this key.
+    pub dedupe_key: Option<String>,
+    pub attempts_max: u32,
+}
+
+/// A job that this worker now holds.
+#[derive(Clone, Debug)]
+pub struct ClaimedJob {
+    pub lease: Lease,
+    /// JSON text; decoding it is the worker's, since a job that does not decode must go to the dead letters.
+    pub payload: String,
+    pub kind: String,
+    pub attempts_max: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub id: JobId,
+    pub kind: String,
+    pub lane: String,
+    pub state: String,
+    pub payload: String,
+    pub run_at: Timestamp,
+    pub attempt: i64,
+    pub attempts_max: i64,
+    pub error: Option<String>,
+    pub created_at: Timestamp,
+}
+
+fn read(row: &Row) -> Result<Job, StoreError> {
+    Ok(Job {
+        id: row.get("id")?,
+        kind: row.get("kind")?,
+        lane: row.get("lane")?,
+        state: row.get("state")?,
+        payload: row.get("payload")?,
+        run_at: row.get("run_at")?,
+        attempt: row.get("attempt")?,
+        attempts_max: row.get("attempts_max")?,
+        error: row.get("error")?,
+        created_at: row.get("created_at")?,
+    })
+}
+
+fn read_claimed(row: &Row, worker: WorkerId) -> Result<ClaimedJob, StoreError> {
+    Ok(ClaimedJob {
+        lease: Lease {
+            org: row.get("org_id")?,
+            job: row.get("id")?,
+            worker,
+            fence: row.get("fence")?,
+            attempt: row.get("attempt")?,
+        },
+        payload: row.get("payload")?,
+        kind: row.get("kind")?,
+        attempts_max: row.get("attempts_max")?,
+    })
+}
+
+impl Tx {
+    /// Enqueues within this transaction: it will happen exactly if the transaction commits. With a dedupe key that a job
+    /// already holds nothing is added, and `None` answered.
+    pub async fn enqueue(&mut self, job: &NewJob, ambient: &Ambient) -> Result<Option<JobId>, StoreError> {
+        let (org, id, now) = (self.org()?, JobId::new(ambient), ambient.now());
+        let payload = serde_json::to_string(&job.payload).map_err(|error| StoreError::corrupt("payload", error))?;
+        let state = if job.run_at > now { "future" } else { "ready" };
+        let sql = sql!(
+            "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
+                 created_at, updated_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $11)
+             on conflict (org_id, kind, dedupe_key) where dedupe_key is not null do nothing"
+        );
+        let values = binds![
+            org, id, job.payload.kind(), job.payload.lane().as_str(), state, &payload, job.priority, job.run_at,
+            &job.dedupe_key, job.attempts_max, now
+        ];
+        let inserted = self.execute(sql, values).await? > 0;
+        Ok(inserted.then_some(id))
+    }
+
+    /// Wakes the waiting job of this kind and key now: `true` if one was in the future.
+    pub async fn hasten_job(&mut self, kind: &str, dedupe_key: &str, now: Timestamp) -> Result<bool, StoreError> {
+        let sql = sql!(
+            "update job set state = 'ready', run_at = $4, updated_at = $4
+             where org_id = $1 and kind = $2 and dedupe_key = $3 and state = 'future'"
+        );
+        let org = self.org()?;
+        Ok(self.execute(sql, binds![org, kind, dedupe_key, now]).await? > 0)
+    }
+
+    /// Removes the job of this kind and key unless a worker holds it: `true` if there was one.
+    pub async fn remove_waiting_job(&mut self, kind: &str, dedupe_key: &str) -> Result<bool, StoreError> {
+        let sql = sql!(
+            "delete from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state in ('future', 'ready', 'dead')"
+        );
+        let org = self.org()?;
+        Ok(self.execute(sql, binds![org, kind, dedupe_key]).await? > 0)
+    }
+
+    /// Claims up to `limit` ready jobs of a lane for `worker`. Needs the scope of `SystemReason::Jobs`.
+    pub async fn claim_jobs(
+        &mut self,
+        worker: WorkerId,
+        lane: Lane,
+        limit: u32,
+        now: Timestamp,
+        deadline: Duration,
+    ) -> Result<Vec<ClaimedJob>, StoreError> {
+        let deadline_at = now.plus(deadline);
+        let values = binds![lane.as_str(), i64::from(limit), worker, now, deadline_at];
+        let rows = if self.is_postgres() {
+            // `for update skip locked`: nodes claim side by side without waiting for each other.
+            let sql = sql_postgres!(
+                "update job set state = 'leased', worker_id = $3, fence = fence + 1, attempt = attempt + 1, deadline_at = $5,
+                     updated_at = $4
+                 where (org_id, id) in (select org_id, id from job where state = 'ready' and lane = $1
+                     order by priority, run_at, id limit $2 for update skip locked)
+                 returning org_id, id, kind, payload, fence, attempt, attempts_max"
+            );
+            self.fetch(sql, values).await?
+        } else {
+            let sql = sql!(
+                "update job set state = 'leased', worker_id = $3, fence = fence + 1, attempt = attempt + 1, deadline_at = $5,
+                     updated_at = $4
+                 where (org_id, id) in (select org_id, id from job where state = 'ready' and lane = $1
+                     order by priority, run_at, id limit $2)
+                 returning org_id, id, kind, payload, fence, attempt, attempts_max"
+            );
+            self.fetch(sql, values).await?
+        };
+        rows.iter().map(|row| read_claimed(row, worker)).collect()
+    }
+
+    /// Moves jobs whose time has come into the claim path; answers how many. Needs the scope of `SystemReason::Jobs`.
+    pub async fn promote_jobs(&mut self, now: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        let values = binds![now, i64::from(limit)];
+        if self.is_postgres() {
+            // `for update skip locked`: another node may promote the same rows.
+            let sql = sql_postgres!(
+                "update job set state = 'ready', updated_at = $1 where (org_id, id) in
+                     (select org_id, id from job where state = 'future' and run_at <= $1 order by run_at limit $2
+                      for update skip locked)"
+            );
+            self.execute(sql, values).await
+        } else {
+            let sql = sql!(
+                "update job set state = 'ready', updated_at = $1 where (org_id, id) in
+                     (select org_id, id from job where state = 'future' and run_at <= $1 order by run_at limit $2)"
+            );
+            self.execute(sql, values).await
+        }
+    }
+
+    /// When the next future job is due. Needs the scope of `SystemReason::Jobs`.
+    pub async fn next_job_at(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        let sql = sql!("select run_at from job where state = 'future' order by run_at limit 1");
+        self.fetch_optional(sql, &[]).await?.map(|row| row.get("run_at")).transpose()
+    }
+
+    /// Proves in this transaction that the lease is still held, and keeps it so until the commit.
+    ///
+    /// # Errors
+    /// [`StoreError::LostLease`].
+    pub async fn hold_lease(&mut self, lease: &Lease, deadline_at: Timestamp, now: Timestamp) -> Result<(), StoreError> {
+        let sql = sql!(
+            "update job set deadline_at = $5, updated_at = $6
+             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+        );
+        let values = binds![lease.org, lease.job, lease.worker, lease.fence, deadline_at, now];
+        if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
+    }
+
+    /// Ends a held job: its work is done.
+    ///
+    /// # Errors
+    /// [`StoreError::LostLease`].
+    pub async fn finish_job(&mut self, lease: &Lease) -> Result<(), StoreError> {
+        let sql = sql!(
+            "delete from job where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+        );
+        if self.execute(sql, binds![lease.org, lease.job, lease.worker, lease.fence]).await? == 0 {
+            return Err(StoreError::LostLease);
+        }
+        Ok(())
+    }
+
+    /// Puts a held job back for `run_at`. `count` says whether the attempt counts: a shutdown's and a full house's do not, and a
+    /// wait's begins a new count.
+    ///
+    /// # Errors
+    /// [`StoreError::LostLease`].
+    pub async fn release_job(
+        &mut self,
+        lease: &Lease,
+        run_at: Timestamp,
+        count: Attempt,
+        error: Option<&str>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let state = if run_at > now { "future" } else { "ready" };
+        let attempt = match count {
+            Attempt::Counts => i64::from(lease.attempt),
+            Attempt::DoesNotCount => i64::from(lease.attempt) - 1,
+            Attempt::StartsAnew => 0,
+        };
+        let sql = sql!(
+            "update job set state = $5, run_at = $6, attempt = $7, error = $8, worker_id = null, deadline_at = null, updated_at = $9
+             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+        );
+        let values = binds![lease.org, lease.job, lease.worker, lease.fence, state, run_at, attempt, error, now];
+        if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
+    }
+
+    /// Gives a held job up for good: it goes to the dead letters.
+    ///
+    /// # Errors
+    /// [`StoreError::LostLease`].
+    pub async fn bury_job(&mut self, lease: &Lease, error: &str, now: Timestamp) -> Result<(), StoreError> {
+        let sql = sql!(
+            "update job set state = 'dead', error = $5, worker_id = null, deadline_at = null, updated_at = $6
+             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+        );
+        let values = binds![lease.org, lease.job, lease.worker, lease.fence, error, now];
+        if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
+    }
+
+    /// Registers a serving process. Its heartbeat expires `ttl` after the database's clock.
+    pub async fn insert_worker(&mut self, id: WorkerId, name: &str, now: Timestamp, ttl: Duration) -> Result<(), StoreError> {
+        if self.is_postgres() {
+            // The lease's clock is the database's, never a node's.
+            let sql = sql_postgres!(
+                "insert into worker (id, name, started_at, expires_at)
+                 values ($1, $2, clock_timestamp(), clock_timestamp() + $3 * interval '1 millisecond')"
+            );
+            let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+            self.execute(sql, binds![id, name, ttl_ms]).await.map(drop)
+        } else {
+            let sql = sql!("insert into worker (id, name, started_at, expires_at) values ($1, $2, $3, $4)");
+            self.execute(sql, binds![id, name, now, now.plus(ttl)]).await.map(drop)
+        }
+    }
+
+    /// Renews a heartbeat. `false` when the row is gone: another node declared this one dead, and it must fence itself.
+    pub async fn renew_worker(&mut self, id: WorkerId, now: Timestamp, ttl: Duration) -> Result<bool, StoreError> {
+        if self.is_postgres() {
+            // The lease's clock is the database's, never a node's. An expired heartbeat is not revived: others may act on it.
+            let sql = sql_postgres!(
+                "update worker set expires_at = clock_timestamp() + $2 * interval '1 millisecond'
+                 where id = $1 and expires_at > clock_timestamp()"
+            );
+            let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
+            Ok(self.execute(sql, binds![id, ttl_ms]).await? > 0)
+        } else {
+            let sql = sql!("update worker set expires_at = $2 where id = $1");
+            Ok(self.execute(sql, binds![id, now.plus(ttl)]).await? > 0)
+        }
+    }
+
+    /// Removes a worker that ends in order (after its jobs were handed back).
+    pub async fn delete_worker(&mut self, id: WorkerId) -> Result<(), StoreError> {
+        let sql = sql!("delete from worker where id = $1");
+        self.execute(sql, binds![id]).await.map(drop)
+    }
+
+    /// Takes the jobs of dead workers back into the claim path; answers how many. On SQLite every worker but `me` is dead; on
+    /// PostgreSQL those whose heartbeat expired. A job that used up its attempts goes to the dead letters: it may be what kills.
+    pub async fn recover_jobs(&mut self, me: WorkerId, now: Timestamp) -> Result<u64, StoreError> {
+        if self.is_postgres() {
+            // Only expired heartbeats (by the database's clock) are dead: other nodes live beside this one.
+            let sql = sql_postgres!("delete from worker where expires_at <= clock_timestamp() and id <> $1");
+            self.execute(sql, binds![me]).await?;
+        } else {
+            let sql = sql!("delete from worker where id <> $1");
+            self.execute(sql, binds![me]).await?;
+        }
+        let sql = sql!(
+            "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
+                 error = case when attempt >= attempts_max then 'its worker died at every attempt' else error end,
+                 worker_id = null, deadline_at = null, updated_at = $1
+             where state = 'leased' and worker_id not in (select id from worker)"
+        );
+        self.execute(sql, binds![now]).await
+    }
+
+    /// Frees jobs that are live but stuck: their deadline is over. Needs the scope of `SystemReason::Jobs`.
+    pub async fn free_stuck_jobs(&mut self, now: Timestamp) -> Result<u64, StoreError> {
+        let sql = sql!(
+            "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
+                 error = 'the attempt passed its deadline', worker_id = null, deadline_at = null, updated_at = $1
+             where state = 'leased' and deadline_at < $1"
+        );
+        self.execute(sql, binds![now]).await
+    }
+
+    /// How many jobs are ready, by lane. Needs the scope of `SystemReason::Jobs`.
+    pub async fn count_ready_jobs(&mut self) -> Result<Vec<(String, i64)>, StoreError> {
+        let sql = sql!("select lane, count(*) as jobs from job where state = 'ready' group by lane order by lane");
+        self.fetch(sql, &[]).await?.iter().map(|row| Ok((row.get("lane")?, row.get("jobs")?))).collect()
+    }
+
+    /// The organization's jobs, newest first; `state` narrows when given.
+    pub async fn list_jobs(&mut self, state: Option<&str>, page: PageRequest) -> Result<Page<Job>, StoreError> {
+        let sql = sql!(
+            "select id, kind, lane, state, payload, run_at, attempt, attempts_max, error, created_at from job
+             where org_id = $1 and id < $2 and (cast($3 as text) is null or state = $3) order by id desc limit $4"
+        );
+        let org: OrgId = self.org()?;
+        let rows = self.fetch(sql, binds![org, page.bound(), state, page.fetch()]).await?;
+        let jobs = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        Ok(page.page(jobs, |job| job.id.uuid()))
+    }
+}
+
+/// Whether an attempt that ends in [`Tx::release_job`] counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    Counts,
+    DoesNotCount,
+    StartsAnew,
+}

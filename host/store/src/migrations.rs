@@ -1,0 +1,36 @@
+//! The migrations, embedded: the same names for both databases, applied in order, frozen by checksum.
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::SqlStr;
+
+/// Name, SQLite text, PostgreSQL text.
+const ALL: &[(&str, &str, &str)] = &[(
+    "0001_foundation",
+    include_str!("../../../migrations/sqlite/0001_foundation.sql"),
+    include_str!("../../../migrations/postgres/0001_foundation.sql"),
+)];
+
+fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {
+    let migrations = ALL
+        .iter()
+        .zip(1_i64..)
+        .map(|(entry, version)| {
+            let sql = SqlStr::from_static(text(entry));
+            Migration::new(version, entry.0.into(), MigrationType::Simple, sql, false)
+        })
+        .collect();
+    Migrator::with_migrations(migrations)
+}
+
+pub(crate) fn sqlite() -> Migrator {
+    migrator(|entry| entry.1)
+}
+
+pub(crate) fn postgres() -> Migrator {
+    migrator(|entry| entry.2)
+}
+
+/// The version that this binary needs.
+pub(crate) fn newest() -> i64 {
+    i64::try_from(ALL.len()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,48 @@
+//! Organizations: the tenants.
+
+use bulkhead_model::id::OrgId;
+use bulkhead_model::name::Slug;
+use bulkhead_model::time::Timestamp;
+
+use crate::error::StoreError;
+use crate::sql::{Row, binds, sql};
+use crate::tx::Tx;
+
+#[derive(Clone, Debug)]
+pub struct Org {
+    pub id: OrgId,
+    pub slug: Slug,
+    pub name: String,
+    pub created_at: Timestamp,
+}
+
+fn read(row: &Row) -> Result<Org, StoreError> {
+    Ok(Org {
+        id: row.get("id")?,
+        slug: row.parsed("slug", |text| text.parse().ok())?,
+        name: row.get("name")?,
+        created_at: row.get("created_at")?,
+    })
+}
+
+impl Tx {
+    /// Inserts an organization; needs the scope of `SystemReason::Admin`.
+    pub async fn insert_org(&mut self, org: &Org) -> Result<(), StoreError> {
+        let sql = sql!("insert into organization (id, slug, name, created_at) values ($1, $2, $3, $4)");
+        self.execute(sql, binds![org.id, org.slug.as_str(), &org.name, org.created_at]).await.map(drop)
+    }
+
+    /// The transaction's own organization.
+    pub async fn require_org(&mut self) -> Result<Org, StoreError> {
+        let id = self.org()?;
+        let sql = sql!("select id, slug, name, created_at from organization where id = $1");
+        let row = self.fetch_optional(sql, binds![id]).await?.ok_or(StoreError::NotFound { what: "organization" })?;
+        read(&row)
+    }
+
+    /// Any organization by its short name; needs the scope of `SystemReason::Admin`.
+    pub async fn load_org_by_slug(&mut self, slug: &Slug) -> Result<Option<Org>, StoreError> {
+        let sql = sql!("select id, slug, name, created_at from organization where slug = $1");
+        self.fetch_optional(sql, binds![slug.as_str()]).await?.map(|row| read(&row)).transpose()
+    }
+}

@@ -1,0 +1,237 @@
+//! What only PostgreSQL needs: roles, row-level security, isolation and retry.
+
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _};
+
+use crate::error::StoreError;
+use crate::migrations;
+use crate::store::{FaultHook, Isolation, TxError};
+use crate::tx::{Conn, Tx, TxContext};
+
+/// A lost race is repeated this often before the caller hears of it.
+const RETRIES_MAX: u32 = 8;
+/// The role that the server works as.
+const APP_ROLE: &str = "bulkhead_app";
+/// No statement runs longer.
+const STATEMENT_TIMEOUT: &str = "15s";
+/// No lock is waited for longer.
+const LOCK_TIMEOUT: &str = "5s";
+/// Serialises role creation between servers that start together (any fixed number).
+const ROLE_LOCK: i64 = 0x6275_6c6b_6865_6164;
+
+pub(crate) struct PostgresBackend {
+    pool: PgPool,
+}
+
+fn refused(text: impl Into<String>) -> StoreError {
+    StoreError::Refused(text.into())
+}
+
+fn parse(url: &str) -> Result<PgConnectOptions, StoreError> {
+    url.parse::<PgConnectOptions>()
+        .map(|options| {
+            options
+                .options([("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", LOCK_TIMEOUT)])
+                .log_statements(tracing::log::LevelFilter::Trace)
+        })
+        .map_err(|_| refused("the database address is not of the form postgres://user:password@host:port/name"))
+}
+
+impl PostgresBackend {
+    pub(crate) async fn open(
+        url: Option<String>,
+        owner_url: Option<String>,
+        app_password: &str,
+        connections_max: u32,
+    ) -> Result<Self, StoreError> {
+        let app_options = match (&url, &owner_url) {
+            (Some(url), _) => parse(url)?,
+            (None, Some(owner)) => parse(owner)?.username(APP_ROLE).password(app_password),
+            (None, None) => return Err(refused("set database.url (application role) or database.owner_url (owner)")),
+        };
+        if let Some(owner_url) = &owner_url {
+            let mut owner = PgConnection::connect_with(&parse(owner_url)?).await?;
+            migrations::postgres()
+                .run_direct(None, &mut owner, false)
+                .await
+                .map_err(|error| refused(format!("the migrations did not apply: {error}")))?;
+            let create = url.is_none().then_some(app_password);
+            prepare_role(&mut owner, app_options.get_username(), create).await?;
+            owner.close().await?;
+        }
+        let pool = PgPoolOptions::new()
+            .max_connections(connections_max)
+            .acquire_timeout(Duration::from_secs(10))
+            .connect_with(app_options)
+            .await?;
+        let backend = Self { pool };
+        backend.refuse_unsafe_role().await?;
+        Ok(backend)
+    }
+
+    /// The server does not start when row-level security would not hold.
+    async fn refuse_unsafe_role(&self) -> Result<(), StoreError> {
+        let mut conn = self.pool.acquire().await?;
+        let role = sqlx::query("select rolsuper, rolbypassrls from pg_roles where rolname = current_user").fetch_one(&mut *conn).await?;
+        if role.try_get::<bool, _>(0)? || role.try_get::<bool, _>(1)? {
+            return Err(refused(
+                "the database role of database.url is a superuser or has BYPASSRLS: give an ordinary role, or only \
+                 database.owner_url and the server makes one",
+            ));
+        }
+        let version: Option<i64> = sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
+            .fetch_one(&mut *conn)
+            .await
+            .map_err(|_| refused("the database is empty: run `bulkhead migrate` with database.owner_url"))?;
+        if version.unwrap_or(0) < migrations::newest() {
+            return Err(refused("migrations are missing: run `bulkhead migrate` with database.owner_url"));
+        }
+        let unsafe_tables = sqlx::query(
+            "select c.relname, pg_get_userbyid(c.relowner) = current_user as owned from pg_class c \
+             join pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = current_schema() and c.relkind = 'r' and c.relname not in ('_sqlx_migrations', 'worker') \
+             and (not c.relrowsecurity or not c.relforcerowsecurity or pg_get_userbyid(c.relowner) = current_user) \
+             order by 1",
+        )
+        .fetch_all(&mut *conn)
+        .await?;
+        if let Some(row) = unsafe_tables.first() {
+            let (table, owned): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
+            let why = if owned { "is owned by the application role" } else { "has no forced row-level security" };
+            return Err(refused(format!("the table {table} {why}: the server does not start on it")));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn write<A, T, E, F>(
+        &self,
+        isolation: Isolation,
+        context: TxContext,
+        fault: FaultHook,
+        args: A,
+        closure: F,
+    ) -> Result<T, E>
+    where
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    {
+        let mut attempt = 0;
+        loop {
+            let result = self.try_write(isolation, &context, &fault, &args, &closure).await;
+            match &result {
+                Err(error) if attempt < RETRIES_MAX && error.store().is_some_and(StoreError::is_contention) => {
+                    metrics::counter!("bulkhead_database_retries_total").increment(1);
+                    // Spread by the connection's own timing; what matters is that two losers do not meet again at once.
+                    tokio::time::sleep(Duration::from_millis(1 << attempt.min(6))).await;
+                    attempt += 1;
+                }
+                _ => return result,
+            }
+        }
+    }
+
+    async fn try_write<A, T, E, F>(
+        &self,
+        isolation: Isolation,
+        context: &TxContext,
+        fault: &FaultHook,
+        args: &A,
+        closure: &F,
+    ) -> Result<T, E>
+    where
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    {
+        let level = match isolation {
+            Isolation::Serializable => "serializable",
+            Isolation::ReadCommitted => "read committed",
+        };
+        let conn = self.begin(&format!("begin isolation level {level}"), context).await?;
+        let mut tx = Tx { conn, context: context.clone(), poisoned: false, statements: 0, fault: Some(fault.clone()) };
+        let result = std::panic::AssertUnwindSafe(closure(&mut tx, args)).catch_unwind().await;
+        let Conn::Postgres(transaction) = tx.conn else { unreachable!("begun above as PostgreSQL") };
+        match result {
+            Ok(Ok(value)) if !tx.poisoned => {
+                transaction.commit().await.map_err(StoreError::from)?;
+                Ok(value)
+            }
+            Ok(Ok(_)) => {
+                transaction.rollback().await.map_err(StoreError::from)?;
+                Err(StoreError::Misuse("a failed statement was passed over").into())
+            }
+            Ok(Err(error)) => {
+                // A rollback that fails ends the connection, and with it the transaction.
+                if let Err(rollback) = transaction.rollback().await {
+                    tracing::debug!(error = %rollback, "rollback failed");
+                }
+                Err(error)
+            }
+            Err(_) => {
+                drop(transaction);
+                Err(StoreError::Misuse("the write panicked").into())
+            }
+        }
+    }
+
+    pub(crate) async fn begin_read(&self, context: &TxContext) -> Result<Conn, StoreError> {
+        self.begin("begin isolation level repeatable read read only", context).await
+    }
+
+    /// Begins and names the organization and the reason in one round trip. Neither holds a quote: an id and a constant.
+    async fn begin(&self, begin: &str, context: &TxContext) -> Result<Conn, StoreError> {
+        let org = context.org.map(|org| org.uuid().to_string()).unwrap_or_default();
+        let scope = context.system.map_or("", bulkhead_model::permission::SystemReason::as_str);
+        let text = format!("{begin}; set local app.org_id = '{org}'; set local app.scope = '{scope}'");
+        Ok(Conn::Postgres(self.pool.begin_with(AssertSqlSafe(text)).await?))
+    }
+
+    pub(crate) async fn check_statement(&self, sql: &str) -> Result<(), StoreError> {
+        let mut conn = self.pool.acquire().await?;
+        conn.prepare(AssertSqlSafe(sql.to_owned()).into_sql_str()).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Creates the application role where asked, and gives it what it needs: rows, but neither tables nor policies.
+async fn prepare_role(owner: &mut PgConnection, role: &str, create_password: Option<&str>) -> Result<(), StoreError> {
+    let quoted = format!("\"{}\"", role.replace('"', "\"\""));
+    let mut transaction = owner.begin_with("begin").await?;
+    sqlx::query("select pg_advisory_xact_lock($1)").bind(ROLE_LOCK).execute(&mut *transaction).await?;
+    if let Some(password) = create_password {
+        let exists: bool = sqlx::query_scalar("select exists (select 1 from pg_roles where rolname = $1)")
+            .bind(role)
+            .fetch_one(&mut *transaction)
+            .await?;
+        let verb = if exists { "alter" } else { "create" };
+        // The password is hexadecimal (derived from the root key), so it needs no quoting beyond this.
+        let text = format!("{verb} role {quoted} login nosuperuser nobypassrls nocreatedb nocreaterole password '{password}'");
+        match sqlx::query(AssertSqlSafe(text)).execute(&mut *transaction).await {
+            Ok(_) => {}
+            // Another server (of another database in this cluster, whose advisory lock is its own) was quicker.
+            Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42710" | "23505" | "XX000")) => {
+                transaction.rollback().await?;
+                return Box::pin(prepare_role(owner, role, None)).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let schema: String = sqlx::query_scalar("select current_schema()").fetch_one(&mut *transaction).await?;
+    let schema = format!("\"{}\"", schema.replace('"', "\"\""));
+    for text in [
+        format!("grant usage on schema {schema} to {quoted}"),
+        format!("grant select, insert, update, delete on all tables in schema {schema} to {quoted}"),
+        format!("revoke insert, update, delete on _sqlx_migrations from {quoted}"),
+    ] {
+        sqlx::query(AssertSqlSafe(text)).execute(&mut *transaction).await?;
+    }
+    transaction.commit().await?;
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! Values on their way into and out of either database.
+
+use bulkhead_model::time::Timestamp;
+use sqlx::postgres::PgRow;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, ValueRef as _};
+use uuid::Uuid;
+
+use crate::error::StoreError;
+
+/// A statement. `sql!` is its only constructor, so that a test finds and prepares every one on both databases.
+#[derive(Clone, Copy)]
+pub(crate) struct Sql(pub(crate) &'static str);
+
+macro_rules! sql {
+    ($text:literal) => {
+        $crate::sql::Sql($text)
+    };
+}
+pub(crate) use sql;
+
+/// A statement that only PostgreSQL runs (row locks); its use says why.
+macro_rules! sql_postgres {
+    ($text:literal) => {
+        $crate::sql::Sql($text)
+    };
+}
+pub(crate) use sql_postgres;
+
+/// The sources that hold statements: the statement-prepare test reads each `sql!("…")` out of them.
+pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
+    ("api_key", include_str!("api_key.rs")),
+    ("audit", include_str!("audit.rs")),
+    ("call", include_str!("call.rs")),
+    ("event", include_str!("event.rs")),
+    ("hook", include_str!("hook.rs")),
+    ("installation", include_str!("installation.rs")),
+    ("job", include_str!("job.rs")),
+    ("org", include_str!("org.rs")),
+    ("plugin", include_str!("plugin.rs")),
+    ("run", include_str!("run.rs")),
+    ("secret", include_str!("secret.rs")),
+    ("workflow", include_str!("workflow.rs")),
+];
+
+/// One bound value. Each variant knows its type even when it is null, as PostgreSQL demands.
+#[derive(Clone, Debug)]
+pub(crate) enum Bind<'a> {
+    Text(Option<&'a str>),
+    Int(Option<i64>),
+    Uuid(Option<Uuid>),
+    Time(Option<Timestamp>),
+    Bytes(Option<&'a [u8]>),
+}
+
+macro_rules! bind_from {
+    ($($source:ty => |$value:ident| $bind:expr;)*) => {$(
+        impl<'a> From<$source> for Bind<'a> {
+            fn from($value: $source) -> Self { $bind }
+        }
+    )*};
+}
+
+bind_from! {
+    &'a str => |value| Bind::Text(Some(value));
+    Option<&'a str> => |value| Bind::Text(value);
+    &'a String => |value| Bind::Text(Some(value));
+    &'a Option<String> => |value| Bind::Text(value.as_deref());
+    i64 => |value| Bind::Int(Some(value));
+    Option<i64> => |value| Bind::Int(value);
+    u32 => |value| Bind::Int(Some(i64::from(value)));
+    Uuid => |value| Bind::Uuid(Some(value));
+    Option<Uuid> => |value| Bind::Uuid(value);
+    Timestamp => |value| Bind::Time(Some(value));
+    Option<Timestamp> => |value| Bind::Time(value);
+    &'a [u8] => |value| Bind::Bytes(Some(value));
+    &'a Vec<u8> => |value| Bind::Bytes(Some(value));
+    &'a [u8; 32] => |value| Bind::Bytes(Some(value));
+}
+
+macro_rules! bind_ids {
+    ($($id:ident),*) => {$(
+        impl From<bulkhead_model::id::$id> for Bind<'_> {
+            fn from(id: bulkhead_model::id::$id) -> Self { Bind::Uuid(Some(id.uuid())) }
+        }
+        impl From<Option<bulkhead_model::id::$id>> for Bind<'_> {
+            fn from(id: Option<bulkhead_model::id::$id>) -> Self { Bind::Uuid(id.map(|id| id.uuid())) }
+        }
+        impl Column for bulkhead_model::id::$id {
+            fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
+                Uuid::read(row, name).map(Self::from_uuid)
+            }
+        }
+        impl Column for Option<bulkhead_model::id::$id> {
+            fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
+                Ok(Option::<Uuid>::read(row, name)?.map(bulkhead_model::id::$id::from_uuid))
+            }
+        }
+    )*};
+}
+bind_ids!(
+    OrgId, ApiKeyId, PluginId, InstallationId, CallId, WorkflowId, HookId, RunId, JobId, EventId, AuditId, WorkerId, SecretId
+);
+
+/// A row of either database.
+pub(crate) enum Row {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl Row {
+    /// The column's value; [`StoreError::Corrupt`] if it is not of the type.
+    pub(crate) fn get<T: Column>(&self, name: &'static str) -> Result<T, StoreError> {
+        T::read(self, name)
+    }
+
+    /// The column read as JSON.
+    pub(crate) fn json<T: serde::de::DeserializeOwned>(&self, name: &'static str) -> Result<T, StoreError> {
+        let text: String = self.get(name)?;
+        serde_json::from_str(&text).map_err(|error| StoreError::corrupt(name, error))
+    }
+
+    /// The column read through `parse`, for enums and names stored as text.
+    pub(crate) fn parsed<T>(&self, name: &'static str, parse: impl Fn(&str) -> Option<T>) -> Result<T, StoreError> {
+        let text: String = self.get(name)?;
+        parse(&text).ok_or_else(|| StoreError::corrupt(name, format_args!("unknown value {text:?}")))
+    }
+}
+
+/// A type that a column may hold.
+pub(crate) trait Column: Sized {
+    fn read(row: &Row, name: &'static str) -> Result<Self, StoreError>;
+}
+
+macro_rules! plain_columns {
+    ($($kind:ty),*) => {$(
+        impl Column for $kind {
+            fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
+                match row {
+                    Row::Sqlite(row) => row.try_get(name),
+                    Row::Postgres(row) => row.try_get(name),
+                }
+                .map_err(|error| StoreError::corrupt(name, error))
+            }
+        }
+    )*};
+}
+plain_columns!(String, Option<String>, i64, Option<i64>, Vec<u8>, Option<Vec<u8>>, Uuid, Option<Uuid>);
+
+impl Column for Option<Timestamp> {
+    fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
+        let corrupt = |error: sqlx::Error| StoreError::corrupt(name, error);
+        match row {
+            Row::Sqlite(row) => Ok(row.try_get::<Option<i64>, _>(name).map_err(corrupt)?.map(Timestamp::from_micros)),
+            Row::Postgres(row) => {
+                if row.try_get_raw(name).map_err(corrupt)?.is_null() {
+                    return Ok(None);
+                }
+                let at: chrono::DateTime<chrono::Utc> = row.try_get(name).map_err(corrupt)?;
+                Ok(Some(Timestamp::from_micros(at.timestamp_micros())))
+            }
+        }
+    }
+}
+
+impl Column for Timestamp {
+    fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
+        Option::<Timestamp>::read(row, name)?.ok_or_else(|| StoreError::corrupt(name, "null"))
+    }
+}
+
+impl Column for [u8; 32] {
+    fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
+        Vec::<u8>::read(row, name)?.try_into().map_err(|_| StoreError::corrupt(name, "not 32 bytes"))
+    }
+}
+
+impl Column for u32 {
+    fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
+        Self::try_from(i64::read(row, name)?).map_err(|error| StoreError::corrupt(name, error))
+    }
+}
+
+/// Binds `values` to a query of one backend.
+macro_rules! bind_all {
+    ($query:expr, $values:expr, |$time:ident| $time_value:expr) => {{
+        let mut query = $query;
+        for value in $values {
+            query = match value {
+                Bind::Text(value) => query.bind(*value),
+                Bind::Int(value) => query.bind(*value),
+                Bind::Uuid(value) => query.bind(*value),
+                Bind::Bytes(value) => query.bind(*value),
+                Bind::Time(value) => query.bind(value.map(|$time| $time_value)),
+            };
+        }
+        query
+    }};
+}
+pub(crate) use bind_all;
+
+/// `binds![a, b]`: values for a statement, in order.
+macro_rules! binds {
+    ($($value:expr),* $(,)?) => { &[$($crate::sql::Bind::from($value)),*] };
+}
+pub(crate) use binds;

@@ -1,0 +1,262 @@
+//! The store's front door: opening, reading, writing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use bulkhead_model::permission::{OrgScope, SystemScope};
+use futures_util::future::BoxFuture;
+
+use crate::error::StoreError;
+use crate::postgres::PostgresBackend;
+use crate::sqlite::SqliteBackend;
+use crate::tx::{Tx, TxContext};
+
+/// Which database, and where.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// A file in the data directory, which is locked by the one serving process.
+    Sqlite { dir: PathBuf },
+    Postgres {
+        /// The application role's address; without it the owner's is used to create the role.
+        url: Option<String>,
+        /// The owner's address, for migrations.
+        owner_url: Option<String>,
+        /// Password of the application role that the store creates, derived from the root key.
+        app_password: String,
+    },
+}
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    pub database: Database,
+    /// Read connections (SQLite) or all connections (PostgreSQL).
+    pub connections_max: u32,
+}
+
+/// Fails the Nth statement, for fault tests. Counts down at each statement; at zero the statement fails.
+#[derive(Clone, Debug, Default)]
+pub struct FaultHook(Arc<AtomicI64>);
+
+impl FaultHook {
+    /// Lets `statements - 1` statements pass and fails the next one, once.
+    pub fn arm(&self, statements: i64) {
+        self.0.store(statements, Ordering::SeqCst);
+    }
+
+    /// Whether the armed failure has happened (or none was armed).
+    #[must_use]
+    pub fn is_spent(&self) -> bool {
+        self.0.load(Ordering::SeqCst) <= 0
+    }
+
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        if self.0.load(Ordering::Relaxed) > 0 && self.0.fetch_sub(1, Ordering::SeqCst) == 1 {
+            return Err(StoreError::Unavailable(sqlx::Error::Protocol("injected fault".into())));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) enum Backend {
+    Sqlite(SqliteBackend),
+    Postgres(PostgresBackend),
+}
+
+/// The database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    backend: Arc<Backend>,
+    fault: FaultHook,
+}
+
+/// A proof of the right to touch rows: [`OrgScope`] or [`SystemScope`].
+pub trait Scoped: Sync {
+    #[doc(hidden)]
+    fn context(&self) -> ScopeContext;
+}
+
+/// What a scope tells a transaction. Only this crate looks inside.
+#[derive(Clone, Debug)]
+pub struct ScopeContext(pub(crate) TxContext);
+
+impl Scoped for OrgScope {
+    fn context(&self) -> ScopeContext {
+        ScopeContext(TxContext { org: Some(self.org()), actor: Some(self.actor().clone()), system: None })
+    }
+}
+
+impl Scoped for SystemScope {
+    fn context(&self) -> ScopeContext {
+        ScopeContext(TxContext { org: None, actor: None, system: Some(self.reason()) })
+    }
+}
+
+/// An error that a write's closure may end with.
+pub trait TxError: From<StoreError> + Send + 'static {
+    /// The store's part of it, if that is what it is.
+    fn store(&self) -> Option<&StoreError>;
+}
+
+impl TxError for StoreError {
+    fn store(&self) -> Option<&StoreError> {
+        Some(self)
+    }
+}
+
+tokio::task_local! {
+    static IN_TRANSACTION: ();
+}
+
+/// How strictly PostgreSQL isolates a write; SQLite's single writer is serializable always.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Isolation {
+    Serializable,
+    /// With explicit row locks: the hot paths.
+    ReadCommitted,
+}
+
+impl Store {
+    /// Opens (and, where it may, creates and migrates) the database.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when the data directory is in use, migrations are missing, or PostgreSQL's row-level security
+    /// is not as it must be; [`StoreError::Unavailable`] when it cannot be reached.
+    pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
+        let fault = FaultHook::default();
+        let backend = match config.database {
+            Database::Sqlite { dir } => Backend::Sqlite(SqliteBackend::open(&dir, config.connections_max, fault.clone()).await?),
+            Database::Postgres { url, owner_url, app_password } => {
+                let backend = PostgresBackend::open(url, owner_url, &app_password, config.connections_max).await?;
+                Backend::Postgres(backend)
+            }
+        };
+        Ok(Self { backend: Arc::new(backend), fault })
+    }
+
+    /// Runs the migrations with the owner's address and stops.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub async fn migrate(config: StoreConfig) -> Result<(), StoreError> {
+        Self::open(config).await?.close().await;
+        Ok(())
+    }
+
+    /// `SQLite` or `PostgreSQL`.
+    #[must_use]
+    pub fn database_name(&self) -> &'static str {
+        match &*self.backend {
+            Backend::Sqlite(_) => "SQLite",
+            Backend::Postgres(_) => "PostgreSQL",
+        }
+    }
+
+    #[must_use]
+    pub fn is_postgres(&self) -> bool {
+        matches!(&*self.backend, Backend::Postgres(_))
+    }
+
+    /// The hook that fails the Nth statement. For fault tests.
+    #[must_use]
+    pub fn fault_hook(&self) -> &FaultHook {
+        &self.fault
+    }
+
+    /// Writes: `Ok` commits, `Err` rolls back. The closure may run more than once and must have no effect outside. On
+    /// PostgreSQL the transaction is serializable and repeated (a bounded number of times) when it lost a race.
+    ///
+    /// # Errors
+    /// What the closure ends with, or the store's own failure.
+    pub async fn write<A, T, E, F>(&self, scope: &impl Scoped, args: A, closure: F) -> Result<T, E>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        self.write_with(Isolation::Serializable, scope, args, closure).await
+    }
+
+    /// As [`write`](Self::write), but READ COMMITTED on PostgreSQL: for hot paths whose closures take explicit row locks and
+    /// name the invariant that each lock keeps.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub async fn write_locked<A, T, E, F>(&self, scope: &impl Scoped, args: A, closure: F) -> Result<T, E>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        self.write_with(Isolation::ReadCommitted, scope, args, closure).await
+    }
+
+    async fn write_with<A, T, E, F>(&self, isolation: Isolation, scope: &impl Scoped, args: A, closure: F) -> Result<T, E>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        if IN_TRANSACTION.try_with(|()| ()).is_ok() {
+            return Err(StoreError::Misuse("a transaction inside a transaction").into());
+        }
+        let context = scope.context().0;
+        match &*self.backend {
+            Backend::Sqlite(sqlite) => sqlite.write(context, args, closure).await,
+            Backend::Postgres(postgres) => {
+                IN_TRANSACTION.scope((), postgres.write(isolation, context, self.fault.clone(), args, closure)).await
+            }
+        }
+    }
+
+    /// Reads from one consistent snapshot. Whatever the closure changes is rolled back.
+    ///
+    /// # Errors
+    /// What the closure ends with, or the store's own failure.
+    pub async fn read<A, T, E, F>(&self, scope: &impl Scoped, args: A, closure: F) -> Result<T, E>
+    where
+        A: Send + Sync,
+        T: Send,
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    {
+        if IN_TRANSACTION.try_with(|()| ()).is_ok() {
+            return Err(StoreError::Misuse("a transaction inside a transaction").into());
+        }
+        let context = scope.context().0;
+        let conn = match &*self.backend {
+            Backend::Sqlite(sqlite) => sqlite.begin_read().await?,
+            Backend::Postgres(postgres) => postgres.begin_read(&context).await?,
+        };
+        let mut tx = Tx { conn, context, poisoned: false, statements: 0, fault: Some(self.fault.clone()) };
+        IN_TRANSACTION.scope((), closure(&mut tx, &args)).await
+    }
+
+    /// Waits for writes under way and closes every connection.
+    pub async fn close(&self) {
+        match &*self.backend {
+            Backend::Sqlite(sqlite) => sqlite.close().await,
+            Backend::Postgres(postgres) => postgres.close().await,
+        }
+    }
+
+    /// Prepares a statement without running it. For the statement-prepare test.
+    ///
+    /// # Errors
+    /// When the database refuses it.
+    pub async fn check_statement(&self, sql: &str) -> Result<(), StoreError> {
+        match &*self.backend {
+            Backend::Sqlite(sqlite) => sqlite.check_statement(sql).await,
+            Backend::Postgres(postgres) => postgres.check_statement(sql).await,
+        }
+    }
+}
+
+/// Marks the task as inside a transaction while `future` runs.
+pub(crate) async fn in_transaction<T>(future: impl Future<Output = T>) -> T {
+    IN_TRANSACTION.scope((), future).await
+}
