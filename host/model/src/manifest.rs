@@ -5,6 +5,10 @@
 
 mod check;
 pub mod schema;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use self::check::inject as check_inject;
 
 use schemars::JsonSchema;
 use semver::Version;

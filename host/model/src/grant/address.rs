@@ -183,7 +183,9 @@ mod tests {
 
     #[test]
     fn names_of_this_machine_are_never_public() {
-        for host in ["localhost", "localhost.", "a.localhost", "LOCALHOST", "127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", ""] {
+        for host in
+            ["localhost", "localhost.", "a.localhost", "LOCALHOST", "127.0.0.1", "[::1]", "[::ffff:127.0.0.1]", ""]
+        {
             assert!(!may_be_public(host), "{host}");
         }
         for host in ["example.com", "notlocalhost", "localhost.example.com", "8.8.8.8", "[2606:4700::1111]"] {

@@ -237,9 +237,7 @@ impl OriginPattern {
 
 impl Scope for OriginPattern {
     fn covers(&self, other: &Self) -> bool {
-        self.scheme == other.scheme
-            && (self.port.is_none() || self.port == other.port)
-            && self.host.covers(&other.host)
+        self.scheme == other.scheme && (self.port.is_none() || self.port == other.port) && self.host.covers(&other.host)
     }
 
     fn meet(&self, other: &Self) -> Option<Self> {
@@ -298,8 +296,13 @@ impl FromStr for OriginPattern {
             _ if host == "*" => HostPattern::AnyPublic,
             Some(parent) => {
                 let parent = canonical_host(parent).ok_or_else(|| refuse(ORIGIN_RULE))?;
-                if !parent.contains('.') || !may_be_public(&parent) || parent.bytes().all(|b| b.is_ascii_digit() || b == b'.') {
-                    return Err(refuse("behind *. stands a public name of at least two labels; https://* is any public host"));
+                if !parent.contains('.')
+                    || !may_be_public(&parent)
+                    || parent.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+                {
+                    return Err(refuse(
+                        "behind *. stands a public name of at least two labels; https://* is any public host",
+                    ));
                 }
                 HostPattern::Below(parent.into())
             }
@@ -377,11 +380,7 @@ impl Scope for Method {
     }
 
     fn meet(&self, other: &Self) -> Option<Self> {
-        if self.covers(other) {
-            Some(other.clone())
-        } else {
-            other.covers(self).then(|| self.clone())
-        }
+        if self.covers(other) { Some(other.clone()) } else { other.covers(self).then(|| self.clone()) }
     }
 }
 
@@ -392,7 +391,11 @@ impl FromStr for Method {
         if text == "*" || is_method(text) {
             Ok(Self(text.into()))
         } else {
-            Err(ScopeError::new(text, "a method", "upper case, such as GET or POST, or * for any; never CONNECT, TRACE or TRACK"))
+            Err(ScopeError::new(
+                text,
+                "a method",
+                "upper case, such as GET or POST, or * for any; never CONNECT, TRACE or TRACK",
+            ))
         }
     }
 }
@@ -425,11 +428,17 @@ impl PathPrefix {
     /// prefix ([`climbs`]) are covered by `/` alone.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
-        &*self.0 == "/" || (self.is_prefix_of(path) && !climbs(path))
+        self.matches_parsed(path, climbs(path))
+    }
+
+    /// [`matches`](Self::matches) for a path of which `climbs` is known already.
+    pub(crate) fn matches_parsed(&self, path: &str, climbs: bool) -> bool {
+        &*self.0 == "/" || (!climbs && self.is_prefix_of(path))
     }
 
     fn is_prefix_of(&self, path: &str) -> bool {
-        path.strip_prefix(&*self.0).is_some_and(|rest| rest.is_empty() || self.0.ends_with('/') || rest.starts_with('/'))
+        path.strip_prefix(&*self.0)
+            .is_some_and(|rest| rest.is_empty() || self.0.ends_with('/') || rest.starts_with('/'))
     }
 }
 
@@ -472,7 +481,9 @@ fn decode(bytes: &[u8], at: usize) -> (u8, usize) {
     }
     let digit = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
     match (digit(digits), digit(digits + 1)) {
-        (Some(high), Some(low)) => (u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"), digits + 2),
+        (Some(high), Some(low)) => {
+            (u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"), digits + 2)
+        }
         _ => (b'%', at + 1),
     }
 }
@@ -483,11 +494,7 @@ impl Scope for PathPrefix {
     }
 
     fn meet(&self, other: &Self) -> Option<Self> {
-        if self.covers(other) {
-            Some(other.clone())
-        } else {
-            other.covers(self).then(|| self.clone())
-        }
+        if self.covers(other) { Some(other.clone()) } else { other.covers(self).then(|| self.clone()) }
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) fn kinds_available(manifest: &Value) -> Result<(), ManifestError> {
     for (at, permission) in permissions.iter().enumerate() {
         let kind = permission.get("kind").and_then(Value::as_str).unwrap_or_default();
         if KINDS_LATER.contains(&kind) {
-            let problem = format!("permissions of kind {kind} are not available yet; available are {}", KINDS.join(", "));
+            let problem =
+                format!("permissions of kind {kind} are not available yet; available are {}", KINDS.join(", "));
             return invalid(format!("/permissions/{at}/kind"), problem);
         }
     }
@@ -86,8 +87,7 @@ fn head(manifest: &Manifest) -> Result<(), ManifestError> {
 }
 
 fn contributions(manifest: &Manifest) -> Result<(), ManifestError> {
-    let lists =
-        [("actions", &manifest.actions), ("channels", &manifest.channels), ("factors", &manifest.factors)];
+    let lists = [("actions", &manifest.actions), ("channels", &manifest.channels), ("factors", &manifest.factors)];
     let count: usize = lists.iter().map(|(_, list)| list.len()).sum();
     if count == 0 {
         return invalid("", "a package contributes at least one action, channel or factor");
@@ -96,14 +96,20 @@ fn contributions(manifest: &Manifest) -> Result<(), ManifestError> {
         return invalid("", format!("{count} contributions; at most {CONTRIBUTIONS_MAX} are allowed"));
     }
     if !manifest.factors.is_empty() && !manifest.is_pure() {
-        return invalid("/factors", "factors are pure and stand in a package of their own, without actions and channels");
+        return invalid(
+            "/factors",
+            "factors are pure and stand in a package of their own, without actions and channels",
+        );
     }
     let mut names = HashSet::new();
     for (key, list) in lists {
         for (at, contribution) in list.iter().enumerate() {
             let path = format!("/{key}/{at}");
             if !names.insert(contribution.name.as_str()) {
-                return invalid(format!("{path}/name"), format!("{} is the name of two contributions", contribution.name));
+                return invalid(
+                    format!("{path}/name"),
+                    format!("{} is the name of two contributions", contribution.name),
+                );
             }
             self::contribution(&path, contribution)?;
         }
@@ -190,10 +196,10 @@ fn setting_origins(manifest: &Manifest, path: &str, origins: &[OriginAsk]) -> Re
 }
 
 /// The rules of `inject`, for asks and for grants.
-pub(crate) fn inject<O>(
+pub(crate) fn inject<'a, O>(
     path: &str,
-    inject: &Inject<O>,
-    pattern: impl Fn(&O) -> Option<&OriginPattern>,
+    inject: &'a Inject<O>,
+    pattern: impl Fn(&'a O) -> Option<&'a OriginPattern>,
 ) -> Result<(), ManifestError> {
     count(&format!("{path}/origins"), inject.origins.len(), 0, ORIGINS_MAX)?;
     count(&format!("{path}/headers"), inject.headers.len(), 0, HEADERS_MAX)?;

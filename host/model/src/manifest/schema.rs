@@ -85,8 +85,21 @@ enum Keyword {
 
 fn keyword(name: &str) -> Keyword {
     match name {
-        "allOf" | "anyOf" | "oneOf" | "not" | "if" | "then" | "else" | "items" | "prefixItems" | "additionalItems"
-        | "contains" | "additionalProperties" | "propertyNames" | "unevaluatedItems" | "unevaluatedProperties"
+        "allOf"
+        | "anyOf"
+        | "oneOf"
+        | "not"
+        | "if"
+        | "then"
+        | "else"
+        | "items"
+        | "prefixItems"
+        | "additionalItems"
+        | "contains"
+        | "additionalProperties"
+        | "propertyNames"
+        | "unevaluatedItems"
+        | "unevaluatedProperties"
         | "contentSchema" => Keyword::Schemas,
         "properties" | "patternProperties" | "dependentSchemas" | "dependencies" => Keyword::Named,
         "$defs" | "definitions" => Keyword::Definitions,
@@ -129,7 +142,9 @@ impl<'a> Walk<'a> {
                 }
                 Keyword::Reference => self.reference(&here, value)?,
                 Keyword::Schemas => match value {
-                    Value::Array(items) => self.all(items.iter().enumerate().map(|(i, v)| (i.to_string(), v)), &here)?,
+                    Value::Array(items) => {
+                        self.all(items.iter().enumerate().map(|(i, v)| (i.to_string(), v)), &here)?
+                    }
                     single => self.schema(&here, single, false)?,
                 },
                 Keyword::Named => {
@@ -171,7 +186,10 @@ impl<'a> Walk<'a> {
         match self.expanded.get(pointer) {
             Some(Some(count)) => return Ok(*count),
             Some(None) => {
-                return invalid(path, "the reference runs in a circle; write {\"type\": \"object\"} where it begins again");
+                return invalid(
+                    path,
+                    "the reference runs in a circle; write {\"type\": \"object\"} where it begins again",
+                );
             }
             None => {}
         }
