@@ -1,0 +1,14 @@
+//! `openapi`: the snapshot of the OpenAPI document.
+
+use anyhow::Result;
+
+use crate::tools;
+
+/// Runs the test that compares the document with its snapshot in the mode that writes it. The same test without the
+/// mode fails on a stale snapshot, so `test` needs no chore for that.
+pub(crate) fn chore() -> Result<()> {
+    let mut test = tools::cargo();
+    test.args(["test", "--package", "bulkhead-http", "openapi_snapshot"]).env("INSTA_UPDATE", "always");
+    tools::run(&mut test)?;
+    tools::run(tools::program("git").args(["status", "--short", "--", "host/http", "ui"]))
+}
