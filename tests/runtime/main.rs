@@ -1,0 +1,6 @@
+//! The sandbox as an application meets it: real packages, compiled in the real child process, under the real limits.
+//!
+//! Guests are written as core modules in WebAssembly text, wrapped into components here: the shortest way to misbehave exactly.
+
+mod calls;
+mod support;
