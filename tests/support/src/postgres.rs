@@ -23,6 +23,10 @@ pub use server::{Database, DatabaseError, Server, server, server_or_skip};
 /// not count.
 pub const URL_VARIABLE: &str = "BULKHEAD_TEST_POSTGRES_URL";
 
+/// Names a file in which a test that is left out for lack of PostgreSQL writes its name, a line for each, so that the
+/// runner can count it as skipped rather than passed.
+pub const SKIPPED_VARIABLE: &str = "BULKHEAD_TEST_SKIPPED_FILE";
+
 /// The oldest PostgreSQL that the product runs on, by major version (api-and-operations: "PostgreSQL ≥ 15").
 pub const MAJOR_VERSION_MIN: u32 = 15;
 

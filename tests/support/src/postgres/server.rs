@@ -1,5 +1,7 @@
 //! Databases on the run's server.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use super::binaries::Binaries;
 use super::cluster::random_hex;
-use super::{Cluster, URL_VARIABLE, Unavailable, psql};
+use super::{Cluster, SKIPPED_VARIABLE, URL_VARIABLE, Unavailable, psql};
 use crate::wait::wait_until;
 
 /// A server on which this process may create databases.
@@ -49,6 +51,7 @@ pub fn server_or_skip() -> Option<&'static Server> {
         Err(unavailable) => {
             assert!(!under_ci(), "this run must cover PostgreSQL, and cannot: {unavailable}");
             eprintln!("\n*** SKIPPED ON POSTGRESQL: {unavailable} ***\n");
+            record_skip();
             None
         }
     }
@@ -60,6 +63,17 @@ pub fn server_or_skip() -> Option<&'static Server> {
 )]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Tells the runner, if there is one that asked.
+fn record_skip() {
+    let Some(path) = variable(SKIPPED_VARIABLE) else { return };
+    let program = std::env::current_exe().unwrap_or_default();
+    // Test harnesses name a test's thread after the test.
+    let test = std::thread::current().name().unwrap_or("unnamed").to_owned();
+    let mut file = OpenOptions::new().append(true).create(true).open(&path).expect("the runner made the file's folder");
+    // One write: lines of processes that run at the same time do not mix.
+    file.write_all(format!("{} {test}\n", program.display()).as_bytes()).expect("the runner's file can be written");
 }
 
 fn under_ci() -> bool {
