@@ -6,6 +6,7 @@
 mod dependencies;
 mod migrations;
 mod source;
+mod statements;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -43,6 +44,7 @@ pub(crate) fn check() -> Result<()> {
     let mut findings = dependencies::check(&metadata);
     findings.extend(dependencies::check_lints(&metadata)?);
     findings.extend(migrations::check_folders(tools::root())?);
+    findings.extend(statements::check_list(tools::root())?);
     let mut files = Vec::new();
     collect(tools::root(), &mut files)?;
     for file in &files {

@@ -7,9 +7,24 @@ use anyhow::{Context, Result};
 
 use super::Finding;
 
-/// Checks `migrations/sqlite` and `migrations/postgres`.
+/// The file that embeds the migrations.
+const EMBEDDING: &str = "host/store/src/migrations.rs";
+
+/// Checks `migrations/sqlite` and `migrations/postgres`, and that each file in them is embedded.
 pub(super) fn check_folders(root: &Path) -> Result<Vec<Finding>> {
-    Ok(check(&names(&root.join("migrations/sqlite"))?, &names(&root.join("migrations/postgres"))?))
+    let (sqlite, postgres) = (names(&root.join("migrations/sqlite"))?, names(&root.join("migrations/postgres"))?);
+    let embedding =
+        std::fs::read_to_string(root.join(EMBEDDING)).with_context(|| format!("cannot read {EMBEDDING}"))?;
+    let mut findings = check(&sqlite, &postgres);
+    findings.extend(check_embedded(&embedding, "sqlite", &sqlite));
+    findings.extend(check_embedded(&embedding, "postgres", &postgres));
+    Ok(findings)
+}
+
+fn check_embedded(embedding: &str, folder: &str, names: &BTreeSet<String>) -> Vec<Finding> {
+    let paths = names.iter().map(|name| format!("migrations/{folder}/{name}"));
+    let forgotten = paths.filter(|path| !embedding.contains(path.as_str()));
+    forgotten.map(|path| Finding::new(path, format!("not embedded: add it to {EMBEDDING}"))).collect()
 }
 
 fn names(folder: &Path) -> Result<BTreeSet<String>> {
@@ -63,6 +78,15 @@ mod tests {
     fn a_migration_for_one_database_alone_is_found() {
         assert_eq!(places(&["0001_a.sql", "0002_b.sql"], &["0001_a.sql"]), ["migrations/postgres/0002_b.sql"]);
         assert_eq!(places(&[], &["0001_a.sql"]), ["migrations/sqlite/0001_a.sql"]);
+    }
+
+    #[test]
+    fn a_migration_that_is_not_embedded_is_found() {
+        let names = ["0001_a.sql", "0002_b.sql"].map(str::to_owned).into();
+        let embedding = "include_str!(\"../../../migrations/sqlite/0001_a.sql\")";
+        let findings = check_embedded(embedding, "sqlite", &names);
+        assert_eq!(findings.len(), 1);
+        assert_eq!(findings[0].place, "migrations/sqlite/0002_b.sql");
     }
 
     #[test]
