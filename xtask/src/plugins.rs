@@ -59,9 +59,9 @@ fn without_manifest() -> Vec<PathBuf> {
     guests
 }
 
-/// In a target directory of their own: what is compiled to WebAssembly shares nothing with the host's build but its lock.
+/// In the target directory that `bulkhead plugin build` uses, for what they share; and, as a profile, `release`.
 fn build_guest(folder: &Path) -> Result<()> {
-    let target = tools::target_directory()?.join("plugins");
+    let target = tools::target_directory()?.join("plugins/cargo");
     let mut build = tools::cargo();
     build.args(["build", "--release", "--target", "wasm32-wasip2"]);
     build.arg("--manifest-path").arg(folder.join("Cargo.toml")).arg("--target-dir").arg(target);
