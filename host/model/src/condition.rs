@@ -29,7 +29,7 @@ mod parse;
 mod path;
 mod schema;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use regex::Regex;
 use serde_json::Value;

@@ -64,6 +64,9 @@ pub struct RunState {
     pub generation: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended: Option<Ended>,
+    /// Whether [`advance`] has handed out the records of the steps that never ran.
+    #[serde(default)]
+    pub closed: bool,
 }
 
 /// What is kept of a step for later ones.

@@ -89,7 +89,10 @@ enum Part {
 enum Expression {
     /// A plain path: copied from the JSON itself, key order and number digits included.
     Path(FieldPath),
-    Compiled { source: Arc<str>, code: Arc<minijinja::Expression<'static, 'static>> },
+    Compiled {
+        source: Arc<str>,
+        code: Arc<minijinja::Expression<'static, 'static>>,
+    },
 }
 
 impl fmt::Debug for Expression {
@@ -263,10 +266,14 @@ fn plain_path(source: &str) -> Option<FieldPath> {
 
 /// With quotes in the source, everything outside of the brackets must still be plain names and dots.
 fn quoted_keys_only(source: &str) -> bool {
-    let outside: String = source.split('[').enumerate().map(|(i, part)| match part.rsplit_once(']') {
-        Some((_, tail)) if i > 0 => tail,
-        _ => part,
-    }).collect();
+    let outside: String = source
+        .split('[')
+        .enumerate()
+        .map(|(i, part)| match part.rsplit_once(']') {
+            Some((_, tail)) if i > 0 => tail,
+            _ => part,
+        })
+        .collect();
     outside.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'.')
 }
 
@@ -364,7 +371,7 @@ impl<L: Lookup + ?Sized> Renderer<'_, L> {
             match part {
                 Part::Literal(text) => out.push_str(text),
                 Part::Expression(Expression::Path(path)) => {
-                    let value = path.resolve(self.context).ok_or_else(|| missing(path))?;
+                    let value = path.resolve_group(self.context).ok_or_else(|| missing(path))?;
                     write_text(&mut out, &value);
                 }
                 Part::Expression(expression) => {
@@ -380,7 +387,7 @@ impl<L: Lookup + ?Sized> Renderer<'_, L> {
     fn evaluate(&mut self, expression: &Expression) -> Result<Value, String> {
         match expression {
             Expression::Path(path) => {
-                path.resolve(self.context).map(std::borrow::Cow::into_owned).ok_or_else(|| missing(path))
+                path.resolve_group(self.context).map(std::borrow::Cow::into_owned).ok_or_else(|| missing(path))
             }
             Expression::Compiled { source, code } => {
                 for name in code.undeclared_variables(false) {

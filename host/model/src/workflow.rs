@@ -14,11 +14,11 @@ mod duration;
 mod graph;
 mod name;
 mod read;
+#[cfg(test)]
+pub(crate) mod tests;
 mod trigger;
 mod variable;
 mod wire;
-#[cfg(test)]
-mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,12 +85,28 @@ pub struct Step {
 pub enum StepKind {
     /// `action` and `notify`: a call of a plugin.
     Call(Box<CallStep>),
-    Condition { test: Condition, then: Option<StepId>, otherwise: Option<StepId> },
+    Condition {
+        test: Condition,
+        then: Option<StepId>,
+        otherwise: Option<StepId>,
+    },
     /// The first case that holds decides.
-    Switch { cases: Vec<Case>, otherwise: Option<StepId> },
-    Set { vars: Vec<(VariableName, Template)>, next: Option<StepId> },
-    Delay { until: Delay, next: Option<StepId> },
-    Stop { status: StopStatus, output: Option<Template> },
+    Switch {
+        cases: Vec<Case>,
+        otherwise: Option<StepId>,
+    },
+    Set {
+        vars: Vec<(VariableName, Template)>,
+        next: Option<StepId>,
+    },
+    Delay {
+        until: Delay,
+        next: Option<StepId>,
+    },
+    Stop {
+        status: StopStatus,
+        output: Option<Template>,
+    },
 }
 
 #[derive(Clone, Debug)]

@@ -162,7 +162,9 @@ fn check(op: Op, operand: &Value) -> Result<Check, String> {
 
 fn scalar(name: &str, operand: &Value) -> Result<Value, String> {
     match operand {
-        Value::Array(_) | Value::Object(_) => Err(format!("`{name}` compares with text, a number, true, false or null")),
+        Value::Array(_) | Value::Object(_) => {
+            Err(format!("`{name}` compares with text, a number, true, false or null"))
+        }
         Value::String(_) => text(name, operand).map(|_| operand.clone()),
         _ => Ok(operand.clone()),
     }
@@ -219,4 +221,3 @@ fn pattern(text: &str) -> Result<Check, String> {
         }
     }
 }
-

@@ -107,6 +107,18 @@ impl FieldPath {
         Some(Cow::Owned(Value::Array(found)))
     }
 
+    /// As [`Self::resolve`], for groups too (`vars`, `steps.x`), which are copied together only here.
+    pub(crate) fn resolve_group<'a, L: Lookup + ?Sized>(&self, root: &'a L) -> Option<Cow<'a, Value>> {
+        if let Some(found) = self.resolve(root) {
+            return Some(found);
+        }
+        let (Segment::Key(name), rest) = self.segments.split_first()? else { return None };
+        match root.root(name)? {
+            Cow::Borrowed(group) => walk(group, rest).map(Cow::Borrowed),
+            Cow::Owned(group) => walk(&group, rest).cloned().map(Cow::Owned),
+        }
+    }
+
     /// Whether `test` holds for the value (or, with `[*]`, for any of the values) that the path leads to.
     pub(crate) fn any<L: Lookup + ?Sized>(&self, root: &L, test: &mut dyn FnMut(&Value) -> bool) -> bool {
         let Some((start, rest)) = root.enter(&self.segments) else { return false };

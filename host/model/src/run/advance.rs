@@ -60,6 +60,7 @@ pub fn begin(definition: &Definition, given: &Map<String, Value>) -> Result<RunS
         wait_until: None,
         generation: 0,
         ended: None,
+        closed: false,
     })
 }
 
@@ -76,7 +77,6 @@ pub fn advance(
     now: Timestamp,
 ) -> Advance {
     let mut records = Vec::new();
-    let was_ended = state.is_ended();
     // One round per step that is passed, one for the end. A checked definition has no cycles, so this never runs out.
     for _ in 0..=definition.steps.len() {
         if state.is_ended() {
@@ -99,8 +99,9 @@ pub fn advance(
         let message = "the run took more steps than its definition has".to_owned();
         complete::fail(state, StepError { step: state.cursor.clone(), code: "loop".to_owned(), message });
     }
-    if !was_ended {
+    if !state.closed {
         records.extend(skipped(definition, state));
+        state.closed = true;
     }
     let ended = state.ended.clone().unwrap_or(Ended { status: RunStatus::Failed, output: Value::Null, error: None });
     Advance { records, next: Next::Finish { status: ended.status, output: ended.output, error: ended.error } }
@@ -277,7 +278,8 @@ fn plan_call(
     {
         return Ok(Next::Wait { step: id.clone(), until });
     }
-    let input = call.with.render(&Context::new(state, trigger, facts)).map_err(|error| template_message("with", &error))?;
+    let input =
+        call.with.render(&Context::new(state, trigger, facts)).map_err(|error| template_message("with", &error))?;
     state.wait_until = None;
     let running = StepState { status: StepStatus::Running, output: Value::Null, error: Value::Null };
     state.steps.insert(id.clone(), running);
@@ -367,9 +369,7 @@ fn stop(
         let rendered = output.render(&Context::new(state, trigger, facts));
         rendered.map_err(|error| ("template", template_message("output", &error)))
     });
-    let rendered = rendered.and_then(|output| {
-        check_size(state, json::encoded_len(&output)).map(|()| output)
-    });
+    let rendered = rendered.and_then(|output| check_size(state, json::encoded_len(&output)).map(|()| output));
     match rendered {
         Ok(output) => {
             let mut done = record(id, step, StepStatus::Succeeded, None);

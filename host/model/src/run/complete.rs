@@ -76,7 +76,9 @@ fn retry_later(
     let mut waiting = record(step_id, step, StepStatus::Waiting, None);
     waiting.attempt = attempt;
     let error_value = error_value(&failure);
-    state.steps.insert(step_id.clone(), StepState { status: StepStatus::Waiting, output: Value::Null, error: error_value });
+    state
+        .steps
+        .insert(step_id.clone(), StepState { status: StepStatus::Waiting, output: Value::Null, error: error_value });
     waiting.error = Some(failure);
     state.attempt = attempt + 1;
     state.wait_until = Some(until);

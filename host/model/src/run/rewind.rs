@@ -57,6 +57,7 @@ pub fn rewind(
     rewound.attempt = 1;
     rewound.wait_until = None;
     rewound.ended = None;
+    rewound.closed = false;
     if new_generation {
         rewound.generation = rewound.generation.saturating_add(1);
     }

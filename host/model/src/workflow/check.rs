@@ -53,7 +53,8 @@ fn check_cycles(definition: &Definition, after: &HashMap<&StepId, HashSet<&StepI
         definition.steps.keys().filter(|id| after.get(*id).is_some_and(|after| after.contains(*id))).collect();
     if let Some(first) = circles.first() {
         let names: Vec<&str> = circles.iter().take(10).map(|id| id.as_str()).collect();
-        let message = format!("steps lead back to themselves: {}; schema {} has no loops", names.join(", "), super::SCHEMA);
+        let message =
+            format!("steps lead back to themselves: {}; schema {} has no loops", names.join(", "), super::SCHEMA);
         problems.push(Problem::new(step_path(first), "cycle", message));
     }
 }
@@ -89,7 +90,11 @@ impl Checker<'_> {
                 for (name, template) in vars {
                     let at = format!("{path}/vars/{name}");
                     match self.definition.variables.get(name).map(|variable| variable.kind) {
-                        None => problems.push(Problem::new(&at, "unknown-variable", format!("there is no variable `{name}`"))),
+                        None => problems.push(Problem::new(
+                            &at,
+                            "unknown-variable",
+                            format!("there is no variable `{name}`"),
+                        )),
                         Some(VariableType::Secret) => {
                             problems.push(Problem::new(&at, "secret", "a secret cannot be set by a step"));
                         }
@@ -166,7 +171,10 @@ impl Checker<'_> {
                     None if groups => {}
                     _ => return unknown(format!("of a step there are {}", STEP_PARTS.join(", "))),
                 }
-                if !self.after.get(known).is_some_and(|after| after.contains(at)) {
+                // An unreachable step (of which there is a warning) has nothing before it.
+                let reached = |from: &StepId| self.after.get(from).is_some_and(|after| after.contains(at));
+                let runs = *at == self.definition.start || reached(&self.definition.start);
+                if runs && !reached(known) {
                     return unknown(format!("`{id}` does not run before `{at}`"));
                 }
                 Ok(())

@@ -90,7 +90,21 @@ mod tests {
 
     #[test]
     fn other_text_is_refused() {
-        for text in ["", "P", "PT", "1", "h", "1y", "P1M", "P1Y", "-1h", "1.5h", "1h x", "99999999999999999999d", "18446744073709551615w"] {
+        for text in [
+            "",
+            "P",
+            "PT",
+            "1",
+            "h",
+            "1y",
+            "P1M",
+            "P1Y",
+            "-1h",
+            "1.5h",
+            "1h x",
+            "99999999999999999999d",
+            "18446744073709551615w",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

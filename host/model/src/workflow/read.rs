@@ -4,12 +4,14 @@ use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::wire::{CallBody, ConditionBody, DefinitionWire, DelayBody, SetBody, StopBody, SwitchBody, TriggerBody, VariableWire};
+use super::wire::{
+    CallBody, ConditionBody, DefinitionWire, DelayBody, SetBody, StopBody, SwitchBody, TriggerBody, VariableWire,
+};
 use super::{
     ATTEMPTS_MAX, BACKOFF_MAX_MS, CASES_MAX, CallStep, Case, DELAY_MAX, DESCRIPTION_CHARS_MAX, Definition, Delay,
     JSON_DEPTH_MAX, NAME_CHARS_MAX, Note, Problem, Retry, SCHEMA, STEPS_MAX, Step, StepId, StepKind, TEXT_BYTES_MAX,
-    TIMEOUT_MAX_MS, TIMEOUT_MIN_MS, TRIGGERS_MAX, Trigger, TriggerId, TriggerKind, VARIABLES_MAX, Variable, VariableName,
-    VariableType, check, convert, duration, json,
+    TIMEOUT_MAX_MS, TIMEOUT_MIN_MS, TRIGGERS_MAX, Trigger, TriggerId, TriggerKind, VARIABLES_MAX, Variable,
+    VariableName, VariableType, check, convert, duration, json,
 };
 use crate::condition::Condition;
 use crate::limits::ContributionKind;
@@ -82,7 +84,9 @@ impl Reader {
         }
         let depth = json::text_depth(text);
         if depth > JSON_DEPTH_MAX {
-            let message = format!("the document nests {depth} levels deep; at most {JSON_DEPTH_MAX} are allowed, and 20 in a condition");
+            let message = format!(
+                "the document nests {depth} levels deep; at most {JSON_DEPTH_MAX} are allowed, and 20 in a condition"
+            );
             self.problem("", "too-deep", message);
             return None;
         }
@@ -97,7 +101,11 @@ impl Reader {
         if let Some(steps) = document.get("steps") {
             let found = steps.as_object().map_or_else(|| steps.as_array().map_or(0, Vec::len), serde_json::Map::len);
             if found > STEPS_MAX {
-                self.problem("/steps", "too-many-steps", format!("{found} steps are too many; at most {STEPS_MAX} are allowed"));
+                self.problem(
+                    "/steps",
+                    "too-many-steps",
+                    format!("{found} steps are too many; at most {STEPS_MAX} are allowed"),
+                );
                 return None;
             }
         }

@@ -22,7 +22,7 @@ pub(super) struct DefinitionWire {
     #[expect(dead_code, reason = "editors put the schema's address here; nothing reads it")]
     pub(super) schema_address: Option<String>,
     /// The version of the definition language: 1.
-    #[schemars(range(min = 1, max = 1))]
+    #[schemars(with = "u64", range(min = 1, max = 1))]
     pub(super) schema: Value,
     #[schemars(length(min = 1, max = 120))]
     pub(super) name: String,
