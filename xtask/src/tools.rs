@@ -85,7 +85,11 @@ fn quoted(word: &str) -> String {
 pub(crate) fn metadata(with_dependencies: bool) -> Result<Value> {
     let mut command = cargo();
     command.args(["metadata", "--format-version", "1"]);
-    if !with_dependencies {
+    if with_dependencies {
+        // Other systems' dependencies would have to be downloaded to be described.
+        let host = output(program("rustc").args(["--print", "host-tuple"]))?;
+        command.args(["--filter-platform", &host]);
+    } else {
         command.arg("--no-deps");
     }
     serde_json::from_str(&output(&mut command)?).context("`cargo metadata` printed no JSON")
