@@ -259,19 +259,24 @@ create table job (
     attempts_max  bigint not null,
     fence         bigint not null,
     worker_id     uuid,
+    -- When the attempt counts as stuck, by the database's clock.
     deadline_at   timestamptz,
+    -- Enqueued again while a worker held it: it begins anew then.
+    rerun_at      timestamptz,
     error         text,
     created_at    timestamptz not null,
     updated_at    timestamptz not null,
-    primary key (org_id, id)
+    primary key (org_id, id),
+    check ((state = 'leased') = (worker_id is not null and deadline_at is not null))
 );
-create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null;
+create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
 create index job_ready on job (lane, priority, run_at, id) where state = 'ready';
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
 create index job_deadline on job (deadline_at) where state = 'leased';
 
--- Row-level security: a transaction sees the rows of the organization that it named, and nothing without one.
+-- Row-level security: a transaction sees the rows of the organization that it named, and nothing without one. The
+-- sub-selects let the context be read once for a statement instead of once for a row.
 create function app_org() returns uuid language sql stable
     return nullif(current_setting('app.org_id', true), '')::uuid;
 create function app_scope() returns text language sql stable
@@ -279,56 +284,56 @@ create function app_scope() returns text language sql stable
 
 alter table organization enable row level security;
 alter table organization force row level security;
-create policy organization_of_org on organization using (id = app_org()) with check (id = app_org());
+create policy organization_of_org on organization using (id = (select app_org())) with check (id = (select app_org()));
 alter table api_key enable row level security;
 alter table api_key force row level security;
-create policy api_key_of_org on api_key using (org_id = app_org()) with check (org_id = app_org());
+create policy api_key_of_org on api_key using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table artifact enable row level security;
 alter table artifact force row level security;
-create policy artifact_of_org on artifact using (org_id = app_org()) with check (org_id = app_org());
+create policy artifact_of_org on artifact using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table plugin enable row level security;
 alter table plugin force row level security;
-create policy plugin_of_org on plugin using (org_id = app_org()) with check (org_id = app_org());
+create policy plugin_of_org on plugin using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table installation enable row level security;
 alter table installation force row level security;
-create policy installation_of_org on installation using (org_id = app_org()) with check (org_id = app_org());
+create policy installation_of_org on installation using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table installation_grant enable row level security;
 alter table installation_grant force row level security;
-create policy installation_grant_of_org on installation_grant using (org_id = app_org()) with check (org_id = app_org());
+create policy installation_grant_of_org on installation_grant using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table secret enable row level security;
 alter table secret force row level security;
-create policy secret_of_org on secret using (org_id = app_org()) with check (org_id = app_org());
+create policy secret_of_org on secret using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table workflow enable row level security;
 alter table workflow force row level security;
-create policy workflow_of_org on workflow using (org_id = app_org()) with check (org_id = app_org());
+create policy workflow_of_org on workflow using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table workflow_version enable row level security;
 alter table workflow_version force row level security;
-create policy workflow_version_of_org on workflow_version using (org_id = app_org()) with check (org_id = app_org());
+create policy workflow_version_of_org on workflow_version using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table hook enable row level security;
 alter table hook force row level security;
-create policy hook_of_org on hook using (org_id = app_org()) with check (org_id = app_org());
+create policy hook_of_org on hook using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table run enable row level security;
 alter table run force row level security;
-create policy run_of_org on run using (org_id = app_org()) with check (org_id = app_org());
+create policy run_of_org on run using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table run_event enable row level security;
 alter table run_event force row level security;
-create policy run_event_of_org on run_event using (org_id = app_org()) with check (org_id = app_org());
+create policy run_event_of_org on run_event using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table step enable row level security;
 alter table step force row level security;
-create policy step_of_org on step using (org_id = app_org()) with check (org_id = app_org());
+create policy step_of_org on step using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table call enable row level security;
 alter table call force row level security;
-create policy call_of_org on call using (org_id = app_org()) with check (org_id = app_org());
+create policy call_of_org on call using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table event enable row level security;
 alter table event force row level security;
-create policy event_of_org on event using (org_id = app_org()) with check (org_id = app_org());
+create policy event_of_org on event using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table audit enable row level security;
 alter table audit force row level security;
-create policy audit_of_org on audit using (org_id = app_org()) with check (org_id = app_org());
+create policy audit_of_org on audit using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table job enable row level security;
 alter table job force row level security;
-create policy job_of_org on job using (org_id = app_org()) with check (org_id = app_org());
+create policy job_of_org on job using (org_id = (select app_org())) with check (org_id = (select app_org()));
 
 -- The host's own work, each reason on the tables that it needs and no other.
-create policy organization_admin on organization using (app_scope() = 'admin') with check (app_scope() = 'admin');
-create policy job_jobs on job using (app_scope() = 'jobs') with check (app_scope() = 'jobs');
+create policy organization_admin on organization using ((select app_scope()) = 'admin') with check ((select app_scope()) = 'admin');
+create policy job_jobs on job using ((select app_scope()) = 'jobs') with check ((select app_scope()) = 'jobs');

@@ -259,13 +259,17 @@ create table job (
     attempts_max  integer not null,
     fence         integer not null,
     worker_id     blob,
+    -- When the attempt counts as stuck, by a monotonic clock of the serving process.
     deadline_at   integer,
+    -- Enqueued again while a worker held it: it begins anew then.
+    rerun_at      integer,
     error         text,
     created_at    integer not null,
     updated_at    integer not null,
-    primary key (org_id, id)
+    primary key (org_id, id),
+    check ((state = 'leased') = (worker_id is not null and deadline_at is not null))
 ) strict;
-create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null;
+create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
 create index job_ready on job (lane, priority, run_at, id) where state = 'ready';
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';

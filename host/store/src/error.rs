@@ -46,6 +46,9 @@ impl StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
+        if matches!(error, sqlx::Error::PoolTimedOut) {
+            return Self::TimedOut;
+        }
         let Some(database) = error.as_database_error() else { return Self::Unavailable(error) };
         let code = database.code().unwrap_or_default().into_owned();
         if database.is_unique_violation() || database.is_foreign_key_violation() || database.is_check_violation() {
@@ -55,6 +58,8 @@ impl From<sqlx::Error> for StoreError {
         match code.as_str() {
             // PostgreSQL: serialization_failure, deadlock_detected, lock_not_available.
             "40001" | "40P01" | "55P03" => Self::Contended(error),
+            // SQLite: SQLITE_BUSY, SQLITE_BUSY_RECOVERY, SQLITE_BUSY_SNAPSHOT.
+            "5" | "261" | "517" => Self::Contended(error),
             // PostgreSQL: query_canceled (statement_timeout).
             "57014" => Self::TimedOut,
             _ => Self::Unavailable(error),

@@ -157,3 +157,34 @@ impl Tx {
         row.map(|row| Ok((GrantVersion(row.get("grant_version")?), row.parsed("state", InstallationState::parse)?))).transpose()
     }
 }
+
+impl Tx {
+    /// The installation that a workflow's step means: the named one if it is of this plugin, or else the organization's only
+    /// one. `None` when there is none, or the choice is not clear.
+    pub async fn load_installation_for(
+        &mut self,
+        plugin: &bulkhead_model::name::PluginName,
+        named: Option<InstallationId>,
+    ) -> Result<Option<(Installation, crate::plugin::Plugin)>, StoreError> {
+        let id = if let Some(id) = named {
+            id
+        } else {
+            let sql = sql!(
+                "select i.id from installation i join plugin p on p.org_id = i.org_id and p.id = i.plugin_id
+                 where i.org_id = $1 and p.name = $2 and i.state <> 'uninstalled' order by i.id limit 2"
+            );
+            let org = self.org()?;
+            let rows = self.fetch(sql, binds![org, plugin.as_str()]).await?;
+            match rows.as_slice() {
+                [only] => only.get("id")?,
+                _ => return Ok(None),
+            }
+        };
+        let Some(installation) = self.load_installation(id).await? else { return Ok(None) };
+        if installation.state == InstallationState::Uninstalled {
+            return Ok(None);
+        }
+        let found = self.load_plugin(installation.plugin).await?;
+        Ok(found.filter(|found| found.name == *plugin).map(|found| (installation, found)))
+    }
+}

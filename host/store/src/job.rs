@@ -8,6 +8,7 @@ use std::time::Duration;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{JobId, OrgId, WorkerId};
 use bulkhead_model::job::{JobPayload, Lane, Lease};
+use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
@@ -81,9 +82,14 @@ fn read_claimed(row: &Row, worker: WorkerId) -> Result<ClaimedJob, StoreError> {
     })
 }
 
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
 impl Tx {
     /// Enqueues within this transaction: it will happen exactly if the transaction commits. With a dedupe key that a job
-    /// already holds nothing is added, and `None` answered.
+    /// already holds nothing is added, and `None` answered: a waiting one will do; one that a worker holds may have looked
+    /// already, so it runs once more after it ends. A dead letter holds no key.
     pub async fn enqueue(&mut self, job: &NewJob, ambient: &Ambient) -> Result<Option<JobId>, StoreError> {
         let (org, id, now) = (self.org()?, JobId::new(ambient), ambient.now());
         let payload = serde_json::to_string(&job.payload).map_err(|error| StoreError::corrupt("payload", error))?;
@@ -92,14 +98,17 @@ impl Tx {
             "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
                  created_at, updated_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $11)
-             on conflict (org_id, kind, dedupe_key) where dedupe_key is not null do nothing"
+             on conflict (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead'
+             do update set rerun_at = case when job.rerun_at < excluded.run_at then job.rerun_at else excluded.run_at end
+                 where job.state = 'leased'
+             returning id"
         );
         let values = binds![
             org, id, job.payload.kind(), job.payload.lane().as_str(), state, &payload, job.priority, job.run_at,
             &job.dedupe_key, job.attempts_max, now
         ];
-        let inserted = self.execute(sql, values).await? > 0;
-        Ok(inserted.then_some(id))
+        let answered: Option<JobId> = self.fetch_optional(sql, values).await?.map(|row| row.get("id")).transpose()?;
+        Ok(answered.filter(|answered| *answered == id))
     }
 
     /// Wakes the waiting job of this kind and key now: `true` if one was in the future.
@@ -121,7 +130,8 @@ impl Tx {
         Ok(self.execute(sql, binds![org, kind, dedupe_key]).await? > 0)
     }
 
-    /// Claims up to `limit` ready jobs of a lane for `worker`. Needs the scope of `SystemReason::Jobs`.
+    /// Claims up to `limit` ready jobs of a lane for `worker`, which must be registered and alive. Each is to be done within
+    /// `deadline`. Needs the scope of `SystemReason::Jobs`.
     pub async fn claim_jobs(
         &mut self,
         worker: WorkerId,
@@ -130,33 +140,46 @@ impl Tx {
         now: Timestamp,
         deadline: Duration,
     ) -> Result<Vec<ClaimedJob>, StoreError> {
-        let deadline_at = now.plus(deadline);
-        let values = binds![lane.as_str(), i64::from(limit), worker, now, deadline_at];
+        self.require_reason(SystemReason::Jobs)?;
+        let limit = i64::from(limit);
         let rows = if self.is_postgres() {
-            // `for update skip locked`: nodes claim side by side without waiting for each other.
+            // `for update skip locked`: nodes claim side by side without waiting for each other. Materialized, since a plan that
+            // evaluated the choice twice would claim more than asked. Worker and deadline go by the database's clock.
             let sql = sql_postgres!(
-                "update job set state = 'leased', worker_id = $3, fence = fence + 1, attempt = attempt + 1, deadline_at = $5,
-                     updated_at = $4
-                 where (org_id, id) in (select org_id, id from job where state = 'ready' and lane = $1
+                "with picked as materialized (select org_id, id from job where state = 'ready' and lane = $1
+                         and exists (select 1 from worker where id = $3 and expires_at > clock_timestamp())
                      order by priority, run_at, id limit $2 for update skip locked)
-                 returning org_id, id, kind, payload, fence, attempt, attempts_max"
+                 update job set state = 'leased', worker_id = $3, fence = job.fence + 1, attempt = job.attempt + 1,
+                     deadline_at = clock_timestamp() + $5 * interval '1 microsecond', updated_at = $4
+                 from picked where job.org_id = picked.org_id and job.id = picked.id
+                 returning job.org_id, job.id, kind, payload, fence, attempt, attempts_max, priority, run_at"
             );
-            self.fetch(sql, values).await?
+            self.fetch(sql, binds![lane.as_str(), limit, worker, now, micros(deadline)]).await?
         } else {
             let sql = sql!(
                 "update job set state = 'leased', worker_id = $3, fence = fence + 1, attempt = attempt + 1, deadline_at = $5,
                      updated_at = $4
                  where (org_id, id) in (select org_id, id from job where state = 'ready' and lane = $1
+                         and exists (select 1 from worker where id = $3)
                      order by priority, run_at, id limit $2)
-                 returning org_id, id, kind, payload, fence, attempt, attempts_max"
+                 returning org_id, id, kind, payload, fence, attempt, attempts_max, priority, run_at"
             );
-            self.fetch(sql, values).await?
+            let deadline_at = self.monotonic_after(deadline);
+            self.fetch(sql, binds![lane.as_str(), limit, worker, now, deadline_at]).await?
         };
-        rows.iter().map(|row| read_claimed(row, worker)).collect()
+        // `returning` has no order of its own.
+        let mut claimed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let order: (i64, Timestamp, JobId) = (row.get("priority")?, row.get("run_at")?, row.get("id")?);
+            claimed.push((order, read_claimed(row, worker)?));
+        }
+        claimed.sort_by_key(|(order, _)| *order);
+        Ok(claimed.into_iter().map(|(_, job)| job).collect())
     }
 
     /// Moves jobs whose time has come into the claim path; answers how many. Needs the scope of `SystemReason::Jobs`.
     pub async fn promote_jobs(&mut self, now: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
         let values = binds![now, i64::from(limit)];
         if self.is_postgres() {
             // `for update skip locked`: another node may promote the same rows.
@@ -177,39 +200,59 @@ impl Tx {
 
     /// When the next future job is due. Needs the scope of `SystemReason::Jobs`.
     pub async fn next_job_at(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
         let sql = sql!("select run_at from job where state = 'future' order by run_at limit 1");
         self.fetch_optional(sql, &[]).await?.map(|row| row.get("run_at")).transpose()
     }
 
-    /// Proves in this transaction that the lease is still held, and keeps it so until the commit.
+    /// Proves in this transaction that the lease is still held, keeps it so until the commit, and gives the attempt `deadline`
+    /// from now on.
     ///
     /// # Errors
     /// [`StoreError::LostLease`].
-    pub async fn hold_lease(&mut self, lease: &Lease, deadline_at: Timestamp, now: Timestamp) -> Result<(), StoreError> {
-        let sql = sql!(
-            "update job set deadline_at = $5, updated_at = $6
-             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
-        );
-        let values = binds![lease.org, lease.job, lease.worker, lease.fence, deadline_at, now];
-        if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
+    pub async fn hold_lease(&mut self, lease: &Lease, deadline: Duration, now: Timestamp) -> Result<(), StoreError> {
+        let org = self.lease_org(lease)?;
+        let held = if self.is_postgres() {
+            // The deadline goes by the database's clock, never a node's.
+            let sql = sql_postgres!(
+                "update job set deadline_at = clock_timestamp() + $5 * interval '1 microsecond', updated_at = $6
+                 where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+            );
+            self.execute(sql, binds![org, lease.job, lease.worker, lease.fence, micros(deadline), now]).await?
+        } else {
+            let sql = sql!(
+                "update job set deadline_at = $5, updated_at = $6
+                 where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+            );
+            let deadline_at = self.monotonic_after(deadline);
+            self.execute(sql, binds![org, lease.job, lease.worker, lease.fence, deadline_at, now]).await?
+        };
+        if held == 0 { Err(StoreError::LostLease) } else { Ok(()) }
     }
 
-    /// Ends a held job: its work is done.
+    /// Ends a held job: its work is done. If somebody enqueued it again while it was held, it begins anew at that time.
     ///
     /// # Errors
     /// [`StoreError::LostLease`].
     pub async fn finish_job(&mut self, lease: &Lease) -> Result<(), StoreError> {
+        let org = self.lease_org(lease)?;
         let sql = sql!(
-            "delete from job where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+            "delete from job where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'
+                 and rerun_at is null"
         );
-        if self.execute(sql, binds![lease.org, lease.job, lease.worker, lease.fence]).await? == 0 {
-            return Err(StoreError::LostLease);
+        if self.execute(sql, binds![org, lease.job, lease.worker, lease.fence]).await? > 0 {
+            return Ok(());
         }
-        Ok(())
+        let sql = sql!(
+            "update job set state = 'future', run_at = rerun_at, rerun_at = null, attempt = 0, error = null, worker_id = null,
+                 deadline_at = null
+             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased' and rerun_at is not null"
+        );
+        if self.execute(sql, binds![org, lease.job, lease.worker, lease.fence]).await? > 0 { Ok(()) } else { Err(StoreError::LostLease) }
     }
 
     /// Puts a held job back for `run_at`. `count` says whether the attempt counts: a shutdown's and a full house's do not, and a
-    /// wait's begins a new count.
+    /// wait's begins a new count. If somebody enqueued it again meanwhile for an earlier time, that time holds.
     ///
     /// # Errors
     /// [`StoreError::LostLease`].
@@ -224,14 +267,17 @@ impl Tx {
         let state = if run_at > now { "future" } else { "ready" };
         let attempt = match count {
             Attempt::Counts => i64::from(lease.attempt),
-            Attempt::DoesNotCount => i64::from(lease.attempt) - 1,
+            Attempt::DoesNotCount => i64::from(lease.attempt.saturating_sub(1)),
             Attempt::StartsAnew => 0,
         };
         let sql = sql!(
-            "update job set state = $5, run_at = $6, attempt = $7, error = $8, worker_id = null, deadline_at = null, updated_at = $9
+            "update job set state = case when rerun_at < $6 then 'future' else $5 end,
+                 run_at = case when rerun_at < $6 then rerun_at else $6 end, rerun_at = null, attempt = $7, error = $8,
+                 worker_id = null, deadline_at = null, updated_at = $9
              where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
         );
-        let values = binds![lease.org, lease.job, lease.worker, lease.fence, state, run_at, attempt, error, now];
+        let org = self.lease_org(lease)?;
+        let values = binds![org, lease.job, lease.worker, lease.fence, state, run_at, attempt, error, now];
         if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
     }
 
@@ -241,23 +287,24 @@ impl Tx {
     /// [`StoreError::LostLease`].
     pub async fn bury_job(&mut self, lease: &Lease, error: &str, now: Timestamp) -> Result<(), StoreError> {
         let sql = sql!(
-            "update job set state = 'dead', error = $5, worker_id = null, deadline_at = null, updated_at = $6
+            "update job set state = 'dead', error = $5, worker_id = null, deadline_at = null, rerun_at = null, updated_at = $6
              where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
         );
-        let values = binds![lease.org, lease.job, lease.worker, lease.fence, error, now];
+        let org = self.lease_org(lease)?;
+        let values = binds![org, lease.job, lease.worker, lease.fence, error, now];
         if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
     }
 
     /// Registers a serving process. Its heartbeat expires `ttl` after the database's clock.
     pub async fn insert_worker(&mut self, id: WorkerId, name: &str, now: Timestamp, ttl: Duration) -> Result<(), StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
         if self.is_postgres() {
             // The lease's clock is the database's, never a node's.
             let sql = sql_postgres!(
                 "insert into worker (id, name, started_at, expires_at)
-                 values ($1, $2, clock_timestamp(), clock_timestamp() + $3 * interval '1 millisecond')"
+                 values ($1, $2, clock_timestamp(), clock_timestamp() + $3 * interval '1 microsecond')"
             );
-            let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
-            self.execute(sql, binds![id, name, ttl_ms]).await.map(drop)
+            self.execute(sql, binds![id, name, micros(ttl)]).await.map(drop)
         } else {
             let sql = sql!("insert into worker (id, name, started_at, expires_at) values ($1, $2, $3, $4)");
             self.execute(sql, binds![id, name, now, now.plus(ttl)]).await.map(drop)
@@ -266,14 +313,14 @@ impl Tx {
 
     /// Renews a heartbeat. `false` when the row is gone: another node declared this one dead, and it must fence itself.
     pub async fn renew_worker(&mut self, id: WorkerId, now: Timestamp, ttl: Duration) -> Result<bool, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
         if self.is_postgres() {
             // The lease's clock is the database's, never a node's. An expired heartbeat is not revived: others may act on it.
             let sql = sql_postgres!(
-                "update worker set expires_at = clock_timestamp() + $2 * interval '1 millisecond'
+                "update worker set expires_at = clock_timestamp() + $2 * interval '1 microsecond'
                  where id = $1 and expires_at > clock_timestamp()"
             );
-            let ttl_ms = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
-            Ok(self.execute(sql, binds![id, ttl_ms]).await? > 0)
+            Ok(self.execute(sql, binds![id, micros(ttl)]).await? > 0)
         } else {
             let sql = sql!("update worker set expires_at = $2 where id = $1");
             Ok(self.execute(sql, binds![id, now.plus(ttl)]).await? > 0)
@@ -282,6 +329,7 @@ impl Tx {
 
     /// Removes a worker that ends in order (after its jobs were handed back).
     pub async fn delete_worker(&mut self, id: WorkerId) -> Result<(), StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
         let sql = sql!("delete from worker where id = $1");
         self.execute(sql, binds![id]).await.map(drop)
     }
@@ -289,6 +337,7 @@ impl Tx {
     /// Takes the jobs of dead workers back into the claim path; answers how many. On SQLite every worker but `me` is dead; on
     /// PostgreSQL those whose heartbeat expired. A job that used up its attempts goes to the dead letters: it may be what kills.
     pub async fn recover_jobs(&mut self, me: WorkerId, now: Timestamp) -> Result<u64, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
         if self.is_postgres() {
             // Only expired heartbeats (by the database's clock) are dead: other nodes live beside this one.
             let sql = sql_postgres!("delete from worker where expires_at <= clock_timestamp() and id <> $1");
@@ -300,7 +349,7 @@ impl Tx {
         let sql = sql!(
             "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
                  error = case when attempt >= attempts_max then 'its worker died at every attempt' else error end,
-                 worker_id = null, deadline_at = null, updated_at = $1
+                 worker_id = null, deadline_at = null, rerun_at = null, updated_at = $1
              where state = 'leased' and worker_id not in (select id from worker)"
         );
         self.execute(sql, binds![now]).await
@@ -308,16 +357,31 @@ impl Tx {
 
     /// Frees jobs that are live but stuck: their deadline is over. Needs the scope of `SystemReason::Jobs`.
     pub async fn free_stuck_jobs(&mut self, now: Timestamp) -> Result<u64, StoreError> {
-        let sql = sql!(
-            "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
-                 error = 'the attempt passed its deadline', worker_id = null, deadline_at = null, updated_at = $1
-             where state = 'leased' and deadline_at < $1"
-        );
-        self.execute(sql, binds![now]).await
+        self.require_reason(SystemReason::Jobs)?;
+        if self.is_postgres() {
+            // The deadline goes by the database's clock, never a node's.
+            let sql = sql_postgres!(
+                "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
+                     error = 'the attempt passed its deadline', worker_id = null, deadline_at = null, rerun_at = null,
+                     updated_at = $1
+                 where state = 'leased' and deadline_at < clock_timestamp()"
+            );
+            self.execute(sql, binds![now]).await
+        } else {
+            let sql = sql!(
+                "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
+                     error = 'the attempt passed its deadline', worker_id = null, deadline_at = null, rerun_at = null,
+                     updated_at = $1
+                 where state = 'leased' and deadline_at < $2"
+            );
+            let moment = self.monotonic_after(Duration::ZERO);
+            self.execute(sql, binds![now, moment]).await
+        }
     }
 
     /// How many jobs are ready, by lane. Needs the scope of `SystemReason::Jobs`.
     pub async fn count_ready_jobs(&mut self) -> Result<Vec<(String, i64)>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
         let sql = sql!("select lane, count(*) as jobs from job where state = 'ready' group by lane order by lane");
         self.fetch(sql, &[]).await?.iter().map(|row| Ok((row.get("lane")?, row.get("jobs")?))).collect()
     }

@@ -36,5 +36,5 @@ pub mod workflow;
 
 pub use error::StoreError;
 pub use sql::STATEMENT_SOURCES;
-pub use store::{Database, Scoped, Store, StoreConfig, TxError};
+pub use store::{Database, FaultHook, ScopeContext, Scoped, Store, StoreConfig, TxError, WriterStats};
 pub use tx::Tx;

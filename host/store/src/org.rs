@@ -2,6 +2,7 @@
 
 use bulkhead_model::id::OrgId;
 use bulkhead_model::name::Slug;
+use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
@@ -28,6 +29,7 @@ fn read(row: &Row) -> Result<Org, StoreError> {
 impl Tx {
     /// Inserts an organization; needs the scope of `SystemReason::Admin`.
     pub async fn insert_org(&mut self, org: &Org) -> Result<(), StoreError> {
+        self.require_reason(SystemReason::Admin)?;
         let sql = sql!("insert into organization (id, slug, name, created_at) values ($1, $2, $3, $4)");
         self.execute(sql, binds![org.id, org.slug.as_str(), &org.name, org.created_at]).await.map(drop)
     }
@@ -42,6 +44,7 @@ impl Tx {
 
     /// Any organization by its short name; needs the scope of `SystemReason::Admin`.
     pub async fn load_org_by_slug(&mut self, slug: &Slug) -> Result<Option<Org>, StoreError> {
+        self.require_reason(SystemReason::Admin)?;
         let sql = sql!("select id, slug, name, created_at from organization where slug = $1");
         self.fetch_optional(sql, binds![slug.as_str()]).await?.map(|row| read(&row)).transpose()
     }

@@ -5,11 +5,11 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
 
 use crate::error::StoreError;
 use crate::migrations;
-use crate::store::{FaultHook, Isolation, TxError};
+use crate::store::{Isolation, TxError, WRITE_TIME_MAX};
 use crate::tx::{Conn, Tx, TxContext};
 
 /// A lost race is repeated this often before the caller hears of it.
@@ -20,11 +20,14 @@ const APP_ROLE: &str = "bulkhead_app";
 const STATEMENT_TIMEOUT: &str = "15s";
 /// No lock is waited for longer.
 const LOCK_TIMEOUT: &str = "5s";
+/// A transaction whose client has gone silent holds its locks no longer than this.
+const IDLE_TIMEOUT: &str = "30s";
 /// Serialises role creation between servers that start together (any fixed number).
 const ROLE_LOCK: i64 = 0x6275_6c6b_6865_6164;
 
 pub(crate) struct PostgresBackend {
     pool: PgPool,
+    connections_max: u32,
 }
 
 fn refused(text: impl Into<String>) -> StoreError {
@@ -33,12 +36,18 @@ fn refused(text: impl Into<String>) -> StoreError {
 
 fn parse(url: &str) -> Result<PgConnectOptions, StoreError> {
     url.parse::<PgConnectOptions>()
-        .map(|options| {
-            options
-                .options([("statement_timeout", STATEMENT_TIMEOUT), ("lock_timeout", LOCK_TIMEOUT)])
-                .log_statements(tracing::log::LevelFilter::Trace)
-        })
+        .map(|options| options.log_statements(tracing::log::LevelFilter::Trace))
         .map_err(|_| refused("the database address is not of the form postgres://user:password@host:port/name"))
+}
+
+/// Whether the connection is gone (rather than a statement refused).
+fn is_broken_connection(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        // Class 57P: admin_shutdown, crash_shutdown, cannot_connect_now; 25P03: idle_in_transaction_session_timeout.
+        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P") || code == "25P03"),
+        _ => false,
+    }
 }
 
 impl PostgresBackend {
@@ -63,13 +72,24 @@ impl PostgresBackend {
             prepare_role(&mut owner, app_options.get_username(), create).await?;
             owner.close().await?;
         }
+        // For the application alone: a migration of a large table may take its time.
+        let app_options = app_options.options([
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("lock_timeout", LOCK_TIMEOUT),
+            ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+        ]);
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(Duration::from_secs(10))
+            // A round trip per transaction saved: `begin` notices a dead connection and takes another.
+            .test_before_acquire(false)
             .connect_with(app_options)
             .await?;
-        let backend = Self { pool };
-        backend.refuse_unsafe_role().await?;
+        let backend = Self { pool, connections_max };
+        if let Err(error) = backend.refuse_unsafe_role().await {
+            backend.close().await;
+            return Err(error);
+        }
         Ok(backend)
     }
 
@@ -91,17 +111,17 @@ impl PostgresBackend {
             return Err(refused("migrations are missing: run `bulkhead migrate` with database.owner_url"));
         }
         let unsafe_tables = sqlx::query(
-            "select c.relname, pg_get_userbyid(c.relowner) = current_user as owned from pg_class c \
+            "select c.relname, pg_has_role(c.relowner, 'member') as owned from pg_class c \
              join pg_namespace n on n.oid = c.relnamespace \
-             where n.nspname = current_schema() and c.relkind = 'r' and c.relname not in ('_sqlx_migrations', 'worker') \
-             and (not c.relrowsecurity or not c.relforcerowsecurity or pg_get_userbyid(c.relowner) = current_user) \
+             where n.nspname = current_schema() and c.relkind in ('r', 'p') and c.relname not in ('_sqlx_migrations', 'worker') \
+             and (not c.relrowsecurity or not c.relforcerowsecurity or pg_has_role(c.relowner, 'member')) \
              order by 1",
         )
         .fetch_all(&mut *conn)
         .await?;
         if let Some(row) = unsafe_tables.first() {
             let (table, owned): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
-            let why = if owned { "is owned by the application role" } else { "has no forced row-level security" };
+            let why = if owned { "is owned by the application role (or a role that it may become)" } else { "has no forced row-level security" };
             return Err(refused(format!("the table {table} {why}: the server does not start on it")));
         }
         Ok(())
@@ -110,37 +130,10 @@ impl PostgresBackend {
     pub(crate) async fn write<A, T, E, F>(
         &self,
         isolation: Isolation,
-        context: TxContext,
-        fault: FaultHook,
+        context: &TxContext,
+        new_tx: impl Fn(Conn) -> Tx + Sync,
         args: A,
         closure: F,
-    ) -> Result<T, E>
-    where
-        E: TxError,
-        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
-    {
-        let mut attempt = 0;
-        loop {
-            let result = self.try_write(isolation, &context, &fault, &args, &closure).await;
-            match &result {
-                Err(error) if attempt < RETRIES_MAX && error.store().is_some_and(StoreError::is_contention) => {
-                    metrics::counter!("bulkhead_database_retries_total").increment(1);
-                    // Spread by the connection's own timing; what matters is that two losers do not meet again at once.
-                    tokio::time::sleep(Duration::from_millis(1 << attempt.min(6))).await;
-                    attempt += 1;
-                }
-                _ => return result,
-            }
-        }
-    }
-
-    async fn try_write<A, T, E, F>(
-        &self,
-        isolation: Isolation,
-        context: &TxContext,
-        fault: &FaultHook,
-        args: &A,
-        closure: &F,
     ) -> Result<T, E>
     where
         E: TxError,
@@ -150,31 +143,35 @@ impl PostgresBackend {
             Isolation::Serializable => "serializable",
             Isolation::ReadCommitted => "read committed",
         };
-        let conn = self.begin(&format!("begin isolation level {level}"), context).await?;
-        let mut tx = Tx { conn, context: context.clone(), poisoned: false, statements: 0, fault: Some(fault.clone()) };
-        let result = std::panic::AssertUnwindSafe(closure(&mut tx, args)).catch_unwind().await;
-        let Conn::Postgres(transaction) = tx.conn else { unreachable!("begun above as PostgreSQL") };
-        match result {
-            Ok(Ok(value)) if !tx.poisoned => {
-                transaction.commit().await.map_err(StoreError::from)?;
-                Ok(value)
-            }
-            Ok(Ok(_)) => {
-                transaction.rollback().await.map_err(StoreError::from)?;
-                Err(StoreError::Misuse("a failed statement was passed over").into())
-            }
-            Ok(Err(error)) => {
-                // A rollback that fails ends the connection, and with it the transaction.
-                if let Err(rollback) = transaction.rollback().await {
-                    tracing::debug!(error = %rollback, "rollback failed");
+        let begin = format!("begin isolation level {level}");
+        for attempt in 0_u32.. {
+            let mut tx = new_tx(self.begin(&begin, context).await?);
+            let result = run(&mut tx, &args, &closure).await;
+            let contended = tx.contended;
+            let Conn::Postgres(transaction) = tx.conn else { unreachable!("begun above as PostgreSQL") };
+            let result = match result {
+                Ok(value) => match transaction.commit().await {
+                    Ok(()) => return Ok(value),
+                    Err(error) => Err(E::from(StoreError::from(error))),
+                },
+                Err(error) => {
+                    // A rollback that fails ends the connection, and with it the transaction.
+                    if let Err(rollback) = transaction.rollback().await {
+                        tracing::debug!(error = %rollback, "rollback failed");
+                    }
+                    Err(error)
                 }
-                Err(error)
+            };
+            // A lost race is repeated even if the closure made something else of the error.
+            let lost_race = contended || matches!(&result, Err(error) if error.store().is_some_and(StoreError::is_contention));
+            if !lost_race || attempt >= RETRIES_MAX {
+                return result;
             }
-            Err(_) => {
-                drop(transaction);
-                Err(StoreError::Misuse("the write panicked").into())
-            }
+            metrics::counter!("bulkhead_database_retries_total").increment(1);
+            // Spread by the connection's own timing; what matters is that two losers do not meet again at once.
+            tokio::time::sleep(Duration::from_millis(1 << attempt.min(6))).await;
         }
+        Err(StoreError::TimedOut.into())
     }
 
     pub(crate) async fn begin_read(&self, context: &TxContext) -> Result<Conn, StoreError> {
@@ -186,7 +183,15 @@ impl PostgresBackend {
         let org = context.org.map(|org| org.uuid().to_string()).unwrap_or_default();
         let scope = context.system.map_or("", bulkhead_model::permission::SystemReason::as_str);
         let text = format!("{begin}; set local app.org_id = '{org}'; set local app.scope = '{scope}'");
-        Ok(Conn::Postgres(self.pool.begin_with(AssertSqlSafe(text)).await?))
+        let mut tries_left = self.connections_max;
+        loop {
+            match self.pool.begin_with(AssertSqlSafe(text.clone())).await {
+                Ok(transaction) => return Ok(Conn::Postgres(transaction)),
+                // It died while it lay in the pool; nothing has run on it.
+                Err(error) if is_broken_connection(&error) && tries_left > 0 => tries_left -= 1,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     pub(crate) async fn check_statement(&self, sql: &str) -> Result<(), StoreError> {
@@ -200,6 +205,22 @@ impl PostgresBackend {
     }
 }
 
+/// Runs the closure under its time cap; a panic and a failed statement that it passed over are errors.
+async fn run<A, T, E, F>(tx: &mut Tx, args: &A, closure: &F) -> Result<T, E>
+where
+    E: TxError,
+    F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+{
+    // The closure is called inside, since it may panic before it has a future to give.
+    let work = std::panic::AssertUnwindSafe(async { closure(&mut *tx, args).await }).catch_unwind();
+    match tokio::time::timeout(WRITE_TIME_MAX, work).await {
+        Ok(Ok(Ok(_))) if tx.poisoned => Err(StoreError::Misuse("a failed statement was passed over").into()),
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(StoreError::Misuse("the write panicked").into()),
+        Err(_) => Err(StoreError::TimedOut.into()),
+    }
+}
+
 /// Creates the application role where asked, and gives it what it needs: rows, but neither tables nor policies.
 async fn prepare_role(owner: &mut PgConnection, role: &str, create_password: Option<&str>) -> Result<(), StoreError> {
     let quoted = format!("\"{}\"", role.replace('"', "\"\""));
@@ -210,9 +231,10 @@ async fn prepare_role(owner: &mut PgConnection, role: &str, create_password: Opt
             .bind(role)
             .fetch_one(&mut *transaction)
             .await?;
+        // What a new role may not do is the default; only a superuser could say it again of an existing one, and start-up
+        // refuses one that has become too powerful.
         let verb = if exists { "alter" } else { "create" };
-        // The password is hexadecimal (derived from the root key), so it needs no quoting beyond this.
-        let text = format!("{verb} role {quoted} login nosuperuser nobypassrls nocreatedb nocreaterole password '{password}'");
+        let text = format!("{verb} role {quoted} login password '{}'", password.replace('\'', "''"));
         match sqlx::query(AssertSqlSafe(text)).execute(&mut *transaction).await {
             Ok(_) => {}
             // Another server (of another database in this cluster, whose advisory lock is its own) was quicker.

@@ -3,7 +3,7 @@
 use bulkhead_model::time::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, ValueRef as _};
+use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
 use crate::error::StoreError;
@@ -147,19 +147,40 @@ macro_rules! plain_columns {
 }
 plain_columns!(String, Option<String>, i64, Option<i64>, Vec<u8>, Option<Vec<u8>>, Uuid, Option<Uuid>);
 
+/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01T00:00:00Z.
+const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+/// A [`Timestamp`] as `timestamptz`: the whole range goes over, where a calendar type would end early.
+pub(crate) struct PgTime(pub(crate) Timestamp);
+
+impl sqlx::Type<Postgres> for PgTime {
+    fn type_info() -> sqlx::postgres::PgTypeInfo {
+        <chrono::DateTime<chrono::Utc> as sqlx::Type<Postgres>>::type_info()
+    }
+}
+
+impl sqlx::Encode<'_, Postgres> for PgTime {
+    fn encode_by_ref(&self, buffer: &mut sqlx::postgres::PgArgumentBuffer) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+        let micros = self.0.as_micros().saturating_sub(POSTGRES_EPOCH_MICROS);
+        sqlx::Encode::<Postgres>::encode_by_ref(&micros, buffer)
+    }
+}
+
+impl sqlx::Decode<'_, Postgres> for PgTime {
+    fn decode(value: sqlx::postgres::PgValueRef<'_>) -> Result<Self, sqlx::error::BoxDynError> {
+        // Statements with bound values answer in the binary format.
+        let bytes: [u8; 8] = value.as_bytes()?.try_into()?;
+        Ok(Self(Timestamp::from_micros(i64::from_be_bytes(bytes).saturating_add(POSTGRES_EPOCH_MICROS))))
+    }
+}
+
 impl Column for Option<Timestamp> {
     fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
-        let corrupt = |error: sqlx::Error| StoreError::corrupt(name, error);
         match row {
-            Row::Sqlite(row) => Ok(row.try_get::<Option<i64>, _>(name).map_err(corrupt)?.map(Timestamp::from_micros)),
-            Row::Postgres(row) => {
-                if row.try_get_raw(name).map_err(corrupt)?.is_null() {
-                    return Ok(None);
-                }
-                let at: chrono::DateTime<chrono::Utc> = row.try_get(name).map_err(corrupt)?;
-                Ok(Some(Timestamp::from_micros(at.timestamp_micros())))
-            }
+            Row::Sqlite(row) => row.try_get::<Option<i64>, _>(name).map(|at| at.map(Timestamp::from_micros)),
+            Row::Postgres(row) => row.try_get::<Option<PgTime>, _>(name).map(|at| at.map(|at| at.0)),
         }
+        .map_err(|error| StoreError::corrupt(name, error))
     }
 }
 
@@ -183,7 +204,7 @@ impl Column for u32 {
 
 /// Binds `values` to a query of one backend.
 macro_rules! bind_all {
-    ($query:expr, $values:expr, |$time:ident| $time_value:expr) => {{
+    ($query:expr, $values:expr, $time:expr) => {{
         let mut query = $query;
         for value in $values {
             query = match value {
@@ -191,7 +212,7 @@ macro_rules! bind_all {
                 Bind::Int(value) => query.bind(*value),
                 Bind::Uuid(value) => query.bind(*value),
                 Bind::Bytes(value) => query.bind(*value),
-                Bind::Time(value) => query.bind(value.map(|$time| $time_value)),
+                Bind::Time(value) => query.bind(value.map($time)),
             };
         }
         query

@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
 
 use bulkhead_model::permission::{OrgScope, SystemScope};
 use futures_util::future::BoxFuture;
@@ -35,28 +36,58 @@ pub struct StoreConfig {
     pub connections_max: u32,
 }
 
-/// Fails the Nth statement, for fault tests. Counts down at each statement; at zero the statement fails.
+/// Makes the database fail, for fault tests. Cheap to clone; clones share their state.
 #[derive(Clone, Debug, Default)]
-pub struct FaultHook(Arc<AtomicI64>);
+pub struct FaultHook(Arc<Faults>);
+
+#[derive(Debug, Default)]
+struct Faults {
+    /// Counts down at each statement; at zero the statement fails.
+    statements: AtomicI64,
+    disk_full: AtomicBool,
+}
 
 impl FaultHook {
     /// Lets `statements - 1` statements pass and fails the next one, once.
     pub fn arm(&self, statements: i64) {
-        self.0.store(statements, Ordering::SeqCst);
+        self.0.statements.store(statements, Ordering::SeqCst);
     }
 
     /// Whether the armed failure has happened (or none was armed).
     #[must_use]
     pub fn is_spent(&self) -> bool {
-        self.0.load(Ordering::SeqCst) <= 0
+        self.0.statements.load(Ordering::SeqCst) <= 0
+    }
+
+    /// From the next write on, SQLite's file may not grow: the database itself then reports a full disk (`SQLITE_FULL`), with
+    /// everything that this does to its transaction. `false` gives the space back.
+    pub fn fill_disk(&self, full: bool) {
+        self.0.disk_full.store(full, Ordering::SeqCst);
+    }
+
+    pub(crate) fn disk_full(&self) -> bool {
+        self.0.disk_full.load(Ordering::SeqCst)
     }
 
     pub(crate) fn check(&self) -> Result<(), StoreError> {
-        if self.0.load(Ordering::Relaxed) > 0 && self.0.fetch_sub(1, Ordering::SeqCst) == 1 {
+        if self.0.statements.load(Ordering::Relaxed) > 0 && self.0.statements.fetch_sub(1, Ordering::SeqCst) == 1 {
             return Err(StoreError::Unavailable(sqlx::Error::Protocol("injected fault".into())));
         }
         Ok(())
     }
+}
+
+/// What SQLite's one writer has done since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriterStats {
+    /// Writes that were answered after their commit.
+    pub writes: u64,
+    /// Commits that reached the database; group commit makes them fewer than the writes.
+    pub commits: u64,
+    /// Connections that were thrown away because their transaction was lost.
+    pub replacements: u64,
+    /// Writes that ran again alone after their group was lost.
+    pub reruns: u64,
 }
 
 pub(crate) enum Backend {
@@ -69,6 +100,7 @@ pub(crate) enum Backend {
 pub struct Store {
     backend: Arc<Backend>,
     fault: FaultHook,
+    opened_at: Instant,
 }
 
 /// A proof of the right to touch rows: [`OrgScope`] or [`SystemScope`].
@@ -105,6 +137,9 @@ impl TxError for StoreError {
     }
 }
 
+/// One closure may take this long, on either database.
+pub(crate) const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
+
 tokio::task_local! {
     static IN_TRANSACTION: ();
 }
@@ -124,15 +159,17 @@ impl Store {
     /// [`StoreError::Refused`] when the data directory is in use, migrations are missing, or PostgreSQL's row-level security
     /// is not as it must be; [`StoreError::Unavailable`] when it cannot be reached.
     pub async fn open(config: StoreConfig) -> Result<Self, StoreError> {
-        let fault = FaultHook::default();
+        let (fault, opened_at) = (FaultHook::default(), Instant::now());
         let backend = match config.database {
-            Database::Sqlite { dir } => Backend::Sqlite(SqliteBackend::open(&dir, config.connections_max, fault.clone()).await?),
+            Database::Sqlite { dir } => {
+                Backend::Sqlite(SqliteBackend::open(&dir, config.connections_max, fault.clone(), opened_at).await?)
+            }
             Database::Postgres { url, owner_url, app_password } => {
                 let backend = PostgresBackend::open(url, owner_url, &app_password, config.connections_max).await?;
                 Backend::Postgres(backend)
             }
         };
-        Ok(Self { backend: Arc::new(backend), fault })
+        Ok(Self { backend: Arc::new(backend), fault, opened_at })
     }
 
     /// Runs the migrations with the owner's address and stops.
@@ -208,12 +245,13 @@ impl Store {
         match &*self.backend {
             Backend::Sqlite(sqlite) => sqlite.write(context, args, closure).await,
             Backend::Postgres(postgres) => {
-                IN_TRANSACTION.scope((), postgres.write(isolation, context, self.fault.clone(), args, closure)).await
+                let begin = |conn| Tx::new(conn, context.clone(), self.fault.clone(), self.opened_at);
+                IN_TRANSACTION.scope((), postgres.write(isolation, &context, begin, args, closure)).await
             }
         }
     }
 
-    /// Reads from one consistent snapshot. Whatever the closure changes is rolled back.
+    /// Reads from one consistent snapshot. A closure that tries to change something fails.
     ///
     /// # Errors
     /// What the closure ends with, or the store's own failure.
@@ -232,11 +270,20 @@ impl Store {
             Backend::Sqlite(sqlite) => sqlite.begin_read().await?,
             Backend::Postgres(postgres) => postgres.begin_read(&context).await?,
         };
-        let mut tx = Tx { conn, context, poisoned: false, statements: 0, fault: Some(self.fault.clone()) };
+        let mut tx = Tx::new(conn, context, self.fault.clone(), self.opened_at);
         IN_TRANSACTION.scope((), closure(&mut tx, &args)).await
     }
 
-    /// Waits for writes under way and closes every connection.
+    /// What SQLite's writer has done; `None` on PostgreSQL.
+    #[must_use]
+    pub fn writer_stats(&self) -> Option<WriterStats> {
+        match &*self.backend {
+            Backend::Sqlite(sqlite) => Some(sqlite.stats()),
+            Backend::Postgres(_) => None,
+        }
+    }
+
+    /// Waits for writes under way, closes every connection and gives the data directory free.
     pub async fn close(&self) {
         match &*self.backend {
             Backend::Sqlite(sqlite) => sqlite.close().await,

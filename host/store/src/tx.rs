@@ -1,11 +1,16 @@
 //! A transaction of either database: what the closures of [`Store::write`](crate::Store::write) work with.
 
+use std::time::{Duration, Instant};
+
 use bulkhead_model::id::OrgId;
+use bulkhead_model::job::Lease;
 use bulkhead_model::permission::{Actor, SystemReason};
+use bulkhead_model::time::Timestamp;
 use sqlx::{Postgres, Sqlite, SqliteConnection, Transaction};
 
 use crate::error::StoreError;
-use crate::sql::{Bind, Row, Sql, bind_all};
+use crate::sql::{Bind, PgTime, Row, Sql, bind_all};
+use crate::store::FaultHook;
 
 pub(crate) enum Conn {
     /// The one writer's connection.
@@ -23,17 +28,25 @@ pub(crate) struct TxContext {
     pub(crate) system: Option<SystemReason>,
 }
 
-/// An open transaction. After the first failed statement it runs nothing more and will be rolled back, on both databases.
+/// An open transaction. After the first failed (or abandoned) statement it runs nothing more and will be rolled back, on both
+/// databases.
 pub struct Tx {
     pub(crate) conn: Conn,
     pub(crate) context: TxContext,
+    /// A statement failed, or its future was dropped before it ended.
     pub(crate) poisoned: bool,
-    /// Statements run so far in this closure: what fault tests count.
-    pub(crate) statements: u64,
-    pub(crate) fault: Option<crate::store::FaultHook>,
+    /// The failure was a lost race: the closure runs again, whatever it made of the error.
+    pub(crate) contended: bool,
+    pub(crate) fault: FaultHook,
+    /// SQLite's clock for deadlines: monotonic, of this process.
+    pub(crate) opened_at: Instant,
 }
 
 impl Tx {
+    pub(crate) fn new(conn: Conn, context: TxContext, fault: FaultHook, opened_at: Instant) -> Self {
+        Self { conn, context, poisoned: false, contended: false, fault, opened_at }
+    }
+
     /// The organization that this transaction works for.
     ///
     /// # Errors
@@ -52,60 +65,100 @@ impl Tx {
         }
     }
 
+    /// Refuses statements across organizations to every scope but the one that names `reason`. On PostgreSQL row-level security
+    /// stands behind it; SQLite has only this.
+    pub(crate) fn require_reason(&self, reason: SystemReason) -> Result<(), StoreError> {
+        if self.context.system == Some(reason) {
+            return Ok(());
+        }
+        Err(StoreError::Misuse("this statement needs the system scope of its reason"))
+    }
+
+    /// The organization of a lease, which must be the scope's own unless the scope is the queue's.
+    pub(crate) fn lease_org(&self, lease: &Lease) -> Result<OrgId, StoreError> {
+        match (self.context.org, self.context.system) {
+            (Some(org), _) if org == lease.org => Ok(org),
+            (None, Some(SystemReason::Jobs)) => Ok(lease.org),
+            (Some(_) | None, _) => Err(StoreError::LostLease),
+        }
+    }
+
     /// Whether the database is PostgreSQL: for the few statements that must differ.
     #[must_use]
     pub(crate) fn is_postgres(&self) -> bool {
         matches!(self.conn, Conn::Postgres(_))
     }
 
-    fn before_statement(&mut self) -> Result<(), StoreError> {
+    /// Now plus `duration` by this process's monotonic clock: how SQLite keeps deadlines, which no clock jump may move.
+    pub(crate) fn monotonic_after(&self, duration: Duration) -> Timestamp {
+        let elapsed = i64::try_from(self.opened_at.elapsed().as_micros()).unwrap_or(i64::MAX);
+        Timestamp::from_micros(elapsed).plus(duration)
+    }
+
+    fn before_statement(&mut self, values: &[Bind<'_>]) -> Result<(), StoreError> {
         if self.poisoned {
             return Err(StoreError::Misuse("a statement after a failed one in the same transaction"));
         }
-        self.statements += 1;
-        if let Some(fault) = &self.fault {
-            fault.check().inspect_err(|_| self.poisoned = true)?;
+        // Until the statement ends well. A future that is dropped midway leaves it so.
+        self.poisoned = true;
+        // PostgreSQL's text cannot hold it; SQLite says no as well, so that both do the same.
+        if values.iter().any(|value| matches!(value, Bind::Text(Some(text)) if text.contains('\0'))) {
+            return Err(StoreError::Conflict { constraint: "text holds no NUL character".to_owned() });
         }
-        Ok(())
+        self.fault.check()
+    }
+
+    fn after_statement<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, StoreError> {
+        match result {
+            Ok(value) => {
+                self.poisoned = false;
+                Ok(value)
+            }
+            Err(error) => {
+                let error = StoreError::from(error);
+                self.contended = error.is_contention();
+                Err(error)
+            }
+        }
     }
 
     /// Runs a statement and answers how many rows it changed.
     pub(crate) async fn execute(&mut self, sql: Sql, values: &[Bind<'_>]) -> Result<u64, StoreError> {
-        self.before_statement()?;
+        self.before_statement(values)?;
         let result = match &mut self.conn {
             Conn::SqliteWriter(conn) => {
-                bind_all!(sqlx::query::<Sqlite>(sql.0), values, |at| at.as_micros()).execute(conn).await.map(|r| r.rows_affected())
+                bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros).execute(conn).await.map(|done| done.rows_affected())
             }
-            Conn::SqliteReader(conn) => {
-                bind_all!(sqlx::query::<Sqlite>(sql.0), values, |at| at.as_micros()).execute(&mut **conn).await.map(|r| r.rows_affected())
-            }
-            Conn::Postgres(conn) => {
-                bind_all!(sqlx::query::<Postgres>(sql.0), values, |at| at.to_chrono()).execute(&mut **conn).await.map(|r| r.rows_affected())
-            }
+            Conn::SqliteReader(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
+                .execute(&mut **conn)
+                .await
+                .map(|done| done.rows_affected()),
+            Conn::Postgres(conn) => bind_all!(sqlx::query::<Postgres>(sql.0), values, PgTime)
+                .execute(&mut **conn)
+                .await
+                .map(|done| done.rows_affected()),
         };
-        self.poisoned |= result.is_err();
-        Ok(result?)
+        self.after_statement(result)
     }
 
     /// Runs a statement and answers its rows.
     pub(crate) async fn fetch(&mut self, sql: Sql, values: &[Bind<'_>]) -> Result<Vec<Row>, StoreError> {
-        self.before_statement()?;
+        self.before_statement(values)?;
         let result: Result<Vec<Row>, sqlx::Error> = match &mut self.conn {
-            Conn::SqliteWriter(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, |at| at.as_micros())
+            Conn::SqliteWriter(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
                 .fetch_all(conn)
                 .await
                 .map(|rows| rows.into_iter().map(Row::Sqlite).collect()),
-            Conn::SqliteReader(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, |at| at.as_micros())
+            Conn::SqliteReader(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
                 .fetch_all(&mut **conn)
                 .await
                 .map(|rows| rows.into_iter().map(Row::Sqlite).collect()),
-            Conn::Postgres(conn) => bind_all!(sqlx::query::<Postgres>(sql.0), values, |at| at.to_chrono())
+            Conn::Postgres(conn) => bind_all!(sqlx::query::<Postgres>(sql.0), values, PgTime)
                 .fetch_all(&mut **conn)
                 .await
                 .map(|rows| rows.into_iter().map(Row::Postgres).collect()),
         };
-        self.poisoned |= result.is_err();
-        Ok(result?)
+        self.after_statement(result)
     }
 
     /// The first row, if there is one.
