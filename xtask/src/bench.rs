@@ -89,14 +89,16 @@ fn build(measurements: &[Measurement]) -> Result<()> {
     for package in measurements.iter().map(|one| &one.package).collect::<BTreeSet<_>>() {
         command.args(["--package", package]);
     }
+    // All binaries of those packages: a measurement may start one (the compiler's child, the server).
+    command.arg("--bins");
     for one in measurements {
-        command.args([if one.is_example { "--example" } else { "--bin" }, &one.name]);
+        if one.is_example {
+            command.args(["--example", &one.name]);
+        }
         for feature in &one.features {
             command.args(["--features", &format!("{}/{feature}", one.package)]);
         }
     }
-    // A measurement may start the server's own processes (the compiler's child).
-    command.args(["--package", "bulkhead", "--bin", "bulkhead"]);
     tools::run(&mut command)
 }
 
