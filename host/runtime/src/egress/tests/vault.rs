@@ -1,0 +1,100 @@
+//! The vault finds what it holds, in every dress.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE, URL_SAFE_NO_PAD};
+use bulkhead_model::name::SecretName;
+use proptest::prelude::*;
+use zeroize::Zeroizing;
+
+use super::*;
+
+fn name(text: &str) -> SecretName {
+    text.parse().unwrap()
+}
+
+fn vault(value: &str) -> (SecretVault, String) {
+    let vault = SecretVault::new(Ambient::manual(Timestamp::from_micros(0), 1));
+    let placeholder = vault.hold(&name("token"), Zeroizing::new(value.to_owned()));
+    (vault, placeholder)
+}
+
+#[test]
+fn a_secret_has_one_placeholder_per_call() {
+    let (vault, placeholder) = vault("hunter2hunter2");
+    assert_eq!(vault.hold(&name("token"), Zeroizing::new("other".to_owned())), placeholder);
+    assert_eq!(vault.placeholder("token"), Some(placeholder.clone()));
+    assert_eq!(vault.placeholder("other"), None);
+    let digits = placeholder.strip_prefix(PLACEHOLDER_PREFIX).expect("the prefix");
+    assert!(digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit()));
+    assert_ne!(vault.hold(&name("second"), Zeroizing::new("other".to_owned())), placeholder);
+    assert!(!format!("{vault:?}").contains("hunter2"));
+}
+
+#[test]
+fn signatures_are_those_of_rfc_4231() {
+    let (vault, _) = vault("Jefe");
+    let mac = vault.hmac_sha256("token", b"what do ya want for nothing?").expect("it is held");
+    assert_eq!(hex::encode(mac), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+    assert_eq!(vault.hmac_sha256("other", b""), None);
+}
+
+#[test]
+fn redacted_text_can_be_read_and_gives_nothing_away() {
+    let (vault, placeholder) = vault("hunter2hunter2");
+    assert_eq!(vault.redact("sent hunter2hunter2 twice: hunter2hunter2"), "sent [secret token] twice: [secret token]");
+    assert_eq!(vault.redact(&format!("<{placeholder}>")), "<[secret token]>");
+    assert_eq!(vault.redact("nothing here"), "nothing here");
+    let hidden = format!("x {} y", STANDARD.encode("hunter2hunter2"));
+    assert_eq!(vault.redact(&hidden), "[text with the secret token]");
+}
+
+#[test]
+fn short_values_are_not_searched_for() {
+    let (vault, placeholder) = vault("abc");
+    assert!(!vault.scan("abc") && vault.scan(&placeholder));
+    let empty = SecretVault::new(Ambient::manual(Timestamp::from_micros(0), 1));
+    assert!(empty.is_empty() && !empty.scan("bhs_anything"));
+}
+
+proptest! {
+    #[test]
+    fn a_value_is_found_in_every_form(value in "[ -~]{6,40}|\\PC{6,20}", before in "[a-zA-Z ]{0,7}", after in "[a-zA-Z ]{0,7}", form in 0..9_usize) {
+        let (vault, placeholder) = vault(&value);
+        let whole = format!("{before}{value}{after}");
+        let text = match form {
+            0 => whole,
+            1 => STANDARD.encode(&whole),
+            2 => URL_SAFE.encode(&whole),
+            3 => URL_SAFE_NO_PAD.encode(&whole),
+            4 => format!("{before}{}{after}", hex::encode(&value)),
+            5 => format!("{before}{}{after}", hex::encode_upper(&value)),
+            6 => format!("{before}{}{after}", value.bytes().map(|byte| format!("%{byte:02x}")).collect::<String>()),
+            7 => serde_json::Value::from(whole).to_string(),
+            _ => format!("{before}{placeholder}{after}"),
+        };
+        prop_assert_eq!(vault.find(&text), Some(name("token")), "{}", text);
+        prop_assert!(!vault.redact(&text).contains(&value));
+    }
+
+    #[test]
+    fn escaped_json_hides_nothing(value in "[a-z0-9]{8,20}") {
+        let (vault, _) = vault(&value);
+        let text: String = value.chars().map(|c| format!("\\u{:04x}", u32::from(c))).collect();
+        prop_assert!(vault.scan(&text));
+    }
+
+    #[test]
+    fn other_text_is_left_alone(value in "[a-z]{12}", text in "[A-Z0-9 .,]{0,60}") {
+        let (vault, _) = vault(&value);
+        prop_assume!(!text.to_lowercase().contains(&hex::encode(&value)));
+        // Base64 of lower-case letters always holds a digit or a letter of either case; look only at text that cannot.
+        let shown = vault.redact(&text).into_owned();
+        prop_assert_eq!(shown, text);
+    }
+
+    #[test]
+    fn any_text_is_searched_without_a_panic(value in "\\PC{0,20}", text in "\\PC{0,60}|[%\\\\u0-9a-f]{0,40}") {
+        let (vault, _) = vault(&value);
+        let _ = vault.redact(&text);
+    }
+}
