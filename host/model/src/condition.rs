@@ -38,7 +38,7 @@ pub use explain::Explanation;
 pub use path::{FieldPath, PATH_BYTES_MAX, PATH_SEGMENTS_MAX, PathError, Segment};
 pub use schema::ConditionSchema;
 
-use compare::Moment;
+use compare::{Moment, OneOf};
 
 /// Groups inside groups. Source: the workflow specification.
 pub const DEPTH_MAX: usize = 20;
@@ -50,6 +50,8 @@ pub const LIST_MAX: usize = 1000;
 pub const OPERAND_BYTES_MAX: usize = 4096;
 /// Bytes in a regular expression.
 pub const PATTERN_BYTES_MAX: usize = 1000;
+/// Regular expressions in one condition: compiling one takes far longer than checking any other test.
+pub const PATTERNS_MAX: usize = 20;
 /// Bytes that a compiled regular expression may take, its lazy automaton included.
 pub const REGEX_BYTES_MAX: usize = 256 * 1024;
 
@@ -105,7 +107,7 @@ struct Test {
 #[derive(Clone, Debug)]
 enum Check {
     Equals(Value),
-    OneOf(Box<[Value]>),
+    OneOf(OneOf),
     Order(Rank, Comparable),
     Between(Comparable, Comparable),
     Contains(Value),
@@ -221,10 +223,15 @@ impl Condition {
         explain::explain(&self.node, root)
     }
 
+    /// Regular expressions in it.
+    pub(crate) fn patterns(&self) -> usize {
+        self.node.patterns()
+    }
+
     /// Every path that the condition reads, with the JSON pointer to the test that does.
     pub fn paths(&self) -> Vec<(String, &FieldPath)> {
         let mut found = Vec::new();
-        self.node.collect_paths(String::new(), &mut found);
+        self.node.collect_paths("", &mut found);
         found
     }
 }
@@ -239,15 +246,23 @@ impl Node {
         }
     }
 
-    fn collect_paths<'a>(&'a self, at: String, found: &mut Vec<(String, &'a FieldPath)>) {
+    fn patterns(&self) -> usize {
+        match self {
+            Self::All(nodes) | Self::Any(nodes) => nodes.iter().map(Self::patterns).sum(),
+            Self::Not(node) => node.patterns(),
+            Self::Test(test) => usize::from(matches!(test.check, Check::Matches(_))),
+        }
+    }
+
+    fn collect_paths<'a>(&'a self, at: &str, found: &mut Vec<(String, &'a FieldPath)>) {
         match self {
             Self::All(nodes) | Self::Any(nodes) => {
                 let name = if matches!(self, Self::All(_)) { "all" } else { "any" };
                 for (index, node) in nodes.iter().enumerate() {
-                    node.collect_paths(format!("{at}/{name}/{index}"), found);
+                    node.collect_paths(&format!("{at}/{name}/{index}"), found);
                 }
             }
-            Self::Not(node) => node.collect_paths(format!("{at}/not"), found),
+            Self::Not(node) => node.collect_paths(&format!("{at}/not"), found),
             Self::Test(test) => found.push((format!("{at}/field"), &test.path)),
         }
     }
@@ -267,7 +282,7 @@ impl Check {
     fn holds(&self, actual: &Value) -> bool {
         match self {
             Self::Equals(operand) => compare::equal(actual, operand),
-            Self::OneOf(operands) => operands.iter().any(|operand| compare::equal(actual, operand)),
+            Self::OneOf(operands) => operands.contains(actual),
             Self::Order(rank, operand) => operand.compare(actual).is_some_and(|order| rank.holds(order)),
             Self::Between(low, high) => {
                 low.compare(actual).is_some_and(std::cmp::Ordering::is_ge)

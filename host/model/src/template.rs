@@ -91,6 +91,8 @@ enum Expression {
     Path(FieldPath),
     Compiled {
         source: Arc<str>,
+        /// Top-level names that it reads.
+        roots: Arc<[String]>,
         code: Arc<minijinja::Expression<'static, 'static>>,
     },
 }
@@ -241,7 +243,8 @@ fn expression(source: &str) -> Result<Expression, String> {
     scan::check_expression(source)?;
     let code = ENVIRONMENT.compile_expression_owned(source.to_owned()).map_err(|error| reason(&error))?;
     filters::check_names(source)?;
-    Ok(Expression::Compiled { source: source.into(), code: Arc::new(code) })
+    let roots = code.undeclared_variables(false).into_iter().collect();
+    Ok(Expression::Compiled { source: source.into(), roots, code: Arc::new(code) })
 }
 
 /// The source as a path, if it is nothing but one: `a.b[0].c`, `a["b c"]`.
@@ -389,12 +392,12 @@ impl<L: Lookup + ?Sized> Renderer<'_, L> {
             Expression::Path(path) => {
                 path.resolve_group(self.context).map(std::borrow::Cow::into_owned).ok_or_else(|| missing(path))
             }
-            Expression::Compiled { source, code } => {
-                for name in code.undeclared_variables(false) {
-                    if !self.roots.contains_key(&name)
-                        && let Some(root) = self.context.root(&name)
+            Expression::Compiled { source, roots, code } => {
+                for name in roots.iter() {
+                    if !self.roots.contains_key(name)
+                        && let Some(root) = self.context.root(name)
                     {
-                        self.roots.insert(name, JinjaValue::from(Serde(&*root)));
+                        self.roots.insert(name.clone(), JinjaValue::from(Serde(&*root)));
                     }
                 }
                 let result = code.eval(JinjaValue::from(self.roots.clone()));

@@ -47,6 +47,8 @@ pub const TRIGGERS_MAX: usize = 20;
 pub const VARIABLES_MAX: usize = 100;
 /// Cases of one `switch`.
 pub const CASES_MAX: usize = 50;
+/// Regular expressions in all conditions of one workflow.
+pub const PATTERNS_MAX: usize = 100;
 /// Bytes of a definition's text.
 pub const TEXT_BYTES_MAX: usize = 1024 * 1024;
 /// Characters of a workflow's name, and of a step's title.
@@ -54,7 +56,7 @@ pub const NAME_CHARS_MAX: usize = 120;
 /// Characters of any description.
 pub const DESCRIPTION_CHARS_MAX: usize = 2000;
 /// The longest wait: a leap year.
-pub const DELAY_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+pub const DELAY_MAX: Duration = Duration::from_hours(366 * 24);
 pub const ATTEMPTS_MAX: u32 = 100;
 /// The longest pause between two attempts that a definition may ask for: a day.
 pub const BACKOFF_MAX_MS: u64 = 24 * 3600 * 1000;

@@ -61,6 +61,55 @@ impl Rank {
     }
 }
 
+/// The operands of `in`, sorted by kind: a long list costs a look-up, not a walk.
+#[derive(Clone, Debug)]
+pub(super) struct OneOf {
+    texts: Box<[Box<str>]>,
+    numbers: Box<[Number]>,
+    has_true: bool,
+    has_false: bool,
+    has_null: bool,
+}
+
+impl OneOf {
+    pub(super) fn new(operands: &[Value]) -> Self {
+        let mut texts: Vec<Box<str>> = operands.iter().filter_map(Value::as_str).map(Into::into).collect();
+        texts.sort_unstable();
+        let mut numbers: Vec<Number> = operands.iter().filter_map(Value::as_number).cloned().collect();
+        numbers.sort_by(order);
+        let has = |wanted: &Value| operands.contains(wanted);
+        let (has_true, has_false, has_null) = (has(&Value::Bool(true)), has(&Value::Bool(false)), has(&Value::Null));
+        Self { texts: texts.into(), numbers: numbers.into(), has_true, has_false, has_null }
+    }
+
+    pub(super) fn contains(&self, actual: &Value) -> bool {
+        match actual {
+            Value::String(text) => self.texts.binary_search_by(|known| (**known).cmp(text)).is_ok(),
+            Value::Number(number) => self.numbers.binary_search_by(|known| order(known, number)).is_ok(),
+            Value::Bool(true) => self.has_true,
+            Value::Bool(false) => self.has_false,
+            Value::Null => self.has_null,
+            Value::Array(_) | Value::Object(_) => false,
+        }
+    }
+
+    /// Whether any operand is of the actual value's type.
+    pub(super) fn has_type_of(&self, actual: &Value) -> bool {
+        match actual {
+            Value::String(_) => !self.texts.is_empty(),
+            Value::Number(_) => !self.numbers.is_empty(),
+            Value::Bool(_) => self.has_true || self.has_false,
+            Value::Null => self.has_null,
+            Value::Array(_) | Value::Object(_) => false,
+        }
+    }
+}
+
+/// JSON has no NaN, so numbers always have an order.
+fn order(left: &Number, right: &Number) -> Ordering {
+    compare_numbers(left, right).unwrap_or(Ordering::Equal)
+}
+
 /// Equality of JSON values, numbers by value.
 pub(crate) fn equal(left: &Value, right: &Value) -> bool {
     match (left, right) {

@@ -99,10 +99,10 @@ fn mismatch(check: &Check, actual: &Value) -> Option<String> {
             type_name(operand)
         }
         Check::OneOf(operands) => {
-            if operands.iter().any(|operand| type_name(operand) == type_name(actual)) {
+            if operands.has_type_of(actual) {
                 return None;
             }
-            operands.first().map_or("a value of an empty list", type_name)
+            "values of another type"
         }
         Check::Order(_, operand) | Check::Between(operand, _) => {
             if operand.compare(actual).is_some() {

@@ -5,9 +5,10 @@ use std::cmp::Ordering;
 use regex::RegexBuilder;
 use serde_json::{Map, Value};
 
+use super::compare::OneOf;
 use super::{
     Check, Comparable, ConditionProblem, DEPTH_MAX, FieldPath, LIST_MAX, NODES_MAX, Node, OPERAND_BYTES_MAX, Op,
-    PATTERN_BYTES_MAX, REGEX_BYTES_MAX, Rank, Test,
+    PATTERN_BYTES_MAX, PATTERNS_MAX, REGEX_BYTES_MAX, Rank, Test,
 };
 
 /// Problems reported of one condition; more would only repeat themselves.
@@ -15,11 +16,12 @@ const PROBLEMS_MAX: usize = 50;
 
 struct Parser {
     nodes: usize,
+    patterns: usize,
     problems: Vec<ConditionProblem>,
 }
 
 pub(super) fn parse(tree: &Value) -> Result<Node, Vec<ConditionProblem>> {
-    let mut parser = Parser { nodes: 0, problems: Vec::new() };
+    let mut parser = Parser { nodes: 0, patterns: 0, problems: Vec::new() };
     match parser.node(tree, &mut String::new(), 1) {
         Some(node) if parser.problems.is_empty() => Ok(node),
         _ => Err(parser.problems),
@@ -117,6 +119,12 @@ impl Parser {
         if operand.is_none() && op != Op::Exists {
             return self.problem(path, format!("`{}` needs a value", op.as_str()));
         }
+        if op == Op::Matches {
+            self.patterns += 1;
+            if self.patterns > PATTERNS_MAX {
+                return self.problem(path, format!("more than {PATTERNS_MAX} regular expressions in one condition"));
+            }
+        }
         let check = match check(op, operand.unwrap_or(&Value::Bool(true))) {
             Ok(check) => check,
             Err(message) => return self.problem(&format!("{path}/value"), message),
@@ -146,7 +154,7 @@ fn check(op: Op, operand: &Value) -> Result<Check, String> {
                 return Err(format!("`{name}` takes at most {LIST_MAX} values"));
             }
             let items: Result<Vec<_>, _> = items.iter().map(|item| scalar(name, item)).collect();
-            Ok(Check::OneOf(items?.into()))
+            Ok(Check::OneOf(OneOf::new(&items?)))
         }
         Op::Contains => scalar(name, operand).map(Check::Contains),
         Op::StartsWith => text(name, operand).map(|part| Check::StartsWith(part.into())),

@@ -188,6 +188,9 @@ fn size_and_depth_are_bounded() {
     assert_eq!(problems(&wide(100_000)).len(), 1);
     assert_eq!(problems(&json!({ "field": "a", "op": "in", "value": vec![1; LIST_MAX + 1] })).len(), 1);
     assert_eq!(problems(&json!({ "field": "a", "op": "eq", "value": "x".repeat(OPERAND_BYTES_MAX + 1) })).len(), 1);
+    let patterns = |count: usize| json!({ "any": vec![json!({ "field": "a", "op": "matches", "value": "x" }); count] });
+    assert!(Condition::parse(&patterns(PATTERNS_MAX)).is_ok());
+    assert_eq!(problems(&patterns(PATTERNS_MAX + 1)).len(), 1);
     let hostile = json!({ "field": "a", "op": "matches", "value": r"(\w{1000}){1000}" });
     assert!(problems(&hostile)[0].message.contains("too large"), "{:?}", problems(&hostile));
 }
@@ -301,6 +304,15 @@ proptest! {
                 prop_assert!(tree.pointer(&problem.path).is_some(), "{} leads nowhere", problem.path);
             }
         }
+    }
+
+    #[test]
+    fn a_list_holds_what_equals_one_of_its_values(list in proptest::collection::vec(scalar(), 0..40), actual in scalar()) {
+        let operand = Value::from(list.clone());
+        let expected = list.iter().any(|item| compare::equal(item, &actual));
+        let root = json!({ "a": actual });
+        prop_assert_eq!(holds("a", "in", &operand, &root), expected);
+        prop_assert_eq!(holds("a", "not_in", &operand, &root), !expected);
     }
 
     #[test]

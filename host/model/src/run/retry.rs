@@ -8,7 +8,7 @@ use crate::job;
 use crate::workflow::Retry;
 
 /// The longest pause that a `Retry-After` may ask for: a day. Beyond it the step would better fail and say so.
-pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+pub const RETRY_AFTER_MAX: Duration = Duration::from_hours(24);
 
 /// Whether another attempt may end differently.
 ///

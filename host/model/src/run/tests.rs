@@ -245,11 +245,11 @@ fn a_template_that_fails_fails_its_step() {
 fn a_delay_waits_once_until_its_moment() {
     let mut bench = Bench::steps(&json!({ "a": { "type": "delay", "for": "3d", "next": "b" },
         "b": { "type": "delay", "until": "{{ trigger.body.at | default('2026-01-01') }}", "next": "c" }, "c": { "type": "stop" } }));
-    let until = START.plus(Duration::from_secs(3 * 24 * 3600));
+    let until = START.plus(Duration::from_hours(72));
     assert_eq!(bench.advance(), Next::Wait { step: id("a"), until });
-    bench.ambient.advance(Duration::from_secs(3600));
+    bench.ambient.advance(Duration::from_hours(1));
     assert_eq!(bench.advance(), Next::Wait { step: id("a"), until }, "waking early does not begin the wait anew");
-    bench.ambient.advance(Duration::from_secs(3 * 24 * 3600));
+    bench.ambient.advance(Duration::from_hours(72));
     assert_eq!(bench.finish().0, RunStatus::Succeeded, "a moment that has passed does not wait");
     assert_eq!(
         bench.log(),
@@ -356,7 +356,7 @@ fn cancelling_ends_a_run_wherever_it_stands() {
 
     let mut calling = Bench::steps(&steps);
     calling.advance();
-    calling.ambient.advance(Duration::from_secs(90_000));
+    calling.ambient.advance(Duration::from_hours(25));
     let call = calling.call();
     cancel(&calling.definition, &mut calling.state, "not wanted").unwrap();
     assert_eq!(calling.complete(&call, &returned(&json!(1))), StepVerdict::Stale, "a late result changes nothing");

@@ -9,16 +9,16 @@ use super::wire::{
 };
 use super::{
     ATTEMPTS_MAX, BACKOFF_MAX_MS, CASES_MAX, CallStep, Case, DELAY_MAX, DESCRIPTION_CHARS_MAX, Definition, Delay,
-    JSON_DEPTH_MAX, NAME_CHARS_MAX, Note, Problem, Retry, SCHEMA, STEPS_MAX, Step, StepId, StepKind, TEXT_BYTES_MAX,
-    TIMEOUT_MAX_MS, TIMEOUT_MIN_MS, TRIGGERS_MAX, Trigger, TriggerId, TriggerKind, VARIABLES_MAX, Variable,
-    VariableName, VariableType, check, convert, duration, json,
+    JSON_DEPTH_MAX, NAME_CHARS_MAX, Note, PATTERNS_MAX, Problem, Retry, SCHEMA, STEPS_MAX, Step, StepId, StepKind,
+    TEXT_BYTES_MAX, TIMEOUT_MAX_MS, TIMEOUT_MIN_MS, TRIGGERS_MAX, Trigger, TriggerId, TriggerKind, VARIABLES_MAX,
+    Variable, VariableName, VariableType, check, convert, duration, json,
 };
 use crate::condition::Condition;
 use crate::limits::ContributionKind;
 use crate::template::Template;
 
 pub(super) fn read(text: &str) -> Result<(Definition, Vec<Note>), Vec<Problem>> {
-    let mut reader = Reader { problems: Vec::new(), notes: Vec::new() };
+    let mut reader = Reader { problems: Vec::new(), notes: Vec::new(), patterns: 0 };
     let definition = reader.definition(text);
     let Some(definition) = definition else { return Err(reader.problems) };
     check::check(&definition, &mut reader.problems, &mut reader.notes);
@@ -31,6 +31,8 @@ const PROBLEMS_MAX: usize = 200;
 struct Reader {
     problems: Vec<Problem>,
     notes: Vec<Note>,
+    /// Regular expressions so far.
+    patterns: usize,
 }
 
 impl Reader {
@@ -187,13 +189,13 @@ impl Reader {
                     self.problem(format!("{path}/type"), "not-available", message);
                     continue;
                 }
-                text => match TriggerKind::parse(text) {
-                    Some(kind) => kind,
-                    None => {
+                text => {
+                    let Some(kind) = TriggerKind::parse(text) else {
                         self.problem(format!("{path}/type"), "unknown-type", "a trigger is webhook, manual or api");
                         continue;
-                    }
-                },
+                    };
+                    kind
+                }
             };
             let Some(body) = self.shape::<TriggerBody>(&path, body) else { continue };
             let when = match body.when {
@@ -428,8 +430,19 @@ impl Reader {
     }
 
     fn condition(&mut self, path: &str, tree: &Value) -> Option<Condition> {
+        if self.patterns > PATTERNS_MAX {
+            // Said once already; compiling still more is what the bound is against.
+            return None;
+        }
         match Condition::parse(tree) {
-            Ok(condition) => Some(condition),
+            Ok(condition) => {
+                self.patterns += condition.patterns();
+                if self.patterns > PATTERNS_MAX {
+                    let message = format!("more than {PATTERNS_MAX} regular expressions in one workflow");
+                    self.problem(path, "too-many-patterns", message);
+                }
+                Some(condition)
+            }
             Err(problems) => {
                 for problem in problems {
                     self.problem(format!("{path}{}", problem.path), "condition", problem.message);

@@ -233,6 +233,18 @@ fn oversized_documents_are_refused_at_once() {
 }
 
 #[test]
+fn regular_expressions_are_counted_over_the_whole() {
+    let pattern = json!({ "field": "run.id", "op": "matches", "value": "x" });
+    let document = |steps: usize| {
+        let step = |i: usize| (format!("s{i}"), json!({ "type": "condition", "if": { "any": vec![&pattern; 20] } }));
+        with_steps(&Value::Object((0..steps).map(step).collect()))
+    };
+    parse(&document(PATTERNS_MAX / 20));
+    let found = problems(&document(PATTERNS_MAX / 20 + 3));
+    assert_eq!(found, [(format!("/steps/s{}/if", PATTERNS_MAX / 20), "too-many-patterns".to_owned())]);
+}
+
+#[test]
 fn a_doubled_key_is_refused() {
     let text = r#"{"schema":1,"name":"x","start":"a","steps":{"a":{"type":"stop"},"a":{"type":"stop"}}}"#;
     let found = Definition::parse(text).unwrap_err().problems;
@@ -363,7 +375,7 @@ fn any_document() -> impl Strategy<Value = Value> {
         let steps = if list {
             Value::Array(steps.into_iter().map(|(_, step)| step).collect())
         } else {
-            Value::Object(steps.into_iter().map(|(id, step)| (id.to_string(), step)).collect())
+            Value::Object(steps.into_iter().collect())
         };
         json!({ "schema": 1, "name": "x", "start": "a", "steps": steps, "triggers": [triggers], "variables": variables })
     })

@@ -1,7 +1,7 @@
 //! What starts a run, and which trigger answers for a payload.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{Definition, TriggerId};
 use crate::condition::{Condition, Explanation};
@@ -76,7 +76,9 @@ impl TriggerMatch {
 /// The `trigger` that conditions and templates see.
 #[must_use]
 pub fn trigger_payload(kind: TriggerKind, body: Value, headers: Value, query: Value) -> Value {
-    json!({ "type": kind.as_str(), "body": body, "headers": headers, "query": query })
+    let kind = Value::from(kind.as_str());
+    let parts = [("type", kind), ("body", body), ("headers", headers), ("query", query)];
+    Value::Object(parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
 impl Definition {
