@@ -10,37 +10,85 @@
 pub mod api_key;
 pub mod audit;
 pub mod auth;
+pub mod call;
+pub mod data;
+mod engine;
 pub mod error;
 pub mod event;
+pub mod grants;
+pub mod health;
+pub mod hook;
+pub mod installation;
 pub mod job;
+mod live;
 pub mod org;
+pub mod permits;
+pub mod plugin;
+pub mod run;
+pub mod sandbox;
+pub mod secret;
 pub mod supervise;
+pub mod worker;
+pub mod workflow;
 
 use std::sync::Arc;
 
 use bulkhead_model::ambient::Ambient;
+use bulkhead_model::id::{OrgId, WorkflowId};
+use bulkhead_model::workflow::Definition;
 use bulkhead_store::Store;
 use bulkhead_store::seal::Sealer;
 
+use crate::sandbox::Sandbox;
+
 pub use error::{AppError, Problem};
+pub use permits::CallConcurrency;
+pub use sandbox::SandboxParts;
 
 /// What the application needs to run.
 pub struct AppParts {
     pub store: Store,
     pub sealer: Sealer,
     pub ambient: Ambient,
+    pub sandbox: SandboxParts,
+}
+
+struct Inner {
+    store: Store,
+    sealer: Sealer,
+    ambient: Ambient,
+    sandbox: Sandbox,
 }
 
 /// The application. Cheap to clone.
 #[derive(Clone)]
 pub struct App {
-    inner: Arc<AppParts>,
+    inner: Arc<Inner>,
+    wake: worker::Wake,
+    in_flight: worker::InFlight,
+    definitions: moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Definition>>,
+}
+
+/// Checked definitions kept in memory.
+const DEFINITIONS_MAX: u64 = 10_000;
+
+/// SHA-256 of a text, in hexadecimal.
+pub(crate) fn digest_hex(text: &str) -> String {
+    use sha2::Digest as _;
+    hex::encode(sha2::Sha256::digest(text.as_bytes()))
 }
 
 impl App {
     #[must_use]
     pub fn new(parts: AppParts) -> Self {
-        Self { inner: Arc::new(parts) }
+        let AppParts { store, sealer, ambient, sandbox } = parts;
+        let inner = Inner { store, sealer, ambient, sandbox: Sandbox::new(sandbox) };
+        Self {
+            inner: Arc::new(inner),
+            wake: worker::Wake::default(),
+            in_flight: worker::InFlight::default(),
+            definitions: moka::sync::Cache::new(DEFINITIONS_MAX),
+        }
     }
 
     #[must_use]
@@ -52,7 +100,28 @@ impl App {
         &self.inner.store
     }
 
+    pub(crate) fn sandbox(&self) -> &Sandbox {
+        &self.inner.sandbox
+    }
+
     pub(crate) fn sealer(&self) -> &Sealer {
         &self.inner.sealer
+    }
+
+    pub(crate) fn definitions(&self) -> &moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Definition>> {
+        &self.definitions
+    }
+
+    pub(crate) fn in_flight(&self) -> &worker::InFlight {
+        &self.in_flight
+    }
+
+    pub(crate) fn wake(&self) -> &worker::Wake {
+        &self.wake
+    }
+
+    /// Tells this process's worker that there is work.
+    pub(crate) fn wake_workers(&self) {
+        self.wake.wake();
     }
 }

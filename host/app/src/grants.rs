@@ -1,0 +1,74 @@
+//! What an installation may do: shown in layers, changed as a whole, in force at once.
+
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::id::{InstallationId, OrgId};
+use bulkhead_model::permission::{Caller, Permission};
+use bulkhead_runtime::Digest;
+use bulkhead_store::installation::Installation;
+use serde_json::json;
+
+use crate::installation::{InstallationDetail, check_grants, require_at, save};
+use crate::{App, AppError};
+
+impl App {
+    /// The three layers of an installation's rights and their result.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`], or a refusal.
+    pub async fn show_grants(&self, caller: &Caller, org: OrgId, id: InstallationId) -> Result<InstallationDetail, AppError> {
+        self.get_installation(caller, org, id).await
+    }
+
+    /// Replaces an installation's grants, if it is still at the version that the caller saw. From the moment of the commit no
+    /// call that began under the old grants commits anything; those that run are ended.
+    ///
+    /// # Errors
+    /// [`AppError::StaleVersion`]; [`AppError::Invalid`] `invalid-grants`; [`AppError::NotFound`].
+    pub async fn replace_grants(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: InstallationId,
+        seen: GrantVersion,
+        grants: Grants,
+    ) -> Result<InstallationDetail, AppError> {
+        let scope = caller.authorize(org, Permission::PluginsGrant)?;
+        let app = self.clone();
+        self.to_the_end("replace grants", async move {
+            let (installation, plugin) = app
+                .store()
+                .write(&scope, (id, seen, grants, scope.actor().clone(), app.ambient().clone()), |tx, args| {
+                    let (id, seen, grants, actor, ambient) = args;
+                    Box::pin(async move {
+                        let (before, plugin) = require_at(tx, *id, *seen).await?;
+                        check_grants(&plugin.manifest, grants)?;
+                        let mut next =
+                            Installation { grants: grants.clone(), updated_at: ambient.now(), ..before.clone() };
+                        if next.grants == before.grants {
+                            return Ok((before, plugin));
+                        }
+                        let version = save(tx, &before, &mut next, actor).await?;
+                        let event = AuditEvent {
+                            action: "grants.changed",
+                            target: id.to_string(),
+                            actor: actor.clone(),
+                            detail: json!({
+                                "plugin": plugin.name,
+                                "version": plugin.version,
+                                "digest": Digest(plugin.digest),
+                                "grant_version": { "before": seen, "after": version },
+                                "grants": { "before": before.grants, "after": next.grants },
+                            }),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                        Ok::<_, AppError>((next, plugin))
+                    })
+                })
+                .await?;
+            app.installation_changed(org, id, installation.grant_version);
+            Ok(app.detail(installation, plugin))
+        })
+        .await
+    }
+}

@@ -1,0 +1,104 @@
+//! What plugin use cases share: the runtime, what it may do at most, and what is remembered between calls.
+//!
+//! Everything remembered is bounded, keyed by something that cannot change under it (a plugin's id, a grant version), and only
+//! saves work: leaving it out changes no answer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bulkhead_model::grant::{Ceiling, GrantVersion};
+use bulkhead_model::id::{InstallationId, OrgId, PluginId};
+use bulkhead_runtime::{Digest, Runtime};
+use tokio::sync::oneshot;
+
+use crate::call::rights::Rights;
+use crate::live::LiveCalls;
+use crate::permits::{CallConcurrency, Permits};
+use crate::plugin::contract::Contract;
+use crate::supervise::Supervisor;
+use crate::{App, AppError};
+
+/// The publisher of the packages that the platform itself ships. No organization's slug gives a right to it.
+pub const FIRST_PARTY_PUBLISHER: &str = "bulkhead";
+/// Plugin versions whose manifests and schemas stay in memory.
+const CONTRACTS_MAX: u64 = 512;
+/// Installations whose rights stay in memory.
+const RIGHTS_MAX: u64 = 10_000;
+
+/// How plugins are run.
+pub struct SandboxParts {
+    pub runtime: Runtime,
+    /// The operator's layer of every plugin's rights.
+    pub ceiling: Ceiling,
+    /// Digests of the packages that may carry the platform's own publisher name.
+    pub first_party: BTreeSet<Digest>,
+    pub concurrency: CallConcurrency,
+    /// Carries what must not stop half-way when a client goes away.
+    pub supervisor: Supervisor,
+}
+
+pub(crate) struct Sandbox {
+    pub(crate) runtime: Runtime,
+    pub(crate) ceiling: Ceiling,
+    pub(crate) first_party: BTreeSet<Digest>,
+    pub(crate) permits: Permits,
+    pub(crate) live: LiveCalls,
+    pub(crate) contracts: moka::sync::Cache<(OrgId, PluginId), Arc<Contract>>,
+    pub(crate) rights: moka::sync::Cache<(OrgId, InstallationId), (GrantVersion, Arc<Rights>)>,
+    supervisor: Supervisor,
+}
+
+impl Sandbox {
+    pub(crate) fn new(parts: SandboxParts) -> Self {
+        Self {
+            runtime: parts.runtime,
+            ceiling: parts.ceiling,
+            first_party: parts.first_party,
+            permits: Permits::new(parts.concurrency),
+            live: LiveCalls::new(),
+            contracts: moka::sync::Cache::new(CONTRACTS_MAX),
+            rights: moka::sync::Cache::new(RIGHTS_MAX),
+            supervisor: parts.supervisor,
+        }
+    }
+}
+
+/// The task that carried a use case ended without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the task {0} ended early")]
+struct EndedEarly(&'static str);
+
+impl App {
+    /// Runs `work` to its end even when the caller stops waiting: a commit is always followed by what has to follow it, and a
+    /// call that was made is always recorded.
+    pub(crate) async fn to_the_end<T, F>(&self, name: &'static str, work: F) -> Result<T, AppError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, AppError>> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        self.sandbox().supervisor.spawn(name, async move {
+            // Nobody listening is what this is for.
+            let _ = answer.send(work.await);
+        });
+        answered.await.unwrap_or_else(|_| Err(AppError::Runtime(Box::new(EndedEarly(name)))))
+    }
+
+    /// Tells the running process, after commit, that an installation is at `version`: calls that began under an older one are
+    /// revoked, and what was remembered of it is forgotten.
+    pub fn installation_changed(&self, org: OrgId, installation: InstallationId, version: GrantVersion) {
+        let sandbox = self.sandbox();
+        sandbox.rights.invalidate(&(org, installation));
+        let revoked = sandbox.live.changed((org, installation), version);
+        if revoked > 0 {
+            metrics::counter!("bulkhead_plugin_calls_revoked_total").increment(u64::try_from(revoked).unwrap_or(u64::MAX));
+            tracing::info!(%installation, revoked, "ended calls whose installation changed");
+        }
+    }
+
+    /// Plugin calls that this process runs now.
+    #[must_use]
+    pub fn calls_in_flight(&self) -> usize {
+        self.sandbox().live.count()
+    }
+}
