@@ -1,1 +1,124 @@
-fn main() {}
+//! `bulkhead`: the one binary. `serve` runs the platform, `demo` runs it with something in it, `plugin` is the author's loop.
+//!
+//! Exit codes: 0 success, 1 the command did its work and the answer is no, 2 it could not do its work (wrong usage included).
+
+mod admin;
+mod config;
+mod demo;
+mod doctor;
+mod host;
+mod keys;
+mod plugin_cli;
+mod serve;
+mod telemetry;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bulkhead_runtime::CompilerCommand;
+use clap::{CommandFactory as _, Parser, Subcommand};
+
+use crate::config::Config;
+
+/// The argument that turns this binary into the compiler's child process.
+const COMPILE_WORKER: &str = "compile-worker";
+
+#[derive(Debug, Parser)]
+#[command(name = "bulkhead", version, about = "Hosts sandboxed plugins for CRM automation", propagate_version = true)]
+struct Cli {
+    /// Configuration file (TOML); `bulkhead config example` prints one
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server
+    #[command(after_help = "Examples:\n  bulkhead serve\n  bulkhead serve --config /etc/bulkhead.toml\n  \
+        BULKHEAD_SERVER__LISTEN=0.0.0.0:8080 bulkhead serve")]
+    Serve,
+    /// Run a server with a sample organization, plugins and a workflow; continues where it was
+    #[command(after_help = "Examples:\n  bulkhead demo --data-dir demo-data --listen 127.0.0.1:8080\n  \
+        bulkhead demo --data-dir d --listen 127.0.0.1:8080 --sink http://127.0.0.1:9000/\n  \
+        bulkhead demo --data-dir d --listen 127.0.0.1:8080 --database-url postgres://owner@localhost/bulkhead\n\n\
+        DIR/demo.json holds the address, an API key and the workflow's webhook address.")]
+    Demo(demo::Args),
+    /// Bring the database to this version's schema and stop
+    Migrate,
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Check that the server can run here, and say what is wrong
+    Doctor(doctor::Args),
+    /// The operator's own tasks, on the database itself
+    #[command(subcommand)]
+    Admin(admin::Command),
+    /// Write, build, check and try plugins
+    #[command(subcommand)]
+    Plugin(plugin_cli::Command),
+    /// Print a script that completes commands in your shell
+    Completions { shell: clap_complete::Shell },
+    /// The compiler's child process (started by the server itself)
+    #[command(name = COMPILE_WORKER, hide = true)]
+    CompileWorker,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Read the file and the environment, and say whether they are valid
+    Check,
+    /// Print a configuration with every key and its default
+    Example,
+}
+
+/// How the compiler's child process is started: this binary again.
+fn compiler() -> Result<CompilerCommand> {
+    Ok(CompilerCommand { program: std::env::current_exe()?, args: vec![COMPILE_WORKER.into()] })
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command {
+        Command::CompileWorker => return bulkhead_runtime::compiler::worker_main(),
+        Command::Plugin(command) => match compiler() {
+            Ok(compiler) => return command.run(compiler),
+            Err(error) => Err(error),
+        },
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "bulkhead", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config(ConfigCommand::Example) => {
+            print!("{}", Config::example());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Config(ConfigCommand::Check) => Config::load(cli.config.as_deref()).map(|_| {
+            println!("the configuration is valid");
+            ExitCode::SUCCESS
+        }),
+        Command::Serve => run(cli.config, serve::run),
+        Command::Migrate => run(cli.config, host::migrate),
+        Command::Doctor(args) => run(cli.config, |config| doctor::run(config, args)),
+        Command::Admin(command) => run(cli.config, |config| admin::run(config, command)),
+        Command::Demo(args) => run(cli.config, |config| demo::run(config, args)),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+/// Loads the configuration and runs an asynchronous command with it.
+fn run<F>(file: Option<PathBuf>, command: impl FnOnce(Config) -> F) -> Result<ExitCode>
+where
+    F: Future<Output = Result<ExitCode>>,
+{
+    let config = Config::load(file.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let done = runtime.block_on(command(config));
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    done
+}

@@ -1,0 +1,14 @@
+//! The store's plain data types that use cases answer with, so that the HTTP layer names the store nowhere.
+
+pub use bulkhead_store::StoreError;
+pub use bulkhead_store::api_key::ApiKey;
+pub use bulkhead_store::audit::AuditEntry;
+pub use bulkhead_store::call::{Call, CallSummary};
+pub use bulkhead_store::event::Event;
+pub use bulkhead_store::installation::{Installation, InstallationState};
+pub use bulkhead_store::job::Job;
+pub use bulkhead_store::org::Org;
+pub use bulkhead_store::page::{PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Page, PageRequest};
+pub use bulkhead_store::plugin::Plugin;
+pub use bulkhead_store::run::{Run, RunEvent, RunSummary, Step};
+pub use bulkhead_store::workflow::{Workflow, WorkflowVersion};

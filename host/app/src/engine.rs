@@ -1,0 +1,462 @@
+//! Carries a run forward while its job is held: plan (pure), call (no transaction), commit (one transaction), again.
+//!
+//! One transaction holds a step's result, the pure steps around it, events, the run's new state and what becomes of the job.
+//! It first proves that the lease is still held, that the run was not cancelled, and that the grants under which the plugin
+//! ran are still in force; a call whose grants changed is recorded as `revoked` and its result dropped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::call::{CallError, Outcome};
+use bulkhead_model::id::RunId;
+use bulkhead_model::job::{Lease, backoff};
+use bulkhead_model::permission::{OrgScope, SystemReason, SystemScope};
+use bulkhead_model::run::{
+    self, Advance, CallResult, Next, PlannedCall, RunFacts, RunState, RunStatus, StepRecord, StepVerdict,
+};
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::workflow::Definition;
+use bulkhead_store::call::Call;
+use bulkhead_store::installation::InstallationState;
+use bulkhead_store::job::Attempt;
+use bulkhead_store::run::{Run, Step};
+use bulkhead_store::{StoreError, Tx, TxError};
+use serde_json::{Value, json};
+
+use crate::call::{Attempted, PluginCall};
+use crate::run::{log_event, read_state, state_text};
+use crate::worker::Leash;
+use crate::{App, AppError};
+
+/// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
+/// time that permits, egress quotas and a slow disk may take.
+pub(crate) const ATTEMPT_DEADLINE: Duration = Duration::from_secs(150);
+/// Pauses after the host's own failures (the store away, the compiler failing).
+const FAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+
+/// How the engine left a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The run ended, waits or was cancelled; the job is finished or released.
+    Settled,
+    /// Somebody else holds it now.
+    Lost,
+}
+
+/// A run in memory between two commits.
+struct Journey {
+    scope: OrgScope,
+    lease: Lease,
+    run: Run,
+    trigger: Value,
+    definition: Arc<Definition>,
+    state: RunState,
+}
+
+/// What a commit writes. Built once; the closure that writes it may run again.
+struct Commit {
+    lease: Lease,
+    run: Run,
+    state: RunState,
+    /// Steps done on the way, before the call's own.
+    before: Vec<StepRecord>,
+    call: Option<(Made, StepRecord)>,
+    after: Vec<StepRecord>,
+    then: Then,
+    now: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+enum Then {
+    /// The next call follows under the same lease.
+    Continue,
+    Wait { until: Timestamp },
+    Finish { status: RunStatus, output: Value, error: Option<run::StepError> },
+}
+
+/// Why a commit was rolled back.
+#[derive(Debug)]
+enum NotCommitted {
+    /// The grants changed since the call began.
+    Revoked,
+    /// The run ended meanwhile (cancelled).
+    RunEnded,
+    Failed(AppError),
+}
+
+impl From<StoreError> for NotCommitted {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<AppError> for NotCommitted {
+    fn from(error: AppError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl TxError for NotCommitted {
+    fn store(&self) -> Option<&StoreError> {
+        match self {
+            Self::Failed(error) => error.store(),
+            Self::Revoked | Self::RunEnded => None,
+        }
+    }
+}
+
+/// What came of a step's call.
+#[derive(Clone, Debug)]
+enum Made {
+    /// It was made; its record is to be committed.
+    Call(Box<Call>),
+    /// It could not be made: the installation is gone, disabled, or takes no such input.
+    Not(CallError),
+}
+
+impl Made {
+    fn result(&self) -> CallResult {
+        match self {
+            Self::Call(call) => CallResult {
+                outcome: call.report.outcome,
+                output: call.report.output.clone(),
+                error: call.report.error.clone(),
+            },
+            Self::Not(error) => CallResult { outcome: Outcome::Refused, output: None, error: Some(error.clone()) },
+        }
+    }
+}
+
+impl App {
+    /// Carries a run forward until it ends, waits or fails. The leash ends its calls early.
+    pub(crate) async fn advance_run(&self, lease: &Lease, id: RunId, leash: &Leash) -> Left {
+        match self.travel(lease, id, leash).await {
+            Ok(left) => left,
+            Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
+            Err(AppError::Busy { retry_after_ms, .. }) => {
+                self.release(lease, Duration::from_millis(retry_after_ms), Attempt::DoesNotCount, None).await
+            }
+            Err(error) => self.give_back(lease, id, &error).await,
+        }
+    }
+
+    /// After a failure of the host's: again later, or to the dead letters when it cannot get better.
+    async fn give_back(&self, lease: &Lease, id: RunId, error: &AppError) -> Left {
+        let hopeless = matches!(error, AppError::Store(StoreError::Corrupt { .. }) | AppError::NotFound { .. });
+        tracing::error!(run = %id, error = error as &dyn std::error::Error, hopeless, "a run could not be carried forward");
+        if !hopeless {
+            let pause = backoff(lease.attempt, FAULT_BACKOFF.0, FAULT_BACKOFF.1, self.ambient());
+            return self.release(lease, pause, Attempt::Counts, Some(error.to_string())).await;
+        }
+        let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
+        let args = (lease.clone(), id, error.to_string(), self.ambient().clone());
+        let buried = self
+            .store()
+            .write_locked(&scope, args, |tx, (lease, id, error, ambient)| {
+                Box::pin(async move {
+                    let now = ambient.now();
+                    tx.bury_job(lease, error, now).await?;
+                    if let Some(mut run) = tx.load_run(*id).await? {
+                        run.status = RunStatus::Failed;
+                        run.error = Some(json!({ "code": "host-fault", "message": error }).to_string());
+                        run.finished_at = Some(now);
+                        run.updated_at = now;
+                        log_event(tx, &mut run, "dead-lettered", &json!({ "error": error }), now).await?;
+                        tx.update_run(&run).await?;
+                    }
+                    Ok::<_, StoreError>(())
+                })
+            })
+            .await;
+        if let Err(error) = buried {
+            tracing::error!(run = %id, error = &error as &dyn std::error::Error, "a job could not be buried");
+            return Left::Lost;
+        }
+        Left::Settled
+    }
+
+    pub(crate) async fn release(&self, lease: &Lease, pause: Duration, count: Attempt, error: Option<String>) -> Left {
+        let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
+        let now = self.ambient().now();
+        let args = (lease.clone(), now.plus(pause), count, error, now);
+        let released = self
+            .store()
+            .write_locked(&scope, args, |tx, (lease, run_at, count, error, now)| {
+                Box::pin(async move { tx.release_job(lease, *run_at, *count, error.as_deref(), *now).await })
+            })
+            .await;
+        match released {
+            Ok(()) => Left::Settled,
+            Err(error) => {
+                tracing::warn!(job = %lease.job, error = &error as &dyn std::error::Error, "a job could not be handed back");
+                Left::Lost
+            }
+        }
+    }
+
+    async fn travel(&self, lease: &Lease, id: RunId, leash: &Leash) -> Result<Left, AppError> {
+        let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
+        let run = self
+            .store()
+            .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
+            .await?;
+        if run.status.is_final() {
+            return self.finish(&scope, lease).await;
+        }
+        let definition = self.definition(&scope, run.workflow, run.version).await?;
+        let trigger = serde_json::from_str(&run.trigger_data)
+            .map_err(|error| StoreError::Corrupt { what: "run trigger", why: error.to_string() })?;
+        let state = read_state(&run)?;
+        let mut journey = Journey { scope, lease: lease.clone(), run, trigger, definition, state };
+        let Advance { mut records, mut next } = journey.advance(self.ambient().now());
+        loop {
+            let Next::Call(planned) = next else {
+                let commit = journey.commit(records, None, Vec::new(), then_of(next), self.ambient().now());
+                return match self.commit(&journey.scope, commit).await {
+                    Ok(_) => Ok(Left::Settled),
+                    Err(NotCommitted::Failed(error)) => Err(error),
+                    Err(NotCommitted::Revoked | NotCommitted::RunEnded) => self.finish(&journey.scope, lease).await,
+                };
+            };
+            if leash.hand_back() {
+                return Ok(self.release(lease, Duration::ZERO, Attempt::DoesNotCount, None).await);
+            }
+            let made = self.call_step(&journey, &planned, leash).await?;
+            if leash.hand_back() && made.result().outcome == Outcome::Cancelled {
+                return Ok(self.release(lease, Duration::ZERO, Attempt::DoesNotCount, None).await);
+            }
+            match self.commit_step(&mut journey, &planned, records, made).await? {
+                Some(following) => {
+                    records = Vec::new();
+                    next = following;
+                }
+                None => return Ok(Left::Settled),
+            }
+        }
+    }
+
+    /// Commits a call's result with what follows from it. Answers the next call under the same lease, or `None` when the job
+    /// is settled.
+    async fn commit_step(
+        &self,
+        journey: &mut Journey,
+        planned: &PlannedCall,
+        before: Vec<StepRecord>,
+        mut made: Made,
+    ) -> Result<Option<Next>, AppError> {
+        let planned_state = journey.state.clone();
+        // At most twice: with the call's own result and, if its grants changed meanwhile, once more as `revoked`.
+        loop {
+            journey.state = planned_state.clone();
+            let verdict = journey.complete(planned, &made.result(), self.ambient());
+            let (StepVerdict::Done(record) | StepVerdict::Retry { record, .. }) = verdict else {
+                return Err(AppError::Store(StoreError::Misuse("a call's result does not belong to the run's step")));
+            };
+            let now = self.ambient().now();
+            let Advance { records: after, next } = journey.advance(now);
+            let commit = journey.commit(before.clone(), Some((made.clone(), record)), after, then_of(next.clone()), now);
+            match self.commit(&journey.scope, commit).await {
+                Ok(run) => {
+                    journey.run = run;
+                    return Ok(matches!(next, Next::Call(_)).then_some(next));
+                }
+                Err(NotCommitted::Revoked) => revoke(&mut made),
+                Err(NotCommitted::RunEnded) => {
+                    self.finish(&journey.scope, &journey.lease).await?;
+                    return Ok(None);
+                }
+                Err(NotCommitted::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    /// The run ended by other means: only the job is left to finish.
+    async fn finish(&self, scope: &OrgScope, lease: &Lease) -> Result<Left, AppError> {
+        self.store()
+            .write_locked(scope, lease.clone(), |tx, lease| Box::pin(async move { tx.finish_job(lease).await }))
+            .await?;
+        Ok(Left::Settled)
+    }
+
+    async fn call_step(&self, journey: &Journey, planned: &PlannedCall, leash: &Leash) -> Result<Made, AppError> {
+        let call = PluginCall {
+            plugin: planned.plugin.clone(),
+            installation: planned.installation,
+            contribution: planned.contribution.clone(),
+            kind: planned.kind,
+            input: planned.input.clone(),
+            run: Some(journey.run.id),
+            step: Some(planned.step.to_string()),
+            attempt: planned.attempt,
+            idempotency_key: planned.idempotency_key.clone(),
+            timeout_ms: planned.timeout_ms,
+            cancel: leash.cancel_token(),
+        };
+        Ok(match self.run_plugin(&journey.scope, call).await? {
+            Attempted::Made(call) => Made::Call(call),
+            Attempted::NotMade(error) => Made::Not(error),
+        })
+    }
+
+    async fn commit(&self, scope: &OrgScope, commit: Commit) -> Result<Run, NotCommitted> {
+        let args = (commit, self.ambient().clone());
+        let run = self
+            .store()
+            .write_locked(scope, args, |tx, (commit, ambient)| Box::pin(async move { write_commit(tx, commit, ambient).await }))
+            .await?;
+        if run.status.is_final() {
+            let (trigger, status) = (run.trigger_kind.clone(), run.status.as_str());
+            metrics::counter!("bulkhead_workflow_runs_total", "trigger" => trigger, "status" => status).increment(1);
+        }
+        Ok(run)
+    }
+}
+
+impl Journey {
+    fn advance(&mut self, now: Timestamp) -> Advance {
+        let facts =
+            RunFacts { run: self.run.id, workflow: self.run.workflow, org: self.lease.org, started_at: self.run.created_at };
+        run::advance(&self.definition, &mut self.state, &self.trigger, &facts, now)
+    }
+
+    fn complete(&mut self, planned: &PlannedCall, result: &CallResult, ambient: &Ambient) -> StepVerdict {
+        run::complete_call(&self.definition, &mut self.state, &planned.step, planned.attempt, result, ambient)
+    }
+
+    fn commit(
+        &self,
+        before: Vec<StepRecord>,
+        call: Option<(Made, StepRecord)>,
+        after: Vec<StepRecord>,
+        then: Then,
+        now: Timestamp,
+    ) -> Commit {
+        Commit {
+            lease: self.lease.clone(),
+            run: self.run.clone(),
+            state: self.state.clone(),
+            before,
+            call,
+            after,
+            then,
+            now,
+        }
+    }
+}
+
+fn then_of(next: Next) -> Then {
+    match next {
+        Next::Call(_) => Then::Continue,
+        Next::Wait { until, .. } => Then::Wait { until },
+        Next::Finish { status, output, error } => Then::Finish { status, output, error },
+    }
+}
+
+/// The call's grants changed before its result could be committed: nothing of it counts.
+fn revoke(made: &mut Made) {
+    let Made::Call(call) = made else { return };
+    call.report.outcome = Outcome::Revoked;
+    call.report.output = None;
+    call.report.error = Some(CallError {
+        code: "revoked".into(),
+        message: "the installation's grants, settings or state changed while the call ran".into(),
+        retryable: false,
+        retry_after_ms: None,
+        limit: None,
+    });
+}
+
+async fn write_commit(tx: &mut Tx, commit: &Commit, ambient: &Ambient) -> Result<Run, NotCommitted> {
+    let now = commit.now;
+    match &commit.then {
+        Then::Continue => tx.hold_lease(&commit.lease, ATTEMPT_DEADLINE, now).await?,
+        Then::Wait { until } => tx.release_job(&commit.lease, *until, Attempt::StartsAnew, None, now).await?,
+        Then::Finish { .. } => tx.finish_job(&commit.lease).await?,
+    }
+    let stored = tx.lock_run(commit.run.id).await?;
+    if stored.status.is_final() {
+        return Err(NotCommitted::RunEnded);
+    }
+    let mut run = Run { log_seq: stored.log_seq, ..commit.run.clone() };
+    for record in &commit.before {
+        save_record(tx, &commit.state, &mut run, record, None, now).await?;
+    }
+    if let Some((made, record)) = &commit.call {
+        let call = if let Made::Call(call) = made { Some(&**call) } else { None };
+        if let Some(call) = call {
+            if call.report.outcome != Outcome::Revoked {
+                let in_force = tx.lock_installation_version(call.installation).await?;
+                if in_force != Some((call.grant_version, InstallationState::Enabled)) {
+                    return Err(NotCommitted::Revoked);
+                }
+            }
+            tx.record_call(call).await?;
+        }
+        save_record(tx, &commit.state, &mut run, record, call, now).await?;
+    }
+    for record in &commit.after {
+        save_record(tx, &commit.state, &mut run, record, None, now).await?;
+    }
+    run.state = state_text(&commit.state)?;
+    run.updated_at = now;
+    run.waiting_until = None;
+    match &commit.then {
+        Then::Continue => run.status = RunStatus::Running,
+        Then::Wait { until } => {
+            run.status = RunStatus::Waiting;
+            run.waiting_until = Some(*until);
+            log_event(tx, &mut run, "waiting", &json!({ "until": until }), now).await?;
+        }
+        Then::Finish { status, output, error } => {
+            run.status = *status;
+            run.output = Some(output.to_string());
+            run.error = error.as_ref().map(|error| json!(error).to_string());
+            run.finished_at = Some(now);
+            log_event(tx, &mut run, status.as_str(), &json!({ "error": error }), now).await?;
+            let detail = json!({ "workflow": run.workflow, "version": run.version });
+            tx.record_event(&format!("run.{}", status.as_str()), &run.id.to_string(), &detail, ambient).await?;
+        }
+    }
+    tx.update_run(&run).await?;
+    Ok(run)
+}
+
+/// Saves a step's row and its line in the run's log.
+pub(crate) async fn save_record(
+    tx: &mut Tx,
+    state: &RunState,
+    run: &mut Run,
+    record: &StepRecord,
+    call: Option<&Call>,
+    now: Timestamp,
+) -> Result<(), AppError> {
+    let position = state.steps.get_index_of(&record.step).unwrap_or(state.steps.len());
+    let waits = !record.status.is_final();
+    let step = Step {
+        step: record.step.to_string(),
+        iteration: i64::from(record.iteration),
+        position: i64::try_from(position).unwrap_or(i64::MAX),
+        status: record.status,
+        outcome: call.map(|call| call.report.outcome.as_str().to_owned()),
+        attempts: i64::from(record.attempt),
+        input: call.map(|call| call.input.clone()),
+        output: (!record.output.is_null()).then(|| record.output.to_string()),
+        error: record.error.as_ref().map(|error| json!(error).to_string()),
+        usage: call.map(|call| json!(call.report.usage).to_string()),
+        call: call.map(|call| call.id),
+        started_at: Some(call.map_or(now, |call| call.created_at)),
+        finished_at: (!waits).then_some(now),
+    };
+    tx.save_step(run.id, &step).await?;
+    let mut detail = json!(record);
+    if let Some(call) = call {
+        detail["call"] = json!(call.id);
+        detail["outcome"] = json!(call.report.outcome);
+    }
+    // The step's row holds its output; the log stays small.
+    if let Some(fields) = detail.as_object_mut() {
+        fields.shift_remove("output");
+    }
+    Ok(log_event(tx, run, "step", &detail, now).await?)
+}

@@ -1,0 +1,112 @@
+//! Webhook deliveries: the address's token is the credential, the sender's delivery id makes repeated ones the same run.
+
+use std::sync::Arc;
+
+use bulkhead_model::id::{HookId, RunId};
+use bulkhead_model::permission::{SystemReason, SystemScope};
+use bulkhead_model::token::Token;
+use bulkhead_model::workflow::{TriggerId, TriggerKind, trigger_payload};
+use serde_json::{Map, Value};
+
+use crate::run::StartRun;
+use crate::{App, AppError};
+
+/// Bytes of a delivery's body.
+pub const BODY_BYTES_MAX: u64 = 1024 * 1024;
+/// Characters of a delivery id.
+const DELIVERY_ID_LEN_MAX: usize = 255;
+
+/// A delivery as it arrived.
+pub struct Delivery {
+    pub token: String,
+    pub body: Vec<u8>,
+    /// The headers that a workflow may see, names in lower case.
+    pub headers: Map<String, Value>,
+    pub query: Map<String, Value>,
+    /// `Idempotency-Key`, `X-GitHub-Delivery` or `webhook-id`.
+    pub delivery_id: Option<String>,
+}
+
+/// What became of a delivery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// `None` when no trigger's conditions hold.
+    pub run: Option<RunId>,
+    pub reason: Option<String>,
+}
+
+/// Which headers reach workflows: what webhook senders describe their delivery with. Credentials and signatures stay out.
+#[must_use]
+pub fn is_visible_header(name: &str) -> bool {
+    const EXACT: &[&str] = &["content-type", "user-agent", "webhook-id", "webhook-timestamp"];
+    const PREFIXES: &[&str] = &["x-github-", "x-gitlab-", "x-event", "x-webhook-", "ce-"];
+    EXACT.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn parse_body(body: &[u8]) -> Result<Value, AppError> {
+    if body.is_empty() {
+        return Ok(Value::Null);
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        let message = format!("the body is not JSON of at most 127 levels: {error}");
+        AppError::invalid("invalid-json", "", message)
+    })
+}
+
+impl App {
+    /// Takes a delivery: a run begins, or the reason is told why none does.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`] for an unknown, expired or forged token; [`AppError::Conflict`] `workflow-inactive`;
+    /// [`AppError::Invalid`] `invalid-json`; [`AppError::TooLarge`].
+    pub async fn receive_delivery(&self, delivery: Delivery) -> Result<Accepted, AppError> {
+        const UNKNOWN: AppError = AppError::NotFound { what: "webhook" };
+        if delivery.body.len() as u64 > BODY_BYTES_MAX {
+            return Err(AppError::TooLarge { what: "body", limit_bytes: BODY_BYTES_MAX });
+        }
+        let token = Token::<HookId>::parse(&delivery.token).ok_or(UNKNOWN)?;
+        let scope = SystemScope::new(SystemReason::Hook).for_org(token.org);
+        let found = self
+            .store()
+            .read(&scope, token.row, |tx, id| {
+                Box::pin(async move {
+                    let Some(hook) = tx.load_hook(*id).await? else { return Ok::<_, AppError>(None) };
+                    let workflow = tx.require_workflow(hook.workflow).await?;
+                    Ok(Some((hook, workflow)))
+                })
+            })
+            .await?;
+        let (hook, workflow) = found.ok_or(UNKNOWN)?;
+        if !hook.secret_hash.matches(&token.secret) || hook.expires_at.is_some_and(|at| at <= self.ambient().now()) {
+            return Err(UNKNOWN);
+        }
+        if !workflow.active {
+            return Err(AppError::conflict("workflow-inactive", "the workflow is not active: activate it first"));
+        }
+        if delivery.delivery_id.as_ref().is_some_and(|id| id.is_empty() || id.chars().count() > DELIVERY_ID_LEN_MAX) {
+            let message = format!("a delivery id has 1 to {DELIVERY_ID_LEN_MAX} characters");
+            return Err(AppError::invalid("invalid-delivery-id", "", message));
+        }
+        let body = parse_body(&delivery.body)?;
+        let payload = trigger_payload(TriggerKind::Webhook, body, delivery.headers.into(), delivery.query.into());
+        let definition = self.definition(&scope, workflow.id, workflow.current_version).await?;
+        let Ok(trigger) = hook.trigger.parse::<TriggerId>() else { return Err(UNKNOWN) };
+        let matched = definition.matching_trigger(TriggerKind::Webhook, Some(&trigger), &payload);
+        let Some(trigger) = matched.trigger.clone() else {
+            metrics::counter!("bulkhead_hook_deliveries_total", "result" => "no-match").increment(1);
+            return Ok(Accepted { run: None, reason: matched.reason() });
+        };
+        let start = StartRun {
+            workflow: workflow.id,
+            version: workflow.current_version,
+            definition: Arc::clone(&definition),
+            kind: TriggerKind::Webhook,
+            payload,
+            variables: Map::new(),
+            dedupe_key: delivery.delivery_id.map(|id| format!("webhook:{trigger}:{id}")),
+        };
+        let run = self.start_run_in(&scope, start).await?;
+        metrics::counter!("bulkhead_hook_deliveries_total", "result" => "accepted").increment(1);
+        Ok(Accepted { run: Some(run), reason: None })
+    }
+}

@@ -1,0 +1,389 @@
+//! Runs: started, shown, cancelled, begun again from a step.
+
+use std::sync::Arc;
+
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::id::{OrgId, RunId, WorkflowId};
+use bulkhead_model::job::JobPayload;
+use bulkhead_model::permission::{Caller, OrgScope, Permission};
+use bulkhead_model::run::{self, RunState, RunStatus};
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
+use bulkhead_store::job::NewJob;
+use bulkhead_store::page::{Page, PageRequest};
+use bulkhead_store::run::{Run, RunEvent, RunSummary, Step};
+use bulkhead_store::{StoreError, Tx};
+use serde_json::{Map, Value, json};
+
+use crate::{App, AppError, Problem};
+
+/// A run's job is given up after this many attempts that ended with its worker's death or the store's failure: it may be what
+/// kills. (A step's own retries are the definition's and are not counted here.)
+const JOB_ATTEMPTS_MAX: u32 = 25;
+/// Characters of an `Idempotency-Key`.
+const IDEMPOTENCY_KEY_LEN_MAX: usize = 255;
+/// Log entries in one page.
+pub const EVENTS_LIMIT_MAX: u32 = 1_000;
+
+/// What a new run is made from.
+pub(crate) struct StartRun {
+    pub(crate) workflow: WorkflowId,
+    pub(crate) version: i64,
+    pub(crate) definition: Arc<Definition>,
+    pub(crate) kind: TriggerKind,
+    /// The `trigger` that conditions and templates see.
+    pub(crate) payload: Value,
+    pub(crate) variables: Map<String, Value>,
+    /// A second start with the same key answers the first one's run.
+    pub(crate) dedupe_key: Option<String>,
+}
+
+/// A run with its steps.
+#[derive(Clone, Debug)]
+pub struct RunDetail {
+    pub run: Run,
+    pub steps: Vec<Step>,
+}
+
+/// How to begin a run by hand.
+#[derive(Clone, Debug, Default)]
+pub struct StartByHand {
+    pub input: Value,
+    pub variables: Map<String, Value>,
+    pub idempotency_key: Option<String>,
+}
+
+/// Where to begin again.
+#[derive(Clone, Debug, Default)]
+pub struct RetryRun {
+    /// The step to begin with; without one, the step that failed (or was under way).
+    pub from_step: Option<String>,
+    /// Makes effects again that may have happened already: steps get new idempotency keys.
+    pub new_generation: bool,
+}
+
+pub(crate) fn advance_job(run: RunId, run_at: Timestamp) -> NewJob {
+    NewJob {
+        payload: JobPayload::AdvanceRun { run },
+        priority: 100,
+        run_at,
+        dedupe_key: Some(run.to_string()),
+        attempts_max: JOB_ATTEMPTS_MAX,
+    }
+}
+
+/// Appends to a run's own log; the caller holds the run's lock and saves the run afterwards.
+pub(crate) async fn log_event(
+    tx: &mut Tx,
+    run: &mut Run,
+    kind: &str,
+    detail: &Value,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    run.log_seq += 1;
+    let event = RunEvent { seq: run.log_seq, kind: kind.to_owned(), detail: detail.to_string(), created_at: now };
+    tx.record_run_event(run.id, &event).await
+}
+
+pub(crate) fn state_text(state: &RunState) -> Result<String, AppError> {
+    serde_json::to_string(state)
+        .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run state", why: error.to_string() }))
+}
+
+pub(crate) fn read_state(run: &Run) -> Result<RunState, AppError> {
+    serde_json::from_str(&run.state)
+        .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run state", why: error.to_string() }))
+}
+
+impl App {
+    /// A version's checked definition, from the cache: versions never change.
+    pub(crate) async fn definition(
+        &self,
+        scope: &OrgScope,
+        workflow: WorkflowId,
+        version: i64,
+    ) -> Result<Arc<Definition>, AppError> {
+        let key = (scope.org(), workflow, version);
+        if let Some(found) = self.definitions().get(&key) {
+            return Ok(found);
+        }
+        let stored = self
+            .store()
+            .read(scope, (workflow, version), |tx, (workflow, version)| {
+                Box::pin(async move {
+                    tx.load_workflow_version(*workflow, *version).await?.ok_or(AppError::NotFound { what: "workflow version" })
+                })
+            })
+            .await?;
+        let (definition, _) = Definition::parse(&stored.definition)
+            .map_err(|error| AppError::Store(StoreError::Corrupt { what: "workflow", why: error.to_string() }))?;
+        let definition = Arc::new(definition);
+        self.definitions().insert(key, Arc::clone(&definition));
+        Ok(definition)
+    }
+
+    /// Saves a new run and its job in one transaction; with a dedupe key that was used before, answers that run.
+    pub(crate) async fn start_run_in(&self, scope: &OrgScope, start: StartRun) -> Result<RunId, AppError> {
+        let state = run::begin(&start.definition, &start.variables).map_err(|error| {
+            let problems = error
+                .problems
+                .iter()
+                .map(|problem| Problem::new(format!("/variables/{}", problem.name), problem.code.clone(), problem.message.clone()))
+                .collect();
+            AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
+        })?;
+        let now = self.ambient().now();
+        let run = Run {
+            id: RunId::new(self.ambient()),
+            workflow: start.workflow,
+            version: start.version,
+            status: RunStatus::Queued,
+            trigger_kind: start.kind.as_str().to_owned(),
+            trigger_data: start.payload.to_string(),
+            state: state_text(&state)?,
+            generation: i64::from(state.generation),
+            output: None,
+            error: None,
+            dedupe_key: start.dedupe_key,
+            log_seq: 1,
+            waiting_until: None,
+            created_at: now,
+            updated_at: now,
+            finished_at: None,
+        };
+        let id = self
+            .store()
+            .write(scope, (run, self.ambient().clone()), |tx, (run, ambient)| {
+                Box::pin(async move {
+                    if !tx.insert_run(run).await? {
+                        let key = run.dedupe_key.as_deref().unwrap_or_default();
+                        let first = tx.load_run_by_dedupe_key(run.workflow, key).await?;
+                        return first.ok_or(AppError::Store(StoreError::Conflict { constraint: "run_dedupe".into() }));
+                    }
+                    let detail = json!({ "trigger": run.trigger_kind }).to_string();
+                    let event = RunEvent { seq: 1, kind: "queued".into(), detail, created_at: run.created_at };
+                    tx.record_run_event(run.id, &event).await?;
+                    tx.enqueue(&advance_job(run.id, run.created_at), ambient).await?;
+                    Ok(run.id)
+                })
+            })
+            .await?;
+        self.wake_workers();
+        Ok(id)
+    }
+
+    /// Starts a run by hand (`POST workflows/{id}/runs`). The workflow need not be active: that is for triggers.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `no-trigger` when the definition has neither a manual nor an API trigger whose conditions hold;
+    /// [`AppError::Invalid`] for variables.
+    pub async fn start_run(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        workflow: WorkflowId,
+        start: StartByHand,
+    ) -> Result<RunId, AppError> {
+        let scope = caller.authorize(org, Permission::RunsStart)?;
+        if start.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.chars().count() > IDEMPOTENCY_KEY_LEN_MAX) {
+            let message = format!("an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LEN_MAX} characters");
+            return Err(AppError::invalid("invalid-idempotency-key", "", message));
+        }
+        let found = self
+            .store()
+            .read(&scope, workflow, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_workflow(*id).await?) }))
+            .await?;
+        let definition = self.definition(&scope, workflow, found.current_version).await?;
+        let mut refusals = Vec::new();
+        for kind in [TriggerKind::Api, TriggerKind::Manual] {
+            let payload = trigger_payload(kind, start.input.clone(), json!({}), json!({}));
+            let matched = definition.matching_trigger(kind, None, &payload);
+            if matched.trigger.is_some() {
+                let start = StartRun {
+                    workflow,
+                    version: found.current_version,
+                    definition: Arc::clone(&definition),
+                    kind,
+                    payload,
+                    variables: start.variables,
+                    dedupe_key: start.idempotency_key.map(|key| format!("api:{key}")),
+                };
+                return self.start_run_in(&scope, start).await;
+            }
+            refusals.push(format!("{}: {}", kind.as_str(), matched.reason().unwrap_or_default()));
+        }
+        Err(AppError::conflict("no-trigger", format!("no trigger starts this run by hand ({})", refusals.join("; "))))
+    }
+
+    /// Newest first; `status` and `workflow` narrow when given.
+    ///
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn list_runs(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        status: Option<RunStatus>,
+        workflow: Option<WorkflowId>,
+        page: PageRequest,
+    ) -> Result<Page<RunSummary>, AppError> {
+        let scope = caller.authorize(org, Permission::RunsRead)?;
+        self.store()
+            .read(&scope, (status, workflow, page), |tx, (status, workflow, page)| {
+                Box::pin(async move { Ok(tx.list_runs(*status, *workflow, *page).await?) })
+            })
+            .await
+    }
+
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn show_run(&self, caller: &Caller, org: OrgId, id: RunId) -> Result<RunDetail, AppError> {
+        let scope = caller.authorize(org, Permission::RunsRead)?;
+        self.store()
+            .read(&scope, id, |tx, id| {
+                Box::pin(async move {
+                    let run = tx.require_run(*id).await?;
+                    let steps = tx.list_steps(*id).await?;
+                    Ok::<_, AppError>(RunDetail { run, steps })
+                })
+            })
+            .await
+    }
+
+    /// The run's own log after `after`, oldest first.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn list_run_events(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: RunId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<RunEvent>, AppError> {
+        let scope = caller.authorize(org, Permission::RunsRead)?;
+        self.store()
+            .read(&scope, (id, after, limit.clamp(1, EVENTS_LIMIT_MAX)), |tx, (id, after, limit)| {
+                Box::pin(async move {
+                    tx.require_run(*id).await?;
+                    Ok(tx.list_run_events(*id, *after, *limit).await?)
+                })
+            })
+            .await
+    }
+
+    /// Ends a run now: a call in flight is cancelled, a wait is given up. What already left cannot be called back.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `run-finished`.
+    pub async fn cancel_run(&self, caller: &Caller, org: OrgId, id: RunId) -> Result<(), AppError> {
+        let scope = caller.authorize(org, Permission::RunsControl)?;
+        let run = self
+            .store()
+            .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
+            .await?;
+        let definition = self.definition(&scope, run.workflow, run.version).await?;
+        let args = (id, definition, scope.actor().clone(), self.ambient().clone());
+        self.store()
+            .write(&scope, args, |tx, (id, definition, actor, ambient)| {
+                Box::pin(async move {
+                    let mut run = tx.lock_run(*id).await?;
+                    if run.status.is_final() {
+                        let message = format!("the run has ended already ({})", run.status.as_str());
+                        return Err(AppError::conflict("run-finished", message));
+                    }
+                    let now = ambient.now();
+                    let mut state = read_state(&run)?;
+                    if let Some(record) = run::cancel(definition, &mut state, &format!("cancelled by {actor}")) {
+                        crate::engine::save_record(tx, &state, &mut run, &record, None, now).await?;
+                    }
+                    run.status = RunStatus::Cancelled;
+                    run.state = state_text(&state)?;
+                    run.waiting_until = None;
+                    run.updated_at = now;
+                    run.finished_at = Some(now);
+                    log_event(tx, &mut run, "cancelled", &json!({ "by": actor.to_string() }), now).await?;
+                    tx.update_run(&run).await?;
+                    tx.remove_waiting_job("advance_run", &id.to_string()).await?;
+                    tx.record_event("run.cancelled", &id.to_string(), &json!({ "workflow": run.workflow }), ambient).await?;
+                    let event = AuditEvent {
+                        action: "run.cancelled",
+                        target: id.to_string(),
+                        actor: actor.clone(),
+                        detail: json!({ "workflow": run.workflow }),
+                    };
+                    Ok(tx.record_audit(&event, ambient).await?)
+                })
+            })
+            .await?;
+        self.in_flight().cancel_run(id);
+        Ok(())
+    }
+
+    /// Begins an ended run again from a step; what came before it is kept.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `run-not-finished`; [`AppError::Invalid`] `unknown-step`.
+    pub async fn retry_run(&self, caller: &Caller, org: OrgId, id: RunId, retry: RetryRun) -> Result<(), AppError> {
+        let scope = caller.authorize(org, Permission::RunsControl)?;
+        let run = self
+            .store()
+            .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
+            .await?;
+        let definition = self.definition(&scope, run.workflow, run.version).await?;
+        let actor = scope.actor().clone();
+        let args = (id, retry, definition, actor, self.ambient().clone());
+        self.store()
+            .write(&scope, args, |tx, (id, retry, definition, actor, ambient)| {
+                Box::pin(async move {
+                    let mut run = tx.lock_run(*id).await?;
+                    if !run.status.is_final() {
+                        let message = format!("the run has not ended yet ({}): cancel it first", run.status.as_str());
+                        return Err(AppError::conflict("run-not-finished", message));
+                    }
+                    let before = read_state(&run)?;
+                    let step = retry_step(retry, &before, definition)?;
+                    let state = run::rewind(definition, &before, &step, retry.new_generation)
+                        .map_err(|error| AppError::invalid("unknown-step", "/from_step", error.to_string()))?;
+                    let now = ambient.now();
+                    let status_before = run.status;
+                    run.status = RunStatus::Queued;
+                    run.generation = i64::from(state.generation);
+                    run.state = state_text(&state)?;
+                    run.output = None;
+                    run.error = None;
+                    run.waiting_until = None;
+                    run.updated_at = now;
+                    run.finished_at = None;
+                    let detail = json!({ "by": actor.to_string(), "from_step": step, "generation": state.generation });
+                    log_event(tx, &mut run, "retried", &detail, now).await?;
+                    tx.update_run(&run).await?;
+                    tx.remove_waiting_job("advance_run", &id.to_string()).await?;
+                    if tx.enqueue(&advance_job(*id, now), ambient).await?.is_none() {
+                        return Err(AppError::conflict("run-not-finished", "a worker still holds the run: try again in a moment"));
+                    }
+                    let event = AuditEvent {
+                        action: "run.retried",
+                        target: id.to_string(),
+                        actor: actor.clone(),
+                        detail: json!({ "from_step": step, "status_before": status_before.as_str(), "generation": state.generation }),
+                    };
+                    Ok(tx.record_audit(&event, ambient).await?)
+                })
+            })
+            .await?;
+        self.wake_workers();
+        Ok(())
+    }
+}
+
+/// The step to begin with: the one asked for, or the last that did not succeed, or the first.
+fn retry_step(retry: &RetryRun, state: &RunState, definition: &Definition) -> Result<StepId, AppError> {
+    if let Some(text) = &retry.from_step {
+        let unknown = || AppError::invalid("unknown-step", "/from_step", format!("the run's definition has no step {text:?}"));
+        return text.parse().map_err(|_| unknown());
+    }
+    let unfinished = state.steps.iter().rev().find(|(_, step)| step.status != run::StepStatus::Succeeded);
+    Ok(unfinished.map_or_else(|| definition.start.clone(), |(id, _)| id.clone()))
+}

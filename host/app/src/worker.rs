@@ -1,0 +1,440 @@
+//! The worker of this process: claims jobs, carries them out in bounded slots per lane, recovers what dead workers left, and
+//! fences itself when it could not renew its heartbeat.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bulkhead_model::id::{RunId, WorkerId};
+use bulkhead_model::job::{JobPayload, Lane};
+use bulkhead_model::permission::{SystemReason, SystemScope};
+use bulkhead_store::job::ClaimedJob;
+use bulkhead_store::{Store, StoreConfig, StoreError};
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::App;
+use crate::engine::ATTEMPT_DEADLINE;
+use crate::supervise::Supervisor;
+
+/// A heartbeat lives this long (specification: "Durable jobs").
+pub const LEASE_TTL: Duration = Duration::from_secs(4);
+/// … is renewed this often …
+const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
+/// … and after this long without renewal the worker stops acting, before another takes over.
+const FENCE_AFTER: Duration = Duration::from_secs(3);
+/// Without a wake-up the queue is looked at this often.
+const POLL_EVERY: Duration = Duration::from_millis(250);
+/// Dead workers and stuck jobs are looked for this often.
+const RECOVER_EVERY: Duration = Duration::from_secs(1);
+/// Future jobs promoted in one statement.
+const PROMOTE_MAX: u32 = 1_000;
+/// Jobs claimed in one statement.
+const CLAIM_MAX: u32 = 64;
+
+/// How many jobs of each lane run at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Slots {
+    pub system: usize,
+    pub interactive: usize,
+    pub bulk: usize,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { system: 8, interactive: 128, bulk: 16 }
+    }
+}
+
+/// How the worker of a process runs.
+pub struct WorkerConfig {
+    /// Shown to operators: host name and process id.
+    pub name: String,
+    pub slots: Slots,
+    /// PostgreSQL: how the heartbeat's thread opens a connection of its own. `None` on SQLite, whose directory lock stands in
+    /// for heartbeats.
+    pub heartbeat: Option<StoreConfig>,
+}
+
+/// Wakes the claim loop. In process; other nodes find work by polling.
+#[derive(Clone, Default)]
+pub(crate) struct Wake(Arc<Notify>);
+
+impl Wake {
+    pub(crate) fn wake(&self) {
+        self.0.notify_one();
+    }
+}
+
+/// The runs that this process carries forward now, so that each, or all, can be ended early.
+#[derive(Clone, Default)]
+pub(crate) struct InFlight(Arc<Mutex<InFlightState>>);
+
+#[derive(Default)]
+struct InFlightState {
+    /// Cancelled at a fence and at the end of a shutdown's patience: every job is handed back.
+    all: CancellationToken,
+    runs: HashMap<RunId, CancellationToken>,
+}
+
+/// What one run's calls hang on. Dropping it takes the run out of the list.
+pub(crate) struct Leash {
+    in_flight: InFlight,
+    run: RunId,
+    all: CancellationToken,
+    own: CancellationToken,
+}
+
+impl InFlight {
+    fn lock(&self) -> std::sync::MutexGuard<'_, InFlightState> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn leash(&self, run: RunId) -> Leash {
+        let mut state = self.lock();
+        let (all, own) = (state.all.clone(), state.all.child_token());
+        state.runs.insert(run, own.clone());
+        Leash { in_flight: self.clone(), run, all, own }
+    }
+
+    /// Ends the run's call in flight; its commit will find the run ended.
+    pub(crate) fn cancel_run(&self, run: RunId) {
+        if let Some(token) = self.lock().runs.get(&run) {
+            token.cancel();
+        }
+    }
+
+    /// Ends every call in flight; the jobs are handed back. Later ones are not touched.
+    pub(crate) fn hand_back_all(&self) {
+        let mut state = self.lock();
+        state.all.cancel();
+        state.all = CancellationToken::new();
+    }
+}
+
+impl Leash {
+    /// Whether the job is to be handed back rather than finished.
+    pub(crate) fn hand_back(&self) -> bool {
+        self.all.is_cancelled()
+    }
+
+    /// Fires when the call in flight is to end, for whatever reason.
+    pub(crate) fn cancel_token(&self) -> CancellationToken {
+        self.own.clone()
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        self.in_flight.lock().runs.remove(&self.run);
+    }
+}
+
+struct Worker {
+    app: App,
+    id: WorkerId,
+    lanes: Vec<(Lane, Arc<Semaphore>)>,
+    /// Set while the heartbeat is overdue: nothing is claimed.
+    fenced: AtomicBool,
+    supervisor: Supervisor,
+}
+
+const SCOPE: SystemScope = SystemScope::new(SystemReason::Jobs);
+
+impl App {
+    /// Recovers what a dead process left, then works until shutdown.
+    ///
+    /// # Errors
+    /// The store's, when the worker cannot be registered.
+    pub async fn start_worker(&self, config: WorkerConfig, supervisor: &Supervisor) -> Result<WorkerId, StoreError> {
+        let id = WorkerId::new(self.ambient());
+        let args = (id, config.name.clone(), self.ambient().clone());
+        let recovered = self
+            .store()
+            .write_locked(&SCOPE, args, |tx, (id, name, ambient)| {
+                Box::pin(async move {
+                    tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
+                    tx.recover_jobs(*id, ambient.now()).await
+                })
+            })
+            .await?;
+        if recovered > 0 {
+            tracing::info!(jobs = recovered, "took up the work of a process that ended");
+        }
+        let lanes = [
+            (Lane::System, config.slots.system),
+            (Lane::Interactive, config.slots.interactive),
+            (Lane::Bulk, config.slots.bulk),
+        ];
+        let worker = Arc::new(Worker {
+            app: self.clone(),
+            id,
+            lanes: lanes.into_iter().map(|(lane, slots)| (lane, Arc::new(Semaphore::new(slots)))).collect(),
+            fenced: AtomicBool::new(false),
+            supervisor: supervisor.clone(),
+        });
+        if let Some(store) = config.heartbeat {
+            spawn_heartbeat(Arc::clone(&worker), store, config.name);
+        }
+        let claiming = Arc::clone(&worker);
+        supervisor.spawn_loop("claim", move || Arc::clone(&claiming).claim_loop());
+        let recovering = Arc::clone(&worker);
+        supervisor.spawn_loop("recover", move || Arc::clone(&recovering).recover_loop());
+        Ok(id)
+    }
+}
+
+impl Worker {
+    async fn claim_loop(self: Arc<Self>) {
+        let stop = self.supervisor.stop_token();
+        let wake = Arc::clone(&self.app.wake().0);
+        while !stop.is_cancelled() {
+            let claimed = match self.claim().await {
+                Ok(claimed) => claimed,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "claiming failed; trying again");
+                    tokio::time::sleep(POLL_EVERY).await;
+                    continue;
+                }
+            };
+            if claimed > 0 {
+                continue;
+            }
+            tokio::select! {
+                () = wake.notified() => {}
+                () = tokio::time::sleep(POLL_EVERY) => {}
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Promotes what is due and fills free slots; answers how many jobs were taken.
+    async fn claim(self: &Arc<Self>) -> Result<usize, StoreError> {
+        if self.fenced.load(Ordering::SeqCst) {
+            return Ok(0);
+        }
+        let free: Vec<(Lane, u32)> = self
+            .lanes
+            .iter()
+            .filter_map(|(lane, slots)| {
+                let free = u32::try_from(slots.available_permits()).unwrap_or(u32::MAX).min(CLAIM_MAX);
+                (free > 0).then_some((*lane, free))
+            })
+            .collect();
+        if free.is_empty() {
+            return Ok(0);
+        }
+        let work = self
+            .app
+            .store()
+            .read(&SCOPE, self.app.ambient().clone(), |tx, ambient| {
+                Box::pin(async move {
+                    let due = tx.next_job_at().await?.is_some_and(|at| at <= ambient.now());
+                    Ok::<_, StoreError>((due, tx.count_ready_jobs().await?))
+                })
+            })
+            .await?;
+        let (due, ready) = work;
+        let wanted: Vec<(Lane, u32)> =
+            free.into_iter().filter(|(lane, _)| due || ready.iter().any(|(name, _)| name == lane.as_str())).collect();
+        if wanted.is_empty() {
+            return Ok(0);
+        }
+        let args = (self.id, wanted, due, self.app.ambient().clone());
+        let jobs = self
+            .app
+            .store()
+            .write_locked(&SCOPE, args, |tx, (worker, wanted, due, ambient)| {
+                Box::pin(async move {
+                    let now = ambient.now();
+                    if *due {
+                        tx.promote_jobs(now, PROMOTE_MAX).await?;
+                    }
+                    let mut jobs = Vec::new();
+                    for (lane, limit) in wanted {
+                        let claimed = tx.claim_jobs(*worker, *lane, *limit, now, ATTEMPT_DEADLINE).await?;
+                        jobs.extend(claimed.into_iter().map(|job| (*lane, job)));
+                    }
+                    Ok::<_, StoreError>(jobs)
+                })
+            })
+            .await?;
+        let taken = jobs.len();
+        for (lane, job) in jobs {
+            self.start(lane, job);
+        }
+        Ok(taken)
+    }
+
+    fn start(self: &Arc<Self>, lane: Lane, job: ClaimedJob) {
+        metrics::counter!("bulkhead_jobs_claimed_total", "kind" => job.kind.clone()).increment(1);
+        let Some((_, slots)) = self.lanes.iter().find(|(name, _)| *name == lane) else { return };
+        let slot = Arc::clone(slots).try_acquire_owned();
+        let worker = Arc::clone(self);
+        self.supervisor.spawn("job", async move {
+            // Slots were counted before the claim by the only claimer, so one is free.
+            let _slot = slot;
+            worker.work(job).await;
+            worker.app.wake_workers();
+        });
+    }
+
+    async fn work(&self, job: ClaimedJob) {
+        match serde_json::from_str::<JobPayload>(&job.payload) {
+            Ok(JobPayload::AdvanceRun { run }) => {
+                let leash = self.app.in_flight().leash(run);
+                let left = self.app.advance_run(&job.lease, run, &leash).await;
+                tracing::debug!(job = %job.lease.job, run = %run, ?left, "left a job");
+            }
+            Err(error) => self.bury(&job, format!("the payload does not decode: {error}")).await,
+        }
+    }
+
+    async fn bury(&self, job: &ClaimedJob, error: String) {
+        tracing::error!(job = %job.lease.job, kind = %job.kind, error = %error, "a job goes to the dead letters");
+        let scope = SystemScope::new(SystemReason::Worker).for_org(job.lease.org);
+        let args = (job.lease.clone(), error, self.app.ambient().clone());
+        let buried = self
+            .app
+            .store()
+            .write_locked(&scope, args, |tx, (lease, error, ambient)| {
+                Box::pin(async move { tx.bury_job(lease, error, ambient.now()).await })
+            })
+            .await;
+        if let Err(error) = buried {
+            tracing::warn!(job = %job.lease.job, error = &error as &dyn std::error::Error, "a job could not be buried");
+        }
+    }
+
+    async fn recover_loop(self: Arc<Self>) {
+        let stop = self.supervisor.stop_token();
+        while !stop.is_cancelled() {
+            tokio::select! {
+                () = tokio::time::sleep(RECOVER_EVERY) => {}
+                () = stop.cancelled() => return,
+            }
+            if self.fenced.load(Ordering::SeqCst) {
+                continue;
+            }
+            let args = (self.id, self.app.ambient().clone());
+            let recovered = self
+                .app
+                .store()
+                .write_locked(&SCOPE, args, |tx, (id, ambient)| {
+                    Box::pin(async move {
+                        let now = ambient.now();
+                        Ok::<_, StoreError>(tx.recover_jobs(*id, now).await? + tx.free_stuck_jobs(now).await?)
+                    })
+                })
+                .await;
+            match recovered {
+                Ok(0) => {}
+                Ok(jobs) => {
+                    tracing::info!(jobs, "took up jobs of dead or stuck workers");
+                    self.app.wake_workers();
+                }
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "recovery failed; trying again"),
+            }
+        }
+    }
+}
+
+impl App {
+    /// Stops claiming, lets jobs under way finish for `patience`, then cancels their calls and hands the jobs back without
+    /// counting an attempt.
+    pub async fn stop_worker(&self, supervisor: &Supervisor, patience: Duration) {
+        if supervisor.shut_down(patience).await {
+            return;
+        }
+        tracing::info!("handing back jobs that are still under way");
+        self.in_flight().hand_back_all();
+        supervisor.shut_down(Duration::from_secs(5)).await;
+    }
+}
+
+/// Renews the heartbeat on an OS thread with a connection of its own, so that neither a busy executor nor an exhausted pool
+/// delays it.
+fn spawn_heartbeat(worker: Arc<Worker>, store: StoreConfig, name: String) {
+    let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
+        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime,
+            Err(error) => {
+                tracing::error!(error = %error, "no heartbeat: the worker fences itself");
+                worker.fenced.store(true, Ordering::SeqCst);
+                return;
+            }
+        };
+        runtime.block_on(heartbeat(&worker, store, &name));
+    });
+    if let Err(error) = thread {
+        tracing::error!(error = %error, "no heartbeat thread");
+    }
+}
+
+async fn heartbeat(worker: &Worker, config: StoreConfig, name: &str) {
+    let stop = worker.supervisor.stop_token();
+    let mut store: Option<Store> = None;
+    let mut renewed = Instant::now();
+    while !stop.is_cancelled() {
+        match renew(worker, &config, &mut store, name).await {
+            Ok(true) => {
+                renewed = Instant::now();
+                if worker.fenced.swap(false, Ordering::SeqCst) {
+                    tracing::info!("the heartbeat is back");
+                }
+            }
+            Ok(false) => fence(worker, "another node declared this worker dead"),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the heartbeat failed");
+                store = None;
+            }
+        }
+        if renewed.elapsed() >= FENCE_AFTER {
+            fence(worker, "the heartbeat could not be renewed in time");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    // Jobs are handed back by then, or their leases end with this row.
+    if let Some(store) = store {
+        let gone = store.write_locked(&SCOPE, worker.id, |tx, id| Box::pin(async move { tx.delete_worker(*id).await })).await;
+        if let Err(error) = gone {
+            tracing::debug!(error = &error as &dyn std::error::Error, "the heartbeat row stays until it expires");
+        }
+    }
+}
+
+/// `Ok(false)` when the row had expired: it is registered anew, and everything that was held under the old one is lost.
+async fn renew(worker: &Worker, config: &StoreConfig, store: &mut Option<Store>, name: &str) -> Result<bool, StoreError> {
+    let attempt = async {
+        if store.is_none() {
+            *store = Some(Store::open(config.clone()).await?);
+        }
+        let Some(store) = store.as_ref() else { return Err(StoreError::TimedOut) };
+        let args = (worker.id, name.to_owned(), worker.app.ambient().clone());
+        store
+            .write_locked(&SCOPE, args, |tx, (id, name, ambient)| {
+                Box::pin(async move {
+                    if tx.renew_worker(*id, ambient.now(), LEASE_TTL).await? {
+                        return Ok(true);
+                    }
+                    tx.delete_worker(*id).await?;
+                    tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
+                    Ok(false)
+                })
+            })
+            .await
+    };
+    tokio::time::timeout(FENCE_AFTER, attempt).await.map_err(|_| StoreError::TimedOut)?
+}
+
+fn fence(worker: &Worker, why: &str) {
+    if !worker.fenced.swap(true, Ordering::SeqCst) {
+        tracing::error!(why, "fencing this worker: its calls in flight are cancelled");
+        metrics::counter!("bulkhead_worker_fences_total").increment(1);
+    }
+    worker.app.in_flight().hand_back_all();
+}

@@ -1,0 +1,483 @@
+//! Workflows: saved as versions, activated, deactivated; and the webhook addresses of their triggers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::id::{HookId, OrgId, WorkflowId};
+use bulkhead_model::permission::{Caller, OrgScope, Permission};
+use bulkhead_model::token::{SecretHash, Token};
+use bulkhead_model::workflow::{Definition, Note, NoteKind, StepKind, TriggerKind};
+use bulkhead_store::hook::Hook;
+use bulkhead_store::page::{Page, PageRequest};
+use bulkhead_store::seal::{KEY_VERSION, Place};
+use bulkhead_store::workflow::{Workflow, WorkflowVersion};
+use bulkhead_store::{StoreError, Tx};
+use serde_json::json;
+
+use crate::{App, AppError, Problem};
+
+/// After a rotation the old address stays valid for this long, unless another time is asked for.
+pub const HOOK_GRACE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+/// … and at most this long.
+pub const HOOK_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Characters of a change summary.
+const SUMMARY_LEN_MAX: usize = 500;
+/// Versions in one page, and one more, by which a caller knows that there is a next page.
+const VERSIONS_LIMIT_MAX: u32 = 201;
+
+/// A workflow with the version that was asked for.
+#[derive(Clone, Debug)]
+pub struct WorkflowDetail {
+    pub workflow: Workflow,
+    pub version: WorkflowVersion,
+    /// Webhook triggers and their addresses' tokens.
+    pub hooks: Vec<HookAddress>,
+    /// What the author should know; filled when a definition was just read.
+    pub notes: Vec<Note>,
+}
+
+/// A webhook trigger's address.
+#[derive(Clone, Debug)]
+pub struct HookAddress {
+    pub trigger: String,
+    /// The last part of the address; whoever knows it may start runs.
+    pub token: String,
+}
+
+/// What to save.
+#[derive(Clone, Debug)]
+pub struct SaveWorkflow {
+    /// JSON text; it is kept byte for byte.
+    pub definition: String,
+    pub summary: String,
+}
+
+struct Checked {
+    definition: Definition,
+    notes: Vec<Note>,
+}
+
+fn parse(save: &SaveWorkflow) -> Result<Checked, AppError> {
+    if save.summary.chars().count() > SUMMARY_LEN_MAX {
+        let message = format!("a summary has at most {SUMMARY_LEN_MAX} characters");
+        return Err(AppError::invalid("invalid-summary", "/summary", message));
+    }
+    match Definition::parse(&save.definition) {
+        Ok((definition, notes)) => Ok(Checked { definition, notes }),
+        Err(error) => {
+            let problems = error
+                .problems
+                .into_iter()
+                .map(|problem| Problem::new(format!("/definition{}", problem.path), problem.code, problem.message))
+                .collect();
+            Err(AppError::Invalid { code: "invalid-workflow", message: "the definition has problems".into(), problems })
+        }
+    }
+}
+
+/// Checks every plugin that the definition calls against what the organization has installed.
+async fn missing_uses(tx: &mut Tx, definition: &Definition) -> Result<Vec<Problem>, StoreError> {
+    let mut problems = Vec::new();
+    for (id, step) in &definition.steps {
+        let StepKind::Call(call) = &step.kind else { continue };
+        let path = format!("/definition/steps/{id}");
+        let installation = tx.load_installation_for(&call.plugin, call.installation).await?;
+        let Some((_, plugin)) = installation else {
+            let (path, message) = match call.installation {
+                Some(installation) => {
+                    (format!("{path}/installation"), format!("{installation} is no installation of {} here", call.plugin))
+                }
+                None => (format!("{path}/use"), format!("{} is not installed, or more than once: name one with `installation`", call.plugin)),
+            };
+            problems.push(Problem::new(path, "unknown-installation", message));
+            continue;
+        };
+        match plugin.manifest.contribution(call.contribution.as_str()) {
+            Some((kind, _)) if kind == call.kind => {}
+            Some((kind, _)) => problems.push(Problem::new(
+                format!("{path}/use"),
+                "wrong-contribution",
+                format!("{} of {} is a {}, not a {}", call.contribution, plugin.name, kind.as_str(), call.kind.as_str()),
+            )),
+            None => problems.push(Problem::new(
+                format!("{path}/use"),
+                "unknown-contribution",
+                format!("{} {} has no contribution {}", plugin.name, plugin.version, call.contribution),
+            )),
+        }
+    }
+    Ok(problems)
+}
+
+/// Problems of a workflow that is not active are warnings: the plugin may be installed later. An installation that is named
+/// must exist in any case.
+fn sort_missing(problems: Vec<Problem>, active: bool, notes: &mut Vec<Note>) -> Result<(), AppError> {
+    let (hard, soft): (Vec<_>, Vec<_>) =
+        problems.into_iter().partition(|problem| active || problem.path.ends_with("/installation"));
+    if !hard.is_empty() {
+        let message = "the definition uses plugins that are not there".into();
+        return Err(AppError::Invalid { code: "invalid-workflow", message, problems: hard });
+    }
+    notes.extend(soft.into_iter().map(|problem| Note {
+        kind: NoteKind::Warning,
+        path: problem.path,
+        code: problem.code,
+        message: problem.message,
+    }));
+    Ok(())
+}
+
+impl App {
+    fn new_hook(&self, org: OrgId, workflow: WorkflowId, trigger: &str) -> Hook {
+        let id = HookId::new(self.ambient());
+        let token = Token::<HookId>::generate(org, id, self.ambient());
+        let place = Place { table: "hook", column: "ciphertext", org, row: id.uuid() };
+        Hook {
+            id,
+            workflow,
+            trigger: trigger.to_owned(),
+            secret_hash: SecretHash::of(&token.secret),
+            ciphertext: self.sealer().seal(&place, token.reveal().as_bytes()),
+            created_at: self.ambient().now(),
+            expires_at: None,
+        }
+    }
+
+    fn reveal_hook(&self, org: OrgId, hook: &Hook) -> Result<HookAddress, AppError> {
+        let place = Place { table: "hook", column: "ciphertext", org, row: hook.id.uuid() };
+        let plain = self
+            .sealer()
+            .open(&place, KEY_VERSION, &hook.ciphertext)
+            .map_err(|error| AppError::Store(StoreError::Corrupt { what: "hook", why: error.to_string() }))?;
+        let token = String::from_utf8(plain.to_vec())
+            .map_err(|_| AppError::Store(StoreError::Corrupt { what: "hook", why: "not text".into() }))?;
+        Ok(HookAddress { trigger: hook.trigger.clone(), token })
+    }
+
+    fn reveal_hooks(&self, org: OrgId, hooks: &[Hook]) -> Result<Vec<HookAddress>, AppError> {
+        hooks.iter().map(|hook| self.reveal_hook(org, hook)).collect()
+    }
+
+    /// New addresses for webhook triggers that have none.
+    fn missing_hooks(&self, org: OrgId, workflow: WorkflowId, definition: &Definition, present: &[Hook]) -> Vec<Hook> {
+        definition
+            .triggers
+            .iter()
+            .filter(|trigger| trigger.kind == TriggerKind::Webhook)
+            .filter(|trigger| !present.iter().any(|hook| hook.trigger == trigger.id.as_str()))
+            .map(|trigger| self.new_hook(org, workflow, trigger.id.as_str()))
+            .collect()
+    }
+
+    /// Saves a new workflow, inactive, as version 1.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] with every problem of the definition; [`AppError::Conflict`] `workflow-exists`.
+    pub async fn create_workflow(&self, caller: &Caller, org: OrgId, save: SaveWorkflow) -> Result<WorkflowDetail, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsWrite)?;
+        let checked = parse(&save)?;
+        let now = self.ambient().now();
+        let workflow = Workflow {
+            id: WorkflowId::new(self.ambient()),
+            name: checked.definition.name.clone(),
+            active: false,
+            current_version: 1,
+            revision: 1,
+            created_at: now,
+            updated_at: now,
+        };
+        let version = WorkflowVersion {
+            version: 1,
+            definition: save.definition,
+            summary: save.summary,
+            author: scope.actor().to_string(),
+            created_at: now,
+        };
+        let hooks = self.missing_hooks(org, workflow.id, &checked.definition, &[]);
+        let event = AuditEvent {
+            action: "workflow.created",
+            target: workflow.id.to_string(),
+            actor: scope.actor().clone(),
+            detail: json!({ "name": workflow.name, "version": 1, "digest": crate::digest_hex(&version.definition) }),
+        };
+        let args = (workflow.clone(), version.clone(), hooks.clone(), Arc::new(checked.definition), event, self.ambient().clone());
+        let problems = self
+            .store()
+            .write(&scope, args, |tx, (workflow, version, hooks, definition, event, ambient)| {
+                Box::pin(async move {
+                    let problems = missing_uses(tx, definition).await?;
+                    sort_missing(problems.clone(), false, &mut Vec::new())?;
+                    if !tx.insert_workflow(workflow).await? {
+                        let message = format!("there is a workflow named {:?} already: choose another name", workflow.name);
+                        return Err(AppError::conflict("workflow-exists", message));
+                    }
+                    tx.insert_workflow_version(workflow.id, version).await?;
+                    for hook in hooks {
+                        tx.insert_hook(hook).await?;
+                    }
+                    tx.record_audit(event, ambient).await?;
+                    Ok(problems)
+                })
+            })
+            .await?;
+        let mut notes = checked.notes;
+        sort_missing(problems, false, &mut notes)?;
+        Ok(WorkflowDetail { workflow, version, hooks: self.reveal_hooks(org, &hooks)?, notes })
+    }
+
+    /// Saves a new version, if the workflow is still at the revision that the caller saw. Runs under way end on the version that
+    /// they began with; an active workflow begins new runs with this one.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`]; [`AppError::StaleVersion`]; [`AppError::Conflict`] `workflow-exists` for a name that is taken.
+    pub async fn update_workflow(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: WorkflowId,
+        seen: i64,
+        save: SaveWorkflow,
+    ) -> Result<WorkflowDetail, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsWrite)?;
+        let checked = parse(&save)?;
+        let present = self.hooks_of(&scope, id).await?;
+        let new_hooks = self.missing_hooks(org, id, &checked.definition, &present);
+        let now = self.ambient().now();
+        let (author, actor) = (scope.actor().to_string(), scope.actor().clone());
+        let args = (id, seen, save, Arc::new(checked.definition), new_hooks.clone(), author, actor, now, self.ambient().clone());
+        let (workflow, version, problems) = self
+            .store()
+            .write(&scope, args, |tx, (id, seen, save, definition, hooks, author, actor, now, ambient)| {
+                Box::pin(async move {
+                    let before = tx.require_workflow(*id).await?;
+                    if before.revision != *seen {
+                        return Err(AppError::StaleVersion);
+                    }
+                    if let Some(other) = tx.load_workflow_by_name(&definition.name).await?
+                        && other.id != *id
+                    {
+                        let message = format!("there is a workflow named {:?} already: choose another name", definition.name);
+                        return Err(AppError::conflict("workflow-exists", message));
+                    }
+                    let problems = missing_uses(tx, definition).await?;
+                    sort_missing(problems.clone(), before.active, &mut Vec::new())?;
+                    let version = WorkflowVersion {
+                        version: before.current_version + 1,
+                        definition: save.definition.clone(),
+                        summary: save.summary.clone(),
+                        author: author.clone(),
+                        created_at: *now,
+                    };
+                    tx.insert_workflow_version(*id, &version).await?;
+                    for hook in hooks {
+                        tx.insert_hook(hook).await?;
+                    }
+                    let next = Workflow {
+                        name: definition.name.clone(),
+                        current_version: version.version,
+                        revision: seen + 1,
+                        updated_at: *now,
+                        ..before.clone()
+                    };
+                    if !tx.update_workflow(&next, *seen).await? {
+                        return Err(AppError::StaleVersion);
+                    }
+                    let event = AuditEvent {
+                        action: "workflow.updated",
+                        target: id.to_string(),
+                        actor: actor.clone(),
+                        detail: json!({
+                            "name": { "before": before.name, "after": next.name },
+                            "version": { "before": before.current_version, "after": next.current_version },
+                            "digest": crate::digest_hex(&save.definition),
+                        }),
+                    };
+                    tx.record_audit(&event, ambient).await?;
+                    Ok((next, version, problems))
+                })
+            })
+            .await?;
+        let mut notes = checked.notes;
+        sort_missing(problems, workflow.active, &mut notes)?;
+        let hooks = present.into_iter().chain(new_hooks).collect::<Vec<_>>();
+        Ok(WorkflowDetail { workflow, version, hooks: self.reveal_hooks(org, &hooks)?, notes })
+    }
+
+    async fn hooks_of(&self, scope: &OrgScope, id: WorkflowId) -> Result<Vec<Hook>, AppError> {
+        self.store()
+            .read(scope, id, |tx, id| {
+                Box::pin(async move {
+                    tx.require_workflow(*id).await?;
+                    Ok(tx.list_hooks(*id).await?)
+                })
+            })
+            .await
+    }
+
+    /// Reads definitions without saving anything: what the editor asks while one types.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::Invalid`] with every problem.
+    pub async fn validate_workflow(&self, caller: &Caller, org: OrgId, save: SaveWorkflow) -> Result<Vec<Note>, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsRead)?;
+        let checked = parse(&save)?;
+        let problems = self
+            .store()
+            .read(&scope, Arc::new(checked.definition), |tx, definition| {
+                Box::pin(async move { Ok::<_, AppError>(missing_uses(tx, definition).await?) })
+            })
+            .await?;
+        let mut notes = checked.notes;
+        sort_missing(problems, false, &mut notes)?;
+        Ok(notes)
+    }
+
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn list_workflows(&self, caller: &Caller, org: OrgId, page: PageRequest) -> Result<Page<Workflow>, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsRead)?;
+        self.store().read(&scope, page, |tx, page| Box::pin(async move { Ok(tx.list_workflows(*page).await?) })).await
+    }
+
+    /// The workflow with its current version, or the one asked for. Addresses are shown to those who may activate.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn show_workflow(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: WorkflowId,
+        version: Option<i64>,
+    ) -> Result<WorkflowDetail, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsRead)?;
+        let (workflow, version, hooks) = self
+            .store()
+            .read(&scope, (id, version), |tx, (id, version)| {
+                Box::pin(async move {
+                    let workflow = tx.require_workflow(*id).await?;
+                    let number = version.unwrap_or(workflow.current_version);
+                    let version =
+                        tx.load_workflow_version(*id, number).await?.ok_or(AppError::NotFound { what: "workflow version" })?;
+                    let hooks = tx.list_hooks(*id).await?;
+                    Ok::<_, AppError>((workflow, version, hooks))
+                })
+            })
+            .await?;
+        let may_see_addresses = caller.permissions().contains(Permission::WorkflowsActivate);
+        let hooks = if may_see_addresses { self.reveal_hooks(org, &hooks)? } else { Vec::new() };
+        Ok(WorkflowDetail { workflow, version, hooks, notes: Vec::new() })
+    }
+
+    /// Versions, newest first, below `before` when given.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn list_workflow_versions(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: WorkflowId,
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<WorkflowVersion>, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsRead)?;
+        self.store()
+            .read(&scope, (id, before, limit.clamp(1, VERSIONS_LIMIT_MAX)), |tx, (id, before, limit)| {
+                Box::pin(async move {
+                    tx.require_workflow(*id).await?;
+                    Ok(tx.list_workflow_versions(*id, *before, *limit).await?)
+                })
+            })
+            .await
+    }
+
+    /// Lets triggers start runs, or stops them; runs under way go on. Doing it twice is no error.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] when a plugin that it uses is not installed; [`AppError::NotFound`].
+    pub async fn set_workflow_active(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: WorkflowId,
+        active: bool,
+    ) -> Result<Workflow, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsActivate)?;
+        let actor = scope.actor().clone();
+        self.store()
+            .write(&scope, (id, active, actor, self.ambient().clone()), |tx, (id, active, actor, ambient)| {
+                Box::pin(async move {
+                    let before = tx.require_workflow(*id).await?;
+                    if before.active == *active {
+                        return Ok(before);
+                    }
+                    if *active {
+                        let version = tx
+                            .load_workflow_version(*id, before.current_version)
+                            .await?
+                            .ok_or(AppError::NotFound { what: "workflow version" })?;
+                        let (definition, _) = Definition::parse(&version.definition)
+                            .map_err(|error| StoreError::Corrupt { what: "workflow", why: error.to_string() })?;
+                        let problems = missing_uses(tx, &definition).await?;
+                        sort_missing(problems, true, &mut Vec::new())?;
+                    }
+                    let next = Workflow { active: *active, revision: before.revision + 1, updated_at: ambient.now(), ..before.clone() };
+                    if !tx.update_workflow(&next, before.revision).await? {
+                        return Err(AppError::StaleVersion);
+                    }
+                    let event = AuditEvent {
+                        action: if *active { "workflow.activated" } else { "workflow.deactivated" },
+                        target: id.to_string(),
+                        actor: actor.clone(),
+                        detail: json!({ "version": next.current_version }),
+                    };
+                    tx.record_audit(&event, ambient).await?;
+                    Ok(next)
+                })
+            })
+            .await
+    }
+
+    /// Gives a webhook trigger a new address; the old one stays valid for `grace`.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`] for a trigger that has no address.
+    pub async fn rotate_hook(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: WorkflowId,
+        trigger: String,
+        grace: Duration,
+    ) -> Result<HookAddress, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsActivate)?;
+        if grace > HOOK_GRACE_MAX {
+            let message = format!("an old address lives on for at most {} seconds", HOOK_GRACE_MAX.as_secs());
+            return Err(AppError::invalid("invalid-grace", "/grace_s", message));
+        }
+        let hook = self.new_hook(org, id, &trigger);
+        let event = AuditEvent {
+            action: "hook.rotated",
+            target: id.to_string(),
+            actor: scope.actor().clone(),
+            detail: json!({ "trigger": trigger, "grace_s": grace.as_secs() }),
+        };
+        let ends_at = self.ambient().now().plus(grace);
+        let args = (id, hook.clone(), ends_at, event, self.ambient().clone());
+        self.store()
+            .write(&scope, args, |tx, (id, hook, ends_at, event, ambient)| {
+                Box::pin(async move {
+                    tx.require_workflow(*id).await?;
+                    if tx.expire_hooks(*id, &hook.trigger, *ends_at).await? == 0 {
+                        return Err(AppError::NotFound { what: "webhook trigger" });
+                    }
+                    tx.insert_hook(hook).await?;
+                    Ok(tx.record_audit(event, ambient).await?)
+                })
+            })
+            .await?;
+        self.reveal_hook(org, &hook)
+    }
+}

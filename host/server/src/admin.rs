@@ -1,0 +1,116 @@
+//! `bulkhead admin`: what the operator does on the database itself. With SQLite the server must not be running.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use bulkhead_app::api_key::NewApiKey;
+use bulkhead_model::id::ApiKeyId;
+use bulkhead_model::name::Slug;
+use bulkhead_model::permission::{Permission, PermissionSet};
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::config::Config;
+use crate::host::{FirstStart, Host};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create an organization
+    #[command(after_help = "Example:\n  bulkhead admin create-org acme --name 'Acme Inc.'")]
+    CreateOrg {
+        /// Short name in addresses: lower-case letters, digits, hyphens
+        slug: String,
+        /// Display name; the short name if left out
+        #[arg(long)]
+        name: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make an API key; its text is shown once
+    #[command(after_help = "Examples:\n  bulkhead admin create-key acme --name laptop\n  \
+        bulkhead admin create-key acme --name reader --permission runs.read --permission audit.read --days 30")]
+    CreateKey {
+        /// The organization's short name
+        org: String,
+        #[arg(long)]
+        name: String,
+        /// A permission of the key (repeatable); every one if left out
+        #[arg(long = "permission")]
+        permissions: Vec<String>,
+        /// Days until it ends
+        #[arg(long)]
+        days: Option<u32>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Revoke an API key
+    RevokeKey {
+        /// The organization's short name
+        org: String,
+        /// `key_…`
+        key: String,
+    },
+}
+
+fn slug(text: &str) -> Result<Slug> {
+    text.parse().map_err(|error| anyhow::anyhow!("{text:?} is no short name: {error}"))
+}
+
+pub(crate) async fn run(config: Config, command: Command) -> Result<ExitCode> {
+    let host = Host::open(&config, FirstStart::Embedded, BTreeSet::new()).await?;
+    let done = act(&host, command).await;
+    host.store.close().await;
+    done.map(|()| ExitCode::SUCCESS)
+}
+
+async fn require_org(host: &Host, org: &str) -> Result<bulkhead_store::org::Org> {
+    let found = host.app.find_org(slug(org)?).await?;
+    found.with_context(|| format!("there is no organization {org}: make it with `bulkhead admin create-org {org}`"))
+}
+
+async fn act(host: &Host, command: Command) -> Result<()> {
+    match command {
+        Command::CreateOrg { slug: text, name, json } => {
+            let org = host.app.create_org(slug(&text)?, name.unwrap_or(text)).await?;
+            if json {
+                println!("{}", json!({ "id": org.id, "slug": org.slug, "name": org.name }));
+            } else {
+                println!("created {} ({})\nnext: bulkhead admin create-key {} --name first", org.slug, org.id, org.slug);
+            }
+        }
+        Command::CreateKey { org, name, permissions, days, json } => {
+            let org = require_org(host, &org).await?;
+            let permissions: PermissionSet = if permissions.is_empty() {
+                PermissionSet::all()
+            } else {
+                permissions
+                    .iter()
+                    .map(|text| {
+                        text.parse::<Permission>().map_err(|error| {
+                            let known: Vec<&str> = Permission::ALL.iter().map(|permission| permission.as_str()).collect();
+                            anyhow::anyhow!("{error}; known are {}", known.join(", "))
+                        })
+                    })
+                    .collect::<Result<_>>()?
+            };
+            let new = NewApiKey { name, permissions, expires_in_days: days };
+            let created = host.app.create_first_api_key(org.id, new).await?;
+            if json {
+                println!("{}", json!({ "id": created.key.id, "key": created.secret_text, "expires_at": created.key.expires_at }));
+            } else {
+                println!("{}", created.secret_text);
+                eprintln!("this is shown once; the key is {}", created.key.id);
+            }
+        }
+        Command::RevokeKey { org, key } => {
+            let org = require_org(host, &org).await?;
+            let id: ApiKeyId = key.parse().map_err(|error| anyhow::anyhow!("{key:?}: {error}"))?;
+            host.app.revoke_api_key_as_operator(org.id, id).await?;
+            println!("revoked {id}");
+        }
+    }
+    Ok(())
+}

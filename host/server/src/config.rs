@@ -1,0 +1,223 @@
+//! Configuration: one typed root, from defaults < file (`--config`, TOML) < environment (`BULKHEAD_SECTION__KEY`) < flags.
+//!
+//! Embedded defaults need no configuration at all. Unknown keys are refused. `docs/bulkhead.example.toml` is the output of
+//! `bulkhead config example` and a test compares them.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use figment::Figment;
+use figment::providers::{Env, Format as _, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+
+/// A value that never prints itself.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub(crate) server: ServerConfig,
+    pub(crate) database: DatabaseConfig,
+    pub(crate) sandbox: SandboxConfig,
+    pub(crate) egress: EgressSection,
+    pub(crate) worker: WorkerSection,
+    pub(crate) log: LogConfig,
+}
+
+/// `[server]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ServerConfig {
+    /// Where the API listens.
+    pub(crate) listen: SocketAddr,
+    /// The address that others reach the server under; shown in webhook addresses. Without it, `http://` and `listen`.
+    pub(crate) public_url: Option<String>,
+    /// Keys, the compile cache and, with SQLite, the database.
+    pub(crate) data_dir: PathBuf,
+    /// How long requests and jobs may go on after a request to stop.
+    pub(crate) drain_s: u64,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
+        Self { listen, public_url: None, data_dir: PathBuf::from("bulkhead-data"), drain_s: 20 }
+    }
+}
+
+/// `[database]`: without addresses, SQLite in the data directory.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct DatabaseConfig {
+    /// PostgreSQL, as the application role: `postgres://bulkhead_app:…@host/name`.
+    pub(crate) url: Option<Secret>,
+    /// PostgreSQL, as the owner: for migrations. Alone, the server makes the application role itself.
+    pub(crate) owner_url: Option<Secret>,
+    pub(crate) connections_max: u32,
+}
+
+impl Default for DatabaseConfig {
+    fn default() -> Self {
+        Self { url: None, owner_url: None, connections_max: 16 }
+    }
+}
+
+impl DatabaseConfig {
+    pub(crate) fn is_postgres(&self) -> bool {
+        self.url.is_some() || self.owner_url.is_some()
+    }
+}
+
+/// `[sandbox]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SandboxConfig {
+    /// OS threads that run guests; 0 means one per core.
+    pub(crate) guest_threads: usize,
+    /// Memory for prepared plugins, in MiB.
+    pub(crate) prepared_mib_max: u64,
+}
+
+impl Default for SandboxConfig {
+    fn default() -> Self {
+        Self { guest_threads: 0, prepared_mib_max: 512 }
+    }
+}
+
+/// `[egress]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct EgressSection {
+    /// Loopback addresses, as `host:port`, that plugins may reach where their grants say so. For development only.
+    pub(crate) allow_loopback: Vec<String>,
+}
+
+/// `[worker]`: how many jobs of each lane run at once.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct WorkerSection {
+    pub(crate) slots_system: usize,
+    pub(crate) slots_interactive: usize,
+    pub(crate) slots_bulk: usize,
+}
+
+impl Default for WorkerSection {
+    fn default() -> Self {
+        let slots = bulkhead_app::worker::Slots::default();
+        Self { slots_system: slots.system, slots_interactive: slots.interactive, slots_bulk: slots.bulk }
+    }
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LogConfig {
+    /// `error warn info debug trace`, or a filter such as `info,bulkhead_app=debug`.
+    pub(crate) level: String,
+    pub(crate) format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum LogFormat {
+    Json,
+    Text,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Json }
+    }
+}
+
+/// Variables of the test suite share the prefix but are no configuration.
+const NOT_CONFIGURATION: &str = "test_";
+
+impl Config {
+    /// Reads the file (if one is named) and the environment over the defaults.
+    pub(crate) fn load(file: Option<&Path>) -> Result<Self> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        if let Some(path) = file {
+            anyhow::ensure!(path.is_file(), "there is no configuration file {}", path.display());
+            figment = figment.merge(Toml::file_exact(path));
+        }
+        let environment = Env::prefixed("BULKHEAD_").filter(|key| !key.as_str().to_ascii_lowercase().starts_with(NOT_CONFIGURATION));
+        let config: Self = figment.merge(environment.split("__")).extract().context("the configuration is not valid")?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        anyhow::ensure!(self.database.connections_max >= 2, "database.connections_max is at least 2");
+        anyhow::ensure!(self.sandbox.prepared_mib_max >= 16, "sandbox.prepared_mib_max is at least 16");
+        for (name, slots) in [
+            ("system", self.worker.slots_system),
+            ("interactive", self.worker.slots_interactive),
+            ("bulk", self.worker.slots_bulk),
+        ] {
+            anyhow::ensure!((1..=10_000).contains(&slots), "worker.slots_{name} is between 1 and 10000");
+        }
+        if let Some(url) = &self.server.public_url {
+            anyhow::ensure!(
+                url.starts_with("http://") || url.starts_with("https://"),
+                "server.public_url begins with https:// or http://"
+            );
+        }
+        Ok(())
+    }
+
+    /// The address under which webhooks are shown.
+    pub(crate) fn public_url(&self, bound: SocketAddr) -> String {
+        let url = self.server.public_url.clone().unwrap_or_else(|| format!("http://{bound}"));
+        url.trim_end_matches('/').to_owned()
+    }
+
+    /// The configuration with every default, as a file to begin with.
+    pub(crate) fn example() -> &'static str {
+        include_str!("../../../docs/bulkhead.example.toml")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_the_defaults() {
+        let example: Config = Figment::from(Toml::string(Config::example())).extract().unwrap();
+        assert_eq!(serde_json::to_value(example).unwrap(), serde_json::to_value(Config::default()).unwrap());
+    }
+
+    #[test]
+    fn unknown_keys_are_refused() {
+        for text in ["[server]\nlisen = \"127.0.0.1:1\"", "[servers]", "x = 1"] {
+            assert!(Figment::from(Toml::string(text)).extract::<Config>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_print() {
+        let config = DatabaseConfig { url: Some(Secret::new("postgres://u:hunter2@h/d".into())), ..DatabaseConfig::default() };
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

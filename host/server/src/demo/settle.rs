@@ -1,0 +1,217 @@
+//! Puts the demo's organization, plugins and workflow where they are missing; what is there stays.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::installation::{InstallationDetail, InstallationPatch, NewInstallation};
+use bulkhead_app::workflow::SaveWorkflow;
+use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::id::{OrgId, WorkflowId};
+use bulkhead_model::manifest::Manifest;
+use bulkhead_model::name::Slug;
+use bulkhead_model::permission::{Caller, PermissionSet};
+use bulkhead_runtime::{Digest, package};
+use bulkhead_store::page::PageRequest;
+use indexmap::IndexMap;
+use serde_json::{Value, json};
+use url::Url;
+
+use super::{DemoFile, DemoWorkflow};
+use crate::host::Host;
+
+const ORG: &str = "demo";
+const WORKFLOW: &str = include_str!("github_issue_to_slack.json");
+const WORKFLOW_NAME: &str = "GitHub issue to Slack";
+/// A delivery small enough to type.
+pub(super) const SAMPLE_DELIVERY: &str = r#"{"action":"opened","issue":{"number":1,"title":"Crash on start","html_url":"https://github.com/acme/app/issues/1","body":"It stops.","labels":[{"name":"bug"}]},"repository":{"full_name":"acme/app"},"sender":{"login":"ada"}}"#;
+/// The first-party packages that the demo installs.
+const PLUGINS: [&str; 3] = ["webhook", "slack", "email-domain"];
+
+/// A package on disk.
+pub(super) struct Package {
+    pub(super) digest: Digest,
+    manifest: Manifest,
+    bytes: Vec<u8>,
+}
+
+/// Where packages lie: as told, or beside the binary, or where the build puts them.
+fn folder(told: Option<&Path>) -> Result<PathBuf> {
+    if let Some(dir) = told {
+        return Ok(dir.to_owned());
+    }
+    let binary = std::env::current_exe().context("the binary does not know where it is")?;
+    let beside = binary.parent().map(|dir| dir.join("plugins"));
+    let built = binary.parent().and_then(Path::parent).map(|target| target.join("plugins"));
+    let here = Some(PathBuf::from("target/plugins"));
+    let candidates: Vec<PathBuf> = [beside, built, here].into_iter().flatten().collect();
+    candidates.iter().find(|dir| holds_packages(dir)).cloned().with_context(|| {
+        "the first-party packages are not there: `cargo xtask build-plugins` makes them, or name their folder with --plugins"
+    })
+}
+
+fn holds_packages(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|entries| {
+        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("bulkhead-webhook-"))
+    })
+}
+
+/// Reads the newest version of each first-party package.
+pub(super) fn packages(told: Option<&Path>) -> Result<Vec<Package>> {
+    let dir = folder(told)?;
+    let mut found: Vec<Package> = Vec::new();
+    for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let wanted = PLUGINS.iter().any(|plugin| name.starts_with(&format!("bulkhead-{plugin}-")));
+        if !wanted || path.extension().is_none_or(|extension| extension != "wasm") {
+            continue;
+        }
+        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let info = package::inspect(&bytes).with_context(|| format!("{} is no package", path.display()))?;
+        let package = Package { digest: info.digest, manifest: info.manifest, bytes };
+        match found.iter_mut().find(|other| other.manifest.name == package.manifest.name) {
+            Some(other) if other.manifest.version >= package.manifest.version => {}
+            Some(other) => *other = package,
+            None => found.push(package),
+        }
+    }
+    for plugin in PLUGINS {
+        if !found.iter().any(|package| package.manifest.name.plugin() == plugin) {
+            bail!("{} has no package of bulkhead/{plugin}: run `cargo xtask build-plugins`", dir.display());
+        }
+    }
+    Ok(found)
+}
+
+/// Makes what is missing and brings addresses up to date.
+pub(super) async fn settle(
+    host: &Host,
+    packages: &[Package],
+    sink: &Url,
+    url: &str,
+    before: Option<DemoFile>,
+) -> Result<DemoFile> {
+    let slug: Slug = ORG.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
+    let org = match host.app.find_org(slug.clone()).await? {
+        Some(org) => org,
+        None => host.app.create_org(slug, "Demo".into()).await?,
+    };
+    let (api_key, caller) = key(host, org.id, before.as_ref()).await?;
+    for package in packages {
+        let uploaded = host.app.upload_plugin(&caller, org.id, package.bytes.clone().into()).await;
+        uploaded.with_context(|| format!("{} cannot be uploaded", package.manifest.name))?;
+        install(host, &caller, org.id, package, sink).await?;
+    }
+    let (id, token) = workflow(host, &caller, org.id).await?;
+    let webhook_url = format!("{url}/hooks/{token}");
+    let workflows = IndexMap::from([(WORKFLOW_NAME.to_owned(), DemoWorkflow { id: id.to_string(), webhook_url })]);
+    Ok(DemoFile { url: url.to_owned(), org: org.slug.to_string(), api_key, workflows, sink: sink.to_string() })
+}
+
+/// The key of last time if it is still good, or a new one.
+async fn key(host: &Host, org: OrgId, before: Option<&DemoFile>) -> Result<(String, Caller)> {
+    if let Some(text) = before.map(|file| file.api_key.clone())
+        && let Ok(identity) = host.app.authenticate(&text).await
+    {
+        return Ok((text, identity.caller));
+    }
+    let new = NewApiKey { name: "demo".into(), permissions: PermissionSet::all(), expires_in_days: None };
+    let created = host.app.create_first_api_key(org, new).await?;
+    let identity = host.app.authenticate(&created.secret_text).await?;
+    Ok((created.secret_text, identity.caller))
+}
+
+fn settings(plugin: &str, sink: &Url) -> Value {
+    match plugin {
+        "webhook" => json!({ "url": sink }),
+        "slack" => json!({ "webhook_url": sink }),
+        _ => json!({}),
+    }
+}
+
+/// The organization's installations (a demo has few).
+async fn installed(host: &Host, caller: &Caller, org: OrgId) -> Result<Vec<InstallationDetail>> {
+    let page = PageRequest { before: None, limit: 200 };
+    Ok(host.app.list_installations(caller, org, page).await?.items)
+}
+
+/// The grants that the demo gives: what each plugin asks toward the configured sink. The webhook action's wish for every public
+/// host stays unanswered.
+fn grants(manifest: &Manifest, settings: &Value) -> Grants {
+    let mut asked = manifest.clone();
+    asked.permissions.retain(|ask| {
+        let text = serde_json::to_string(&ask.capability).unwrap_or_default();
+        text.contains("from_setting")
+    });
+    Grants::everything_asked(&asked, settings)
+}
+
+async fn install(host: &Host, caller: &Caller, org: OrgId, package: &Package, sink: &Url) -> Result<()> {
+    let manifest = &package.manifest;
+    let settings = settings(manifest.name.plugin(), sink);
+    let grants = grants(manifest, &settings);
+    let present = installed(host, caller, org).await?.into_iter().find(|found| found.plugin.name == manifest.name);
+    let Some(present) = present else {
+        let new = NewInstallation {
+            plugin: manifest.name.clone(),
+            version: manifest.version.to_string(),
+            settings,
+            grants,
+        };
+        host.app.install(caller, org, new).await.with_context(|| format!("{} cannot be installed", manifest.name))?;
+        return Ok(());
+    };
+    let mut version = present.installation.grant_version;
+    let id = present.installation.id;
+    let newer = present.plugin.digest != *package.digest.as_bytes();
+    if present.installation.settings != settings || newer {
+        let patch = InstallationPatch {
+            settings: Some(settings.clone()),
+            version: newer.then(|| manifest.version.to_string()),
+            ..InstallationPatch::default()
+        };
+        version = updated(host.app.update_installation(caller, org, id, version, patch).await?);
+    }
+    if present.installation.grants != grants {
+        host.app.replace_grants(caller, org, id, version, grants).await?;
+    }
+    Ok(())
+}
+
+fn updated(detail: InstallationDetail) -> GrantVersion {
+    detail.installation.grant_version
+}
+
+/// The workflow and its webhook's token; made and activated where it is missing.
+async fn workflow(host: &Host, caller: &Caller, org: OrgId) -> Result<(WorkflowId, String)> {
+    let page = PageRequest { before: None, limit: 200 };
+    let listed = host.app.list_workflows(caller, org, page).await?;
+    let id = if let Some(found) = listed.items.iter().find(|workflow| workflow.name == WORKFLOW_NAME) {
+        found.id
+    } else {
+        let save = SaveWorkflow { definition: WORKFLOW.to_owned(), summary: "made by the demo".into() };
+        let created = host.app.create_workflow(caller, org, save).await?;
+        host.app.set_workflow_active(caller, org, created.workflow.id, true).await?;
+        created.workflow.id
+    };
+    let detail = host.app.show_workflow(caller, org, id, None).await?;
+    let hook = detail.hooks.into_iter().next().context("the demo's workflow has no webhook trigger any more")?;
+    Ok((id, hook.token))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_model::workflow::{Definition, TriggerKind, trigger_payload};
+
+    #[test]
+    fn the_demo_workflow_is_valid_and_takes_the_sample() {
+        let (definition, notes) = Definition::parse(WORKFLOW).unwrap();
+        assert_eq!(definition.name, WORKFLOW_NAME);
+        assert!(notes.is_empty(), "{notes:?}");
+        let body = serde_json::from_str(SAMPLE_DELIVERY).unwrap();
+        let payload = trigger_payload(TriggerKind::Webhook, body, json!({}), json!({}));
+        assert!(definition.matching_trigger(TriggerKind::Webhook, None, &payload).trigger.is_some());
+    }
+}

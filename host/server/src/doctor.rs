@@ -1,0 +1,122 @@
+//! `bulkhead doctor`: checks that the server can run here, one line per check, and says what to do.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use bulkhead_model::ambient::Ambient;
+use bulkhead_store::{Store, StoreError};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::host::store_config;
+use crate::keys;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Finding {
+    check: &'static str,
+    ok: bool,
+    detail: String,
+}
+
+fn finding(check: &'static str, result: Result<String, String>) -> Finding {
+    let ok = result.is_ok();
+    Finding { check, ok, detail: result.unwrap_or_else(|why| why) }
+}
+
+pub(crate) async fn run(config: Config, args: Args) -> Result<ExitCode> {
+    let mut findings = vec![
+        finding("data directory", data_dir(&config)),
+        finding("memory", memory()),
+        finding("listen address", listen(&config).await),
+    ];
+    findings.extend(database(&config).await);
+    findings.push(finding("plugin compiler", compiler().await));
+    let healthy = findings.iter().all(|finding| finding.ok);
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&findings)?);
+    } else {
+        for finding in &findings {
+            println!("{} {:<16} {}", if finding.ok { "ok  " } else { "FAIL" }, finding.check, finding.detail);
+        }
+    }
+    Ok(if healthy { ExitCode::SUCCESS } else { ExitCode::from(1) })
+}
+
+fn data_dir(config: &Config) -> Result<String, String> {
+    let dir = &config.server.data_dir;
+    if !dir.exists() {
+        return Ok(format!("{} will be made at the first start", dir.display()));
+    }
+    let probe = dir.join(".doctor");
+    std::fs::write(&probe, b"x").and_then(|()| std::fs::remove_file(&probe)).map_err(|error| {
+        format!("{} cannot be written ({error}): give it to the user that runs the server", dir.display())
+    })?;
+    Ok(format!("{} can be written", dir.display()))
+}
+
+/// Each call of a plugin may take 64 MiB by default, so a small machine should know.
+fn memory() -> Result<String, String> {
+    let text = std::fs::read_to_string("/proc/meminfo").map_err(|error| format!("cannot be read: {error}"))?;
+    let available_kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        .ok_or("MemAvailable is not told")?;
+    let mib = available_kib / 1024;
+    if mib < 512 { Err(format!("{mib} MiB are free: at least 512 are needed")) } else { Ok(format!("{mib} MiB are free")) }
+}
+
+async fn listen(config: &Config) -> Result<String, String> {
+    let address = config.server.listen;
+    match tokio::net::TcpListener::bind(address).await {
+        Ok(_) => Ok(format!("{address} is free")),
+        Err(error) => Err(format!("{address}: {error} (no trouble if the server is running)")),
+    }
+}
+
+async fn database(config: &Config) -> Vec<Finding> {
+    let key = keys::load_or_create(&config.server.data_dir, false, &Ambient::system());
+    let root_key = match key {
+        Ok(key) => key,
+        Err(_) if !config.database.is_postgres() && !config.server.data_dir.join("bulkhead.sqlite").exists() => {
+            return vec![finding("database", Ok("a new SQLite database will be made at the first start".into()))];
+        }
+        Err(error) => return vec![finding("root key", Err(format!("{error:#}")))],
+    };
+    let mut findings = vec![finding("root key", Ok("present, for the server's user only".into()))];
+    match Store::open(store_config(config, &root_key)).await {
+        Ok(store) => {
+            findings.push(finding("database", Ok(format!("{} answers; its schema is this version's", store.database_name()))));
+            store.close().await;
+        }
+        Err(StoreError::Refused(why)) if why.contains("in use") => {
+            findings.push(finding("database", Ok("SQLite is in use by a running server".into())));
+        }
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
+            findings.push(finding("database", Err(format!("{error}{source}"))));
+        }
+    }
+    findings
+}
+
+/// Starts the compiler's child process on an empty package: it must answer with a refusal, not a crash.
+async fn compiler() -> Result<String, String> {
+    let command = crate::compiler().map_err(|error| error.to_string())?;
+    let mut child = tokio::process::Command::new(command.program)
+        .args(command.args)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cannot be started: {error}"))?;
+    let status = child.wait().await.map_err(|error| error.to_string())?;
+    if status.code().is_some() { Ok("starts".into()) } else { Err(format!("ended by {status}")) }
+}

@@ -1,0 +1,142 @@
+//! Wiring: from a configuration to an application with its store and its sandbox.
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use bulkhead_app::permits::CallConcurrency;
+use bulkhead_app::sandbox::SandboxParts;
+use bulkhead_app::supervise::Supervisor;
+use bulkhead_app::worker::{Slots, WorkerConfig};
+use bulkhead_app::{App, AppParts};
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::grant::{Ceiling, Loopback};
+use bulkhead_runtime::egress::{EgressConfig, SystemResolver};
+use bulkhead_runtime::{Digest, Runtime, RuntimeConfig};
+use bulkhead_store::seal::{RootKey, Sealer};
+use bulkhead_store::{Database, Store, StoreConfig};
+
+use crate::config::Config;
+use crate::keys;
+
+/// An application that is ready to serve.
+pub(crate) struct Host {
+    pub(crate) app: App,
+    pub(crate) store: Store,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) root_key: RootKey,
+    store_config: StoreConfig,
+}
+
+/// Whether a root key may be made where there is none.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FirstStart {
+    /// Only beside an SQLite database that does not exist yet.
+    Embedded,
+    /// Also for PostgreSQL: the demo.
+    Demo,
+}
+
+fn root_key(config: &Config, first: FirstStart, ambient: &Ambient) -> Result<RootKey> {
+    let dir = &config.server.data_dir;
+    let fresh = if config.database.is_postgres() { first == FirstStart::Demo } else { !dir.join("bulkhead.sqlite").exists() };
+    keys::load_or_create(dir, fresh, ambient).with_context(|| {
+        "the root key protects secrets and cannot be replaced; for a new PostgreSQL installation make one with \
+         `mkdir -p DIR && (umask 077; head -c 32 /dev/urandom | xxd -p -c 64 > DIR/root.key)`"
+    })
+}
+
+pub(crate) fn store_config(config: &Config, root_key: &RootKey) -> StoreConfig {
+    let database = if config.database.is_postgres() {
+        Database::Postgres {
+            url: config.database.url.as_ref().map(|url| url.reveal().to_owned()),
+            owner_url: config.database.owner_url.as_ref().map(|url| url.reveal().to_owned()),
+            app_password: hex::encode(root_key.derive("postgresql application role v1")),
+        }
+    } else {
+        Database::Sqlite { dir: config.server.data_dir.clone() }
+    };
+    StoreConfig { database, connections_max: config.database.connections_max }
+}
+
+impl Host {
+    /// Opens the database (migrating it where it may) and starts the sandbox. `first_party` are the digests that may carry the
+    /// platform's own publisher name.
+    pub(crate) async fn open(config: &Config, first: FirstStart, first_party: BTreeSet<Digest>) -> Result<Self> {
+        let ambient = Ambient::system();
+        let root_key = root_key(config, first, &ambient)?;
+        let store_config = store_config(config, &root_key);
+        let store = Store::open(store_config.clone()).await.context("the database cannot be opened")?;
+        let supervisor = Supervisor::new();
+        let loopbacks = config
+            .egress
+            .allow_loopback
+            .iter()
+            .map(|text| text.parse::<Loopback>().context("egress.allow_loopback"))
+            .collect::<Result<Vec<_>>>()?;
+        if !loopbacks.is_empty() {
+            tracing::warn!(addresses = ?config.egress.allow_loopback, "plugins may reach these loopback addresses: for development only");
+        }
+        let mut egress = EgressConfig::new(Arc::new(SystemResolver::new()));
+        egress.allow_loopback.clone_from(&loopbacks);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let guest_threads = if config.sandbox.guest_threads == 0 { cores } else { config.sandbox.guest_threads };
+        let runtime = Runtime::start(
+            RuntimeConfig {
+                cache_dir: config.server.data_dir.join("compiled"),
+                seal_key: root_key.derive("compile cache v1"),
+                compiler: crate::compiler()?,
+                guest_threads,
+                prepared_bytes_max: config.sandbox.prepared_mib_max * 1024 * 1024,
+                egress,
+            },
+            ambient.clone(),
+        )
+        .context("the sandbox does not start")?;
+        let app = App::new(AppParts {
+            store: store.clone(),
+            sealer: Sealer::new(&root_key, ambient.clone()),
+            ambient,
+            sandbox: SandboxParts {
+                runtime,
+                ceiling: Ceiling::with_loopbacks(loopbacks),
+                first_party,
+                concurrency: CallConcurrency::default(),
+                supervisor: supervisor.clone(),
+            },
+        });
+        Ok(Self { app, store, supervisor, root_key, store_config })
+    }
+
+    /// Begins to carry out jobs.
+    pub(crate) async fn start_worker(&self, config: &Config) -> Result<()> {
+        let heartbeat = self.store.is_postgres().then(|| {
+            let mut own = self.store_config.clone();
+            own.connections_max = 1;
+            // The heartbeat neither migrates nor makes roles.
+            if let Database::Postgres { url, owner_url, app_password } = &mut own.database {
+                *url = url.clone().or_else(|| self.store.application_url(owner_url.as_deref(), app_password));
+                *owner_url = None;
+            }
+            own
+        });
+        let slots = Slots {
+            system: config.worker.slots_system,
+            interactive: config.worker.slots_interactive,
+            bulk: config.worker.slots_bulk,
+        };
+        let name = format!("pid {}", std::process::id());
+        let worker = WorkerConfig { name, slots, heartbeat };
+        self.app.start_worker(worker, &self.supervisor).await.context("the worker cannot start")?;
+        Ok(())
+    }
+}
+
+/// `bulkhead migrate`
+pub(crate) async fn migrate(config: Config) -> Result<ExitCode> {
+    let root_key = root_key(&config, FirstStart::Embedded, &Ambient::system())?;
+    Store::migrate(store_config(&config, &root_key)).await.context("the database cannot be migrated")?;
+    println!("the database is at this version's schema");
+    Ok(ExitCode::SUCCESS)
+}
