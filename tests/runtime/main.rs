@@ -3,4 +3,5 @@
 //! Guests are written as core modules in WebAssembly text, wrapped into components here: the shortest way to misbehave exactly.
 
 mod calls;
+mod hostile;
 mod support;

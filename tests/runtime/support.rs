@@ -11,13 +11,14 @@ use bulkhead_model::grant::EffectiveGrants;
 use bulkhead_model::limits::{ContributionKind, Limits};
 use bulkhead_model::manifest::Manifest;
 use bulkhead_model::time::Timestamp;
+use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
 use bulkhead_runtime::{
     CallContext, CallControl, CallRequest, CompilerCommand, Digest, NoSecrets, Prepared, Runtime, RuntimeConfig,
     embed_manifest,
 };
 use serde_json::{Value, json};
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
-use wit_parser::Resolve;
+use wit_parser::Resolve as Wit;
 
 /// Patience for what has no time of its own: generous, because the machine may be busy.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,9 +40,10 @@ pub(crate) const ALLOCATOR: &str = r#"
                 (i32.shr_u (i32.sub (global.get $next) (i32.mul (memory.size) (i32.const 65536))) (i32.const 16))))))
             unreachable)
         (local.get $at))
+    (data (i32.const 1024) "null")
 "#;
 
-/// Offset at which a guest's answer lies: tag, pointer, length.
+/// Offset at which a guest's answer lies: the tag, and after eight bytes pointer and length.
 pub(crate) const ANSWER: i32 = 16;
 
 /// A core module around `body` for the world with the export of `kind`. `extra` is put before the allocator: imports.
@@ -57,14 +59,14 @@ pub(crate) const SCORE: &str = r#"(func (export "bulkhead:plugin/factor@0.1.0#sc
 /// Instructions and data that answer `ok(json)`.
 pub(crate) fn answers(json: &str) -> (String, String) {
     let escaped: String = json.bytes().map(|byte| format!("\\{byte:02x}")).collect();
-    let data = format!(r#"(data (i32.const 1024) "{escaped}")"#);
+    let data = format!(r#"(data (i32.const 2048) "{escaped}")"#);
     let code = format!(
         "(i32.store (i32.const {ANSWER}) (i32.const 0))
-         (i32.store (i32.const {}) (i32.const 1024))
+         (i32.store (i32.const {}) (i32.const 2048))
          (i32.store (i32.const {}) (i32.const {}))
          (i32.const {ANSWER})",
-        ANSWER + 4,
         ANSWER + 8,
+        ANSWER + 12,
         json.len()
     );
     (code, data)
@@ -87,7 +89,7 @@ pub(crate) fn component(world: &str, text: &str) -> Vec<u8> {
 }
 
 pub(crate) fn component_of(world: &str, mut module: Vec<u8>) -> Vec<u8> {
-    let mut resolve = Resolve::default();
+    let mut resolve = Wit::default();
     let (package, _) = resolve.push_path(wit()).unwrap();
     // The baseline is not part of the contract's worlds, because every tool chain brings its own import of it.
     let extended = format!(
@@ -168,6 +170,16 @@ pub(crate) fn config(cache_dir: PathBuf) -> RuntimeConfig {
         compiler: CompilerCommand { program: env!("CARGO_BIN_EXE_bulkhead-compile").into(), args: Vec::new() },
         guest_threads: 2,
         prepared_bytes_max: 256 * 1024 * 1024,
+        egress: EgressConfig::new(Arc::new(NoNames)),
+    }
+}
+
+/// A resolver for tests that send nothing.
+pub(crate) struct NoNames;
+
+impl Resolve for NoNames {
+    fn resolve<'a>(&'a self, _: &'a str) -> ResolveFuture<'a> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
     }
 }
 

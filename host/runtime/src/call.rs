@@ -8,7 +8,6 @@ mod outcome;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -18,6 +17,7 @@ use bulkhead_model::grant::EffectiveGrants;
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use wasmtime::Store;
 
@@ -28,7 +28,8 @@ use crate::control::{CallControl, Stop};
 use crate::engine::EngineKind;
 use crate::guest::{self, Guest};
 use crate::registry::Prepared;
-use crate::scope::Scope;
+use crate::egress::EgressGuard;
+use crate::scope::{Parts, Scope};
 use crate::secret_source::SecretSource;
 use crate::ticker::Ticker;
 use outcome::Ending;
@@ -69,6 +70,7 @@ pub struct CallRequest {
 
 /// What calls share.
 pub(crate) struct Environment {
+    pub(crate) guard: EgressGuard,
     pub(crate) ambient: Ambient,
     pub(crate) ticker: Ticker,
     /// Places in the pools of instances.
@@ -106,8 +108,13 @@ enum Answer {
     Scores(Result<Vec<Contribution>, String>, usize),
 }
 
-/// Runs one call to its end on the current task.
-pub(crate) async fn run(environment: Arc<Environment>, prepared: Arc<Prepared>, request: CallRequest) -> CallReport {
+/// Runs one call to its end on the current task. `io` runs what waits for the world outside.
+pub(crate) async fn run(
+    environment: Arc<Environment>,
+    prepared: Arc<Prepared>,
+    request: CallRequest,
+    io: Handle,
+) -> CallReport {
     let input_bytes = u64::try_from(request.input.len()).unwrap_or(u64::MAX);
     if input_bytes > request.limits.input_bytes {
         let message = format!("the input is {input_bytes} bytes long");
@@ -118,7 +125,7 @@ pub(crate) async fn run(environment: Arc<Environment>, prepared: Arc<Prepared>, 
     let started = Instant::now();
     let wall = Duration::from_millis(request.limits.wall_ms);
     let registration = environment.ticker.register(started + wall, request.control.clone());
-    let report = run_registered(&environment, &prepared, request, started).await;
+    let report = run_registered(&environment, &prepared, request, started, io).await;
     drop(registration);
     drop(slots);
     report
@@ -129,8 +136,11 @@ async fn run_registered(
     prepared: &Prepared,
     request: CallRequest,
     started: Instant,
+    io: Handle,
 ) -> CallReport {
-    let CallRequest { kind, contribution, context, settings, input, limits, control, .. } = request;
+    let CallRequest { kind, contribution, context, settings, input, grants, secrets, limits, control } =
+        request;
+    let installation = context.installation.clone();
     let input_bytes = u64::try_from(input.len()).unwrap_or(u64::MAX);
     let baseline = match prepared.kind {
         EngineKind::Effectful => baseline::State::effectful(),
@@ -140,7 +150,17 @@ async fn run_registered(
         Ok(arguments) => arguments,
         Err(message) => return report_without_instance(Ending::host_fault(message), limits, input_bytes),
     };
-    let scope = Scope::new(control, limits, environment.ambient.clone(), started);
+    let scope = Scope::new(Parts {
+        control,
+        limits,
+        installation,
+        grants,
+        secrets,
+        guard: environment.guard.clone(),
+        ambient: environment.ambient.clone(),
+        started,
+        io,
+    });
     let mut store = store(prepared, Guest::new(Arc::clone(&scope), baseline, config::State::new(settings)));
     let mut instantiated = false;
     let ended = {
@@ -257,9 +277,17 @@ fn judge(answer: Answer, limits: &Limits) -> Ending {
 }
 
 fn report(ending: Ending, store: Store<Guest>, scope: &Scope, input_bytes: u64) -> CallReport {
+    let ending = ending.without_secrets(&scope.vault);
     let fuel = scope.limits.fuel - store.get_fuel().unwrap_or(0).min(scope.limits.fuel);
     let mut guest = store.into_data();
-    let (log, log_truncated, log_bytes) = scope.log.finish();
+    let (mut log, log_truncated, log_bytes) = scope.log.finish();
+    if !scope.vault.is_empty() {
+        for line in &mut log {
+            line.message = scope.vault.redact(&line.message).into_owned();
+        }
+    }
+    let (egress, refusals) = scope.take_done();
+    let (host_calls, host_bytes) = scope.host_usage();
     let usage = Usage {
         fuel,
         wall_ms: u64::try_from(scope.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -269,10 +297,10 @@ fn report(ending: Ending, store: Store<Guest>, scope: &Scope, input_bytes: u64) 
         output_bytes: ending.output_bytes(),
         log_lines: u32::try_from(log.len()).unwrap_or(u32::MAX),
         log_bytes,
-        host_calls: scope.host_calls.load(Ordering::Relaxed),
-        host_bytes: scope.host_bytes.load(Ordering::Relaxed),
-        requests: 0,
-        response_bytes: 0,
+        host_calls,
+        host_bytes,
+        requests: u32::try_from(egress.len()).unwrap_or(u32::MAX),
+        response_bytes: egress.iter().map(|record| record.response_bytes).sum(),
     };
     CallReport {
         outcome: ending.outcome,
@@ -282,8 +310,8 @@ fn report(ending: Ending, store: Store<Guest>, scope: &Scope, input_bytes: u64) 
         limits: scope.limits.clone(),
         log,
         log_truncated,
-        egress: Vec::new(),
-        refusals: Vec::new(),
+        egress,
+        refusals,
     }
 }
 

@@ -3,4 +3,6 @@
 
 pub(crate) mod baseline;
 pub(crate) mod config;
+pub(crate) mod http;
 pub(crate) mod logging;
+pub(crate) mod secrets;

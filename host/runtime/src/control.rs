@@ -18,7 +18,15 @@ pub enum Stop {
     Revoked,
     /// Somebody wants it to end, or nobody waits for it any more.
     Cancelled,
+    /// It used up something that is counted outside of its own thread; holds the field's name in
+    /// [`Limits`](bulkhead_model::limits::Limits).
+    Limit(&'static str),
 }
+
+/// The limits that may end a call from outside.
+const OUTSIDE_LIMITS: [&str; 2] = ["requests", "host_bytes_per_call"];
+/// Codes from here on are places in [`OUTSIDE_LIMITS`].
+const FIRST_LIMIT: u8 = 10;
 
 impl Stop {
     fn code(self) -> u8 {
@@ -26,6 +34,10 @@ impl Stop {
             Self::Deadline => 1,
             Self::Revoked => 2,
             Self::Cancelled => 3,
+            Self::Limit(name) => {
+                let place = OUTSIDE_LIMITS.iter().position(|known| *known == name).unwrap_or(0);
+                FIRST_LIMIT + u8::try_from(place).unwrap_or(0)
+            }
         }
     }
 
@@ -34,7 +46,10 @@ impl Stop {
             1 => Some(Self::Deadline),
             2 => Some(Self::Revoked),
             3 => Some(Self::Cancelled),
-            _ => None,
+            code => {
+                let place = usize::from(code.checked_sub(FIRST_LIMIT)?);
+                OUTSIDE_LIMITS.get(place).copied().map(Self::Limit)
+            }
         }
     }
 }
@@ -110,6 +125,15 @@ mod tests {
         control.cancel();
         control.stop(Stop::Deadline);
         assert_eq!(control.stopped(), Some(Stop::Revoked));
+    }
+
+    #[test]
+    fn every_reason_survives() {
+        for stop in [Stop::Deadline, Stop::Revoked, Stop::Cancelled, Stop::Limit("requests"), Stop::Limit("host_bytes_per_call")] {
+            let control = CallControl::new();
+            control.stop(stop);
+            assert_eq!(control.stopped(), Some(stop));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use wasmtime::component::{Linker, ResourceTable};
 use wasmtime::{Engine, StoreContextMut, UpdateDeadline};
 
-use crate::capability::{baseline, config, logging};
+use crate::capability::{baseline, config, http, logging, secrets};
 use crate::engine::EngineKind;
 use crate::limiter::Limiter;
 use crate::scope::{Ended, Scope};
@@ -17,6 +17,7 @@ pub(crate) struct Guest {
     pub(crate) table: ResourceTable,
     pub(crate) baseline: baseline::State,
     pub(crate) config: config::State,
+    pub(crate) http: http::State,
 }
 
 impl Guest {
@@ -24,7 +25,8 @@ impl Guest {
         let limiter = Limiter::new(&scope.limits);
         let mut table = ResourceTable::new();
         table.set_max_capacity(usize::try_from(scope.limits.handles).unwrap_or(usize::MAX));
-        Self { scope, limiter, table, baseline, config }
+        let http = http::State::new(Arc::clone(&scope));
+        Self { scope, limiter, table, baseline, config, http }
     }
 }
 
@@ -35,6 +37,8 @@ pub(crate) fn linker(engine: &Engine, kind: EngineKind) -> wasmtime::Result<Link
     logging::link(&mut linker)?;
     if kind == EngineKind::Effectful {
         config::link(&mut linker)?;
+        secrets::link(&mut linker)?;
+        http::link(&mut linker)?;
     }
     Ok(linker)
 }

@@ -22,6 +22,7 @@ mod capability;
 pub mod compiler;
 mod control;
 mod digest;
+pub mod egress;
 mod engine;
 mod guest;
 mod limiter;
@@ -35,7 +36,7 @@ mod ticker;
 
 pub use call::{CallContext, CallRequest};
 pub use compiler::CompilerCommand;
-pub use control::CallControl;
+pub use control::{CallControl, Stop};
 pub use digest::{Digest, DigestError};
 pub use engine::{Allocation, EngineError};
 pub use package::{EmbedError, PackageError, PackageInfo, embed_manifest};

@@ -14,6 +14,7 @@ use crate::call::{self, CallRequest, Environment};
 use crate::compiler::{Compiler, CompilerCommand};
 use crate::control::CallControl;
 use crate::digest::Digest;
+use crate::egress::{EgressConfig, EgressGuard, EgressSetupError};
 use crate::engine::{Allocation, EngineError, EngineKind, SLOTS};
 use crate::package::{self, PackageError, PackageInfo};
 use crate::registry::{LoadError, PrepareError, Prepared, Registry, Side};
@@ -32,6 +33,7 @@ pub struct RuntimeConfig {
     pub guest_threads: usize,
     /// Bytes of native code of prepared packages that stay in memory.
     pub prepared_bytes_max: u64,
+    pub egress: EgressConfig,
 }
 
 /// Why the runtime does not start.
@@ -41,6 +43,8 @@ pub enum StartError {
     Engine(#[from] EngineError),
     #[error("the compile cache's directory {directory} cannot be made")]
     Cache { directory: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Egress(#[from] EgressSetupError),
     #[error("a thread cannot be started")]
     Thread(#[source] std::io::Error),
 }
@@ -77,12 +81,13 @@ impl Executor {
 
     /// Runs a call to its end on a guest thread. When the caller stops waiting, the call is cancelled.
     async fn run(&self, environment: Arc<Environment>, prepared: Arc<Prepared>, request: CallRequest) -> CallReport {
-        if Handle::try_current().is_ok_and(|current| current.id() == self.handle.id()) {
-            return call::run(environment, prepared, request).await;
+        let caller = Handle::current();
+        if caller.id() == self.handle.id() {
+            return call::run(environment, prepared, request, caller).await;
         }
         let limits = request.limits.clone();
         let guard = CancelOnDrop(Some(request.control.clone()));
-        let report = self.handle.spawn(call::run(environment, prepared, request)).await;
+        let report = self.handle.spawn(call::run(environment, prepared, request, caller)).await;
         guard.disarm();
         report.unwrap_or_else(|error| call::host_fault(format!("the call's task broke down: {error}"), limits))
     }
@@ -123,13 +128,14 @@ impl Runtime {
         let pure = Side::new(EngineKind::Pure)?;
         let ticker =
             Ticker::start(vec![effectful.engine.clone(), pure.engine.clone()]).map_err(StartError::Thread)?;
+        let guard = EgressGuard::new(config.egress)?;
         let cache = Cache::open(config.cache_dir.clone(), config.seal_key)
             .map_err(|source| StartError::Cache { directory: config.cache_dir, source })?;
         let allocation = effectful.allocation;
         let slots = Semaphore::new(usize::try_from(SLOTS).unwrap_or(1));
         Ok(Self {
             shared: Arc::new(Shared {
-                environment: Arc::new(Environment { ambient, ticker, slots }),
+                environment: Arc::new(Environment { guard, ambient, ticker, slots }),
                 registry: Registry::new(
                     effectful,
                     pure,
@@ -177,7 +183,8 @@ impl Runtime {
     }
 
     /// Runs one call to its end. Never fails: whatever happens is an outcome. When the caller stops waiting, the
-    /// call is cancelled.
+    /// call is cancelled. Must be awaited on a tokio runtime with I/O and time: the guest's requests and the loading of secrets
+    /// run there, the guest itself on threads of its own.
     pub async fn call(&self, prepared: &Arc<Prepared>, request: CallRequest) -> CallReport {
         let environment = Arc::clone(&self.shared.environment);
         self.shared.executor.run(environment, Arc::clone(prepared), request).await

@@ -7,6 +7,7 @@ use wasmtime_wasi::I32Exit;
 
 use super::{CallError, Contribution, Failure, Guest, Limits, Outcome, Stop};
 use crate::call_log::harmless;
+use crate::egress::SecretVault;
 use crate::engine::STACK_BYTES;
 use crate::limiter::Refused;
 use crate::output::{OutputError, check_json};
@@ -82,6 +83,7 @@ impl Ending {
                 Self::error(Outcome::Revoked, "revoked", "the installation's grants changed while the call ran", true)
             }
             Stop::Cancelled => Self::error(Outcome::Cancelled, "cancelled", "the call was cancelled", false),
+            Stop::Limit(limit) => Self::limit(limit, "the host stopped the guest", limits),
         }
     }
 
@@ -123,6 +125,21 @@ impl Ending {
             Ok(json) => Self::output(json, limits),
             Err(error) => Self::invalid_output(&error.to_string()),
         }
+    }
+
+    /// What a secret's value or placeholder would leave the call in: a result is refused, words are blacked out.
+    pub(crate) fn without_secrets(mut self, vault: &SecretVault) -> Self {
+        if vault.is_empty() {
+            return self;
+        }
+        if let Some(name) = self.output.as_deref().and_then(|output| vault.find(output)) {
+            let message = format!("the result holds the secret {name} or its placeholder");
+            return Self::error(Outcome::InvalidOutput, "secret-in-output", &message, false);
+        }
+        if let Some(error) = &mut self.error {
+            error.message = vault.redact(&error.message).into_owned();
+        }
+        self
     }
 
     pub(crate) fn output_bytes(&self) -> u64 {
@@ -186,6 +203,10 @@ pub(crate) fn classify(error: &wasmtime::Error, guest: &Guest, instantiated: boo
         let message = format!("the guest ended itself with exit code {}", exit.0);
         return Ending::error(Outcome::Trapped, "exit", &message, false);
     }
+    // The allocator's answer for the arguments, which the host reads before there is any result.
+    if error.root_cause().to_string().starts_with("realloc return") {
+        return Ending::error(Outcome::Trapped, "trap", "the guest's allocator returned an address outside of its memory", false);
+    }
     // Without guest frames on the stack it was reading the result that failed: bad UTF-8, a pointer outside of memory.
     if instantiated && error.downcast_ref::<WasmBacktrace>().is_none() {
         return Ending::invalid_output(&format!("the result cannot be read: {}", error.root_cause()));
@@ -238,16 +259,21 @@ fn trap_message(error: &wasmtime::Error) -> String {
 
 /// Text of a guest, short enough to keep and safe to show.
 fn bounded(message: &str) -> String {
-    let mut end = message.len().min(MESSAGE_BYTES_MAX);
-    while !message.is_char_boundary(end) {
+    let lines: Vec<_> = cut(message).split('\n').map(harmless).collect();
+    let text = lines.join("\n");
+    let mut shown = cut(&text).to_owned();
+    if shown.len() < message.len() && shown.len() + 4 > MESSAGE_BYTES_MAX {
+        shown.push('…');
+    }
+    shown
+}
+
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(MESSAGE_BYTES_MAX);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    let lines: Vec<_> = message[..end].split('\n').map(harmless).collect();
-    let mut text = lines.join("\n");
-    if end < message.len() {
-        text.push('…');
-    }
-    text
+    &text[..end]
 }
 
 /// The limit's value in its own unit.

@@ -1,0 +1,3 @@
+;; Gives up.
+;; expect: trapped
+(module $ALLOCATOR $RUN unreachable))
