@@ -1,5 +1,6 @@
 use serde::de::DeserializeOwned;
 
+use crate::exports::misfit;
 use crate::failure::Failure;
 use crate::platform;
 
@@ -28,7 +29,7 @@ impl Context {
     pub fn settings<T: DeserializeOwned>(&self) -> Result<T, Failure> {
         let text = self.setting("settings")?;
         serde_json::from_str(text.as_deref().unwrap_or("{}"))
-            .map_err(|error| Failure::invalid_input(format!("the settings do not fit: {error}")))
+            .map_err(|error| Failure::invalid_input(misfit("the settings do not fit", &error)))
     }
 
     /// One top-level setting: a string as it is, anything else as JSON text.

@@ -20,6 +20,9 @@ pub trait Scoring {
     fn score(name: &str, settings: &str, leads: &[LeadFacts]) -> Result<Vec<Score>, String>;
 }
 
+/// Characters of somebody else's data that a message repeats.
+const QUOTED_CHARS_MAX: usize = 200;
+
 /// One lead as the host gives it.
 #[derive(Clone, Debug)]
 pub struct LeadFacts {
@@ -39,7 +42,7 @@ where
     E: Into<Failure>,
 {
     let input = serde_json::from_str(input)
-        .map_err(|error| Failure::invalid_input(format!("the input does not fit: {error}")))?;
+        .map_err(|error| Failure::invalid_input(misfit("the input does not fit", &error)))?;
     let output = function(ctx, input).map_err(Into::into)?;
     serde_json::to_string(&output)
         .map_err(|error| Failure::permanent(format!("the result cannot be written as JSON: {error}")))
@@ -55,14 +58,23 @@ where
     F: DeserializeOwned,
 {
     let settings = if settings.is_empty() { "{}" } else { settings };
-    let settings: S = serde_json::from_str(settings).map_err(|error| format!("the settings do not fit: {error}"))?;
+    let settings: S = serde_json::from_str(settings).map_err(|error| misfit("the settings do not fit", &error))?;
     let score = |lead: &LeadFacts| match serde_json::from_str::<F>(&lead.fields) {
         Ok(fields) => function(&settings, &fields),
-        Err(error) => Score::none(format!("the fields could not be read: {error}")),
+        Err(error) => Score::none(misfit("the fields could not be read", &error)),
     };
     Ok(leads.iter().map(score).collect())
 }
 
 pub fn unknown(kind: &str, name: &str) -> Failure {
     Failure::permanent(format!("this component has no {kind} named {name}: does plugin.toml match the code?"))
+}
+
+/// What is wrong with JSON. Parsers quote what they found, which may be as long as the input.
+pub(crate) fn misfit(what: &str, error: &serde_json::Error) -> String {
+    let error = error.to_string();
+    match error.char_indices().nth(QUOTED_CHARS_MAX) {
+        Some((end, _)) => format!("{what}: {}…", &error[..end]),
+        None => format!("{what}: {error}"),
+    }
 }
