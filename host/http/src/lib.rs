@@ -1,1 +1,170 @@
-//! host/http
+//! The HTTP layer: routes, JSON shapes, problem documents, the OpenAPI document.
+//!
+//! **Forbidden here:** sqlx and wasmtime; and business rules: a handler turns a request into a model value, makes one call to
+//! the application, and turns the result into a view.
+//!
+//! **Invariants:**
+//! - Every route says who may reach it ([`access`]): one permission, or a reason why it needs none. The same word is in the
+//!   OpenAPI document and is what the route checks.
+//! - Failures leave through [`problem`], the only file that knows their status codes.
+//! - Input is refused rather than guessed: unknown fields, unknown parameters, repeated keys.
+//!
+//! | question | file |
+//! | --- | --- |
+//! | what does every request pass? | [`edge`] |
+//! | who may? | [`access`] |
+//! | how is a request read? | [`extract`], [`json`], [`page`] |
+//! | what does a noun look like in JSON? | the file of its name |
+
+mod access;
+mod api_key;
+mod audit;
+mod call;
+mod edge;
+mod event;
+mod extract;
+mod grants;
+mod health;
+mod home;
+mod hook;
+mod installation;
+mod job;
+mod json;
+mod openapi;
+mod org;
+mod page;
+mod plugin;
+mod problem;
+mod run;
+mod secret;
+mod view;
+mod workflow;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::middleware;
+use bulkhead_app::App;
+use bulkhead_model::permission::Permission;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::access::{guarded, public};
+
+pub use openapi::document as openapi;
+
+/// An answer that needs no plugin comes within this time.
+const TIME_QUICK: Duration = Duration::from_secs(30);
+/// A package has to arrive and be compiled (60 s at most); a call may have to wait for its turn, for a compilation, and then
+/// run for as long as the ceiling of its wall time (60 s).
+const TIME_SLOW: Duration = Duration::from_secs(180);
+
+/// What the HTTP layer is told by whoever starts it.
+pub struct HttpConfig {
+    /// Seals cursors; derived from the root key, the same on every node.
+    pub cursor_key: [u8; 32],
+    /// The metrics in Prometheus text form.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// How clients reach this server, without a trailing slash: `https://bulkhead.example.com`. Shown in webhook addresses;
+    /// with `https` answers also ask browsers to stay with it.
+    pub public_url: String,
+    /// Shown by the health check and the start page.
+    pub version: &'static str,
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub(crate) struct HttpState {
+    pub(crate) app: App,
+    pub(crate) config: Arc<HttpConfig>,
+    pub(crate) readiness: Arc<health::Readiness>,
+}
+
+/// Everything that the server answers.
+#[must_use]
+pub fn router(app: App, config: HttpConfig) -> Router {
+    let state = HttpState { app, config: Arc::new(config), readiness: Arc::default() };
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(edge::no_route)
+        .method_not_allowed_fallback(edge::no_method)
+        .layer(CatchPanicLayer::custom(edge::panicked))
+        .layer(middleware::from_fn_with_state(state.clone(), edge::edge))
+        .with_state(state)
+}
+
+/// Every route, with its description.
+fn routes() -> OpenApiRouter<HttpState> {
+    let within = |limit: Duration| middleware::from_fn_with_state(limit, edge::deadline);
+    let quick = platform_routes().merge(account_routes()).merge(plugin_routes()).merge(workflow_routes());
+    quick.route_layer(within(TIME_QUICK)).merge(slow_routes().route_layer(within(TIME_SLOW)))
+}
+
+fn platform_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::with_openapi(openapi::base())
+        .routes(public("the start page", routes!(home::show_start_page)))
+        .routes(public("probes have no key", routes!(health::check_health)))
+        .routes(public("probes have no key", routes!(health::check_liveness)))
+        .routes(public("probes have no key", routes!(health::check_readiness)))
+        .routes(public("the numbers name no tenant", routes!(health::show_metrics)))
+        .routes(public("the description is no secret", routes!(openapi::show_openapi)))
+        .routes(public("the address itself is the credential", routes!(hook::receive_delivery)))
+}
+
+fn account_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(guarded(Permission::OrgRead, routes!(org::show_org)))
+        .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))
+        .routes(guarded(Permission::ApiKeysRead, routes!(api_key::list_api_keys)))
+        .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::revoke_api_key)))
+        .routes(guarded(Permission::AuditRead, routes!(audit::list_audit)))
+        .routes(guarded(Permission::EventsRead, routes!(event::list_events)))
+        .routes(guarded(Permission::JobsRead, routes!(job::list_jobs)))
+}
+
+fn plugin_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(guarded(Permission::PluginsRead, routes!(plugin::list_plugins)))
+        .routes(guarded(Permission::PluginsRead, routes!(plugin::show_plugin)))
+        .routes(guarded(Permission::PluginsInstall, routes!(installation::install)))
+        .routes(guarded(Permission::PluginsRead, routes!(installation::list_installations)))
+        .routes(guarded(Permission::PluginsRead, routes!(installation::show_installation)))
+        .routes(guarded(Permission::PluginsInstall, routes!(installation::update_installation)))
+        .routes(guarded(Permission::PluginsInstall, routes!(installation::uninstall)))
+        .routes(guarded(Permission::PluginsRead, routes!(grants::show_grants)))
+        .routes(guarded(Permission::PluginsGrant, routes!(grants::replace_grants)))
+        .routes(guarded(Permission::PluginsRead, routes!(secret::list_secrets)))
+        .routes(guarded(Permission::SecretsWrite, routes!(secret::put_secret)))
+        .routes(guarded(Permission::SecretsWrite, routes!(secret::delete_secret)))
+        .routes(guarded(Permission::CallsRead, routes!(call::list_calls)))
+        .routes(guarded(Permission::CallsRead, routes!(call::show_call)))
+}
+
+/// Operations that compile or run a plugin before they answer.
+fn slow_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(guarded(Permission::PluginsUpload, routes!(plugin::upload_plugin)))
+        .routes(guarded(Permission::PluginsCall, routes!(call::make_call)))
+}
+
+fn workflow_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(guarded(Permission::WorkflowsWrite, routes!(workflow::create_workflow)))
+        .routes(guarded(Permission::WorkflowsRead, routes!(workflow::list_workflows)))
+        .routes(guarded(Permission::WorkflowsRead, routes!(workflow::validate_workflow)))
+        .routes(guarded(Permission::WorkflowsRead, routes!(workflow::show_workflow)))
+        .routes(guarded(Permission::WorkflowsWrite, routes!(workflow::update_workflow)))
+        .routes(guarded(Permission::WorkflowsRead, routes!(workflow::list_workflow_versions)))
+        .routes(guarded(Permission::WorkflowsRead, routes!(workflow::show_workflow_version)))
+        .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::activate_workflow)))
+        .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::deactivate_workflow)))
+        .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::rotate_hook)))
+        .routes(guarded(Permission::RunsStart, routes!(run::start_run)))
+        .routes(guarded(Permission::RunsRead, routes!(run::list_runs)))
+        .routes(guarded(Permission::RunsRead, routes!(run::show_run)))
+        .routes(guarded(Permission::RunsRead, routes!(run::list_run_events)))
+        .routes(guarded(Permission::RunsControl, routes!(run::cancel_run)))
+        .routes(guarded(Permission::RunsControl, routes!(run::retry_run)))
+}

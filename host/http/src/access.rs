@@ -1,0 +1,120 @@
+//! Who may reach a route. A route says once which permission it needs; the same word is in the OpenAPI document and is what
+//! [`OrgCaller`] checks before anything of the request's body is read. The use case asks the permission rule again.
+
+use axum::Extension;
+use axum::extract::{FromRequestParts, RawPathParams};
+use bulkhead_app::AppError;
+use bulkhead_app::auth::OrgRef;
+use bulkhead_model::id::OrgId;
+use bulkhead_model::permission::{Caller, Permission};
+use http::request::Parts;
+use http::{HeaderMap, header};
+use serde_json::{Value, json};
+use utoipa_axum::router::UtoipaMethodRouter;
+
+use crate::HttpState;
+use crate::problem::Problem;
+
+/// In the OpenAPI document: the permission that an operation needs, or null.
+pub(crate) const PERMISSION_KEY: &str = "x-bulkhead-permission";
+/// … and why it needs none.
+pub(crate) const PUBLIC_KEY: &str = "x-bulkhead-public";
+
+/// The permission that the matched route declares.
+#[derive(Clone, Copy, Debug)]
+struct Required(Permission);
+
+/// Routes that need an API key of the path's organization, with this permission.
+pub(crate) fn guarded(permission: Permission, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
+    let (schemas, paths, router) = annotate(routes, PERMISSION_KEY, &json!(permission.as_str()));
+    (schemas, paths, router.route_layer(Extension(Required(permission))))
+}
+
+/// Routes for anybody, for the reason given.
+pub(crate) fn public(reason: &str, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
+    annotate(annotate(routes, PERMISSION_KEY, &Value::Null), PUBLIC_KEY, &json!(reason))
+}
+
+fn annotate(routes: UtoipaMethodRouter<HttpState>, key: &str, value: &Value) -> UtoipaMethodRouter<HttpState> {
+    let (schemas, mut paths, router) = routes;
+    for item in paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            operation.extensions.get_or_insert_default().insert(key.to_owned(), value.clone());
+        }
+    }
+    (schemas, paths, router)
+}
+
+/// An authenticated caller whose organization is the path's and who holds the route's permission. The first argument of every
+/// handler under `/orgs/{org}`.
+pub(crate) struct OrgCaller {
+    pub(crate) caller: Caller,
+    pub(crate) org: OrgId,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("a handler asks for its caller on a route that declares no permission")]
+struct NoPermissionDeclared;
+
+impl FromRequestParts<HttpState> for OrgCaller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        let Required(permission) =
+            *parts.extensions.get::<Required>().ok_or_else(|| Problem::internal(&NoPermissionDeclared))?;
+        let presented = bearer(&parts.headers).ok_or(AppError::Unauthenticated)?;
+        let identity = state.app.authenticate(presented).await?;
+        let span = tracing::Span::current();
+        span.record("org_id", tracing::field::display(identity.org.id));
+        span.record("user_id", tracing::field::display(identity.caller.key()));
+        let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
+        let org = identity.resolve(&named)?;
+        if !identity.caller.permissions().contains(permission) {
+            return Err(AppError::Forbidden(permission).into());
+        }
+        parts.extensions.insert(Bound(org));
+        Ok(Self { caller: identity.caller, org })
+    }
+}
+
+/// The organization that the request turned out to be about: what cursors are bound to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bound(pub(crate) OrgId);
+
+/// The token of the one `Authorization: Bearer …` header.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let (value, None) = (values.next()?, values.next()) else { return None };
+    let (scheme, token) = value.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// One parameter of the path, decoded; text that is no UTF-8 names nothing.
+pub(crate) async fn path_param(parts: &mut Parts, state: &HttpState, name: &str) -> Result<String, Problem> {
+    let nothing = || Problem::from(AppError::NotFound { what: "resource" });
+    let params = RawPathParams::from_request_parts(parts, state).await.map_err(|_| nothing())?;
+    params.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).ok_or_else(nothing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn one_bearer_header_counts_and_nothing_else() {
+        let with = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::AUTHORIZATION, HeaderValue::from_static(value));
+            }
+            bearer(&headers).map(str::to_owned)
+        };
+        assert_eq!(with(&["Bearer abc"]).as_deref(), Some("abc"));
+        assert_eq!(with(&["bearer abc"]).as_deref(), Some("abc"));
+        for bad in [&[][..], &["abc"], &["Basic abc"], &["Bearer a", "Bearer b"]] {
+            assert_eq!(with(bad), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! API keys: made, listed, revoked. The secret is in the answer that made it and never again.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::data::ApiKey;
+use bulkhead_model::id::ApiKeyId;
+use bulkhead_model::permission::Permission;
+use bulkhead_model::time::Timestamp;
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::HttpState;
+use crate::access::OrgCaller;
+use crate::extract::{In, Input};
+use crate::page::{ListOf, NoFilter, PageParams, Paging};
+use crate::problem::Problem;
+use crate::view::line;
+
+/// What a new key is to be.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = NewApiKey)]
+pub(crate) struct NewApiKeyInput {
+    /// For people: what the key is for. 1 to 100 characters.
+    #[serde(deserialize_with = "line")]
+    name: String,
+    /// At most those of the key that makes it.
+    #[schema(value_type = Vec<String>, example = json!(["workflows.read", "runs.start"]))]
+    permissions: Vec<Permission>,
+    /// Days until it ends, 1 to 366; 90 when left out.
+    #[serde(default)]
+    expires_in_days: Option<u32>,
+}
+
+/// A key, without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ApiKey)]
+pub(crate) struct ApiKeyView {
+    #[schema(value_type = String, example = "key_01h455vb4pex5vsknk084sn02q")]
+    id: ApiKeyId,
+    name: String,
+    #[schema(value_type = Vec<String>)]
+    permissions: Vec<Permission>,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    expires_at: Option<Timestamp>,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    revoked_at: Option<Timestamp>,
+}
+
+/// A key that was just made.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = CreatedApiKey)]
+pub(crate) struct CreatedApiKeyView {
+    #[serde(flatten)]
+    key: ApiKeyView,
+    /// What `Authorization: Bearer` takes. Shown now and never again.
+    secret: String,
+}
+
+impl From<ApiKey> for ApiKeyView {
+    fn from(key: ApiKey) -> Self {
+        Self {
+            id: key.id,
+            name: key.name,
+            permissions: key.permissions.iter().collect(),
+            created_at: key.created_at,
+            expires_at: key.expires_at,
+            revoked_at: key.revoked_at,
+        }
+    }
+}
+
+/// Makes a key. Its secret is in this answer only.
+#[utoipa::path(
+    post,
+    path = "/api/v1/orgs/{org}/api-keys",
+    tag = "API keys",
+    request_body = NewApiKeyInput,
+    responses((status = 201, body = CreatedApiKeyView)),
+    extensions(("x-bulkhead-problems" = json!(["invalid-name", "invalid-permissions", "invalid-expiry"]))),
+)]
+pub(crate) async fn create_api_key(
+    at: OrgCaller,
+    State(state): State<HttpState>,
+    Input(input): Input<NewApiKeyInput>,
+) -> Result<Response, Problem> {
+    let new = NewApiKey {
+        name: input.name,
+        permissions: input.permissions.into_iter().collect(),
+        expires_in_days: input.expires_in_days,
+    };
+    let created = state.app.create_api_key(&at.caller, at.org, new).await?;
+    let location = format!("/api/v1/orgs/{}/api-keys/{}", at.org, created.key.id);
+    let view = CreatedApiKeyView { key: created.key.into(), secret: created.secret_text };
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(view)).into_response())
+}
+
+/// Lists the keys, newest first, revoked and expired ones included.
+#[utoipa::path(
+    get,
+    path = "/api/v1/orgs/{org}/api-keys",
+    tag = "API keys",
+    params(PageParams),
+    responses((status = 200, body = ListOf<ApiKeyView>)),
+)]
+pub(crate) async fn list_api_keys(
+    at: OrgCaller,
+    State(state): State<HttpState>,
+    paging: Paging<NoFilter>,
+) -> Result<Json<ListOf<ApiKeyView>>, Problem> {
+    let page = state.app.list_api_keys(&at.caller, at.org, paging.request()?).await?;
+    Ok(Json(paging.answer(page, ApiKeyView::from)))
+}
+
+/// Revokes a key at once. Doing it twice is no error; the key that asks cannot be the one that goes.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/orgs/{org}/api-keys/{api_key}",
+    tag = "API keys",
+    responses((status = 204)),
+    extensions(("x-bulkhead-problems" = json!(["own-key"]))),
+)]
+pub(crate) async fn revoke_api_key(
+    at: OrgCaller,
+    In(id): In<ApiKeyId>,
+    State(state): State<HttpState>,
+) -> Result<StatusCode, Problem> {
+    state.app.revoke_api_key(&at.caller, at.org, id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

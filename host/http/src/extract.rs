@@ -1,0 +1,231 @@
+//! How a request's parts become values: bodies with a limit, typed ids, entity tags.
+
+use std::marker::PhantomData;
+use std::str::FromStr;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request};
+use bulkhead_app::AppError;
+use bulkhead_model::id::{ApiKeyId, CallId, InstallationId, PluginId, RunId, WorkflowId};
+use bulkhead_model::name::SecretName;
+use bulkhead_model::workflow::TriggerId;
+use bytes::Bytes;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+
+use crate::HttpState;
+use crate::access::path_param;
+use crate::json;
+use crate::problem::{Kind, Problem};
+
+/// Bytes of a JSON body. Source: the call input's limit (plugins.md) and the workflow definition's.
+pub(crate) const JSON_BYTES_MAX: u64 = 1024 * 1024;
+/// A JSON body arrives within this time, however slow the client.
+pub(crate) const JSON_BODY_TIME: Duration = Duration::from_secs(20);
+
+/// Reads the whole body, up to a limit of bytes and time.
+///
+/// # Errors
+/// `too-large` with the limit, `body-timeout`, `invalid-request` when it breaks off.
+pub(crate) async fn read_body(
+    request: Request,
+    what: &str,
+    bytes_max: u64,
+    time_max: Duration,
+) -> Result<Bytes, Problem> {
+    let announced =
+        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > bytes_max) {
+        return Err(Problem::too_large(what, bytes_max));
+    }
+    let limited = Limited::new(request.into_body(), usize::try_from(bytes_max).unwrap_or(usize::MAX));
+    match tokio::time::timeout(time_max, collect(limited)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::too_large(what, bytes_max)),
+        Ok(Err(_)) => Err(Problem::new(Kind::InvalidRequest, format!("the {what} broke off before its end"))),
+        Err(_) => {
+            let detail = format!("the {what} did not arrive within {} seconds", time_max.as_secs());
+            Err(Problem::new(Kind::BodyTimeout, detail))
+        }
+    }
+}
+
+async fn collect(body: Limited<Body>) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
+    Ok(body.collect().await?.to_bytes())
+}
+
+/// The media type without its parameters, in lower case.
+pub(crate) fn media_type(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    Some(text.split(';').next()?.trim().to_ascii_lowercase())
+}
+
+pub(crate) fn is_json(media_type: &str) -> bool {
+    media_type == "application/json" || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+}
+
+/// A JSON body of at most a mebibyte, with no field that `T` does not name.
+pub(crate) struct Input<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<HttpState> for Input<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &HttpState) -> Result<Self, Problem> {
+        if !media_type(request.headers()).is_some_and(|kind| is_json(&kind)) {
+            let detail = "send JSON, and say so with the header `content-type: application/json`";
+            return Err(Problem::new(Kind::UnsupportedMediaType, detail));
+        }
+        let bytes = read_body(request, "body", JSON_BYTES_MAX, JSON_BODY_TIME).await?;
+        Ok(Self(json::read(&bytes)?))
+    }
+}
+
+/// No body, or an empty one: for operations that take none.
+pub(crate) struct NoInput;
+
+impl FromRequest<HttpState> for NoInput {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &HttpState) -> Result<Self, Problem> {
+        let bytes = read_body(request, "body", JSON_BYTES_MAX, JSON_BODY_TIME).await?;
+        if bytes.is_empty() || json::read::<Empty>(&bytes).is_ok() {
+            return Ok(Self);
+        }
+        Err(Problem::new(Kind::InvalidBody, "this operation takes no input: send no body, or `{}`"))
+    }
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Empty {}
+
+/// A part of the path with a form of its own. Text of another form names nothing: 404, as for an id that is not there.
+pub(crate) trait PathPart: FromStr {
+    /// The parameter in the route.
+    const NAME: &'static str;
+    /// What is not found.
+    const WHAT: &'static str;
+}
+
+macro_rules! path_parts {
+    ($($kind:ty = $name:literal, $what:literal;)*) => {$(
+        impl PathPart for $kind {
+            const NAME: &'static str = $name;
+            const WHAT: &'static str = $what;
+        }
+    )*};
+}
+
+path_parts! {
+    ApiKeyId = "api_key", "API key";
+    PluginId = "plugin", "plugin";
+    InstallationId = "installation", "installation";
+    CallId = "call", "call";
+    WorkflowId = "workflow", "workflow";
+    RunId = "run", "run";
+    SecretName = "name", "secret";
+    TriggerId = "trigger", "webhook trigger";
+}
+
+/// A typed part of the path.
+pub(crate) struct In<T>(pub(crate) T);
+
+impl<T: PathPart> FromRequestParts<HttpState> for In<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        let text = path_param(parts, state, T::NAME).await?;
+        text.parse().map(Self).map_err(|_| AppError::NotFound { what: T::WHAT }.into())
+    }
+}
+
+/// The strong entity tag of a version.
+pub(crate) fn etag(version: i64) -> HeaderValue {
+    HeaderValue::from_str(&format!("\"v{version}\"")).expect("digits and quotes are a header value")
+}
+
+/// `If-Match` with the one tag that the caller read last. `T` is what changes, for the texts.
+pub(crate) struct IfMatch<T> {
+    pub(crate) version: i64,
+    of: PhantomData<T>,
+}
+
+impl<T: PathPart> FromRequestParts<HttpState> for IfMatch<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Self, Problem> {
+        let version = if_match(&parts.headers, T::WHAT)?;
+        Ok(Self { version, of: PhantomData })
+    }
+}
+
+impl<T: PathPart> OptionalFromRequestParts<HttpState> for IfMatch<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Option<Self>, Problem> {
+        if !parts.headers.contains_key(header::IF_MATCH) {
+            return Ok(None);
+        }
+        let version = if_match(&parts.headers, T::WHAT)?;
+        Ok(Some(Self { version, of: PhantomData }))
+    }
+}
+
+fn if_match(headers: &HeaderMap, what: &str) -> Result<i64, Problem> {
+    let mut values = headers.get_all(header::IF_MATCH).iter();
+    let Some(value) = values.next() else {
+        let detail = format!("name the version of the {what} that you saw: send its `etag` as `if-match`");
+        return Err(Problem::new(Kind::IfMatchRequired, detail));
+    };
+    let text = value.to_str().unwrap_or_default().trim();
+    let one_strong_tag = values.next().is_none()
+        && text.len() >= 2
+        && text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).is_some_and(|tag| !tag.contains('"'));
+    if !one_strong_tag {
+        let detail = "`if-match` takes one strong tag, as the answer's `etag` has it: \"v7\"";
+        return Err(Problem::new(Kind::InvalidHeader, detail));
+    }
+    // A tag that was never ours is of no version that could be current.
+    let version = text.trim_matches('"').strip_prefix('v').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+    version.and_then(|digits| digits.parse().ok()).ok_or_else(|| AppError::StaleVersion.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_etag_comes_back_as_its_version_and_nothing_else_does() {
+        let with = |values: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(header::IF_MATCH, HeaderValue::from_static(value));
+            }
+            if_match(&headers, "workflow").map_err(|problem| problem.slug())
+        };
+        assert_eq!(with(&["\"v7\""]), Ok(7));
+        assert_eq!(if_match(&HeaderMap::from_iter([(header::IF_MATCH, etag(41))]), "x").unwrap(), 41);
+        assert_eq!(with(&[]), Err("if-match-required"));
+        for odd in [&["*"][..], &["v7"], &["W/\"v7\""], &["\"v7\", \"v8\""], &["\"v7\"", "\"v8\""], &[""], &["\""]] {
+            assert_eq!(with(odd), Err("invalid-header"), "{odd:?}");
+        }
+        for foreign in ["\"7\"", "\"\"", "\"v\"", "\"v-1\"", "\"v+1\"", "\"v99999999999999999999\"", "\"abc\""] {
+            assert_eq!(with(&[foreign]), Err("stale-version"), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn json_has_several_names() {
+        for (text, json) in [
+            ("application/json", true),
+            ("application/problem+json", true),
+            ("text/json", false),
+            ("application/jsonx", false),
+        ] {
+            assert_eq!(is_json(text), json, "{text}");
+        }
+    }
+}

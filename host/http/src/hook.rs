@@ -1,0 +1,110 @@
+//! Webhook deliveries: from anybody who knows the address.
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Query, Request, State};
+use bulkhead_app::hook::{BODY_BYTES_MAX, Delivery, is_visible_header};
+use bulkhead_model::id::RunId;
+use http::{HeaderMap, StatusCode};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use crate::HttpState;
+use crate::access::path_param;
+use crate::extract::{JSON_BODY_TIME, is_json, media_type, read_body};
+use crate::problem::{Kind, Problem};
+
+/// Headers that name a delivery, in order of preference.
+const DELIVERY_ID_HEADERS: [&str; 3] = ["idempotency-key", "x-github-delivery", "webhook-id"];
+
+/// What became of a delivery.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Accepted)]
+pub(crate) struct AcceptedView {
+    /// The run that it began, or that an earlier delivery with the same id began; null when the workflow's conditions did not
+    /// hold.
+    #[schema(value_type = Option<String>, example = "run_01h455vb4pex5vsknk084sn02q")]
+    run: Option<RunId>,
+    /// Why no run began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Takes a webhook delivery.
+///
+/// A JSON body of at most a mebibyte, or GitHub's form with the JSON in `payload`. A repeated `Idempotency-Key`,
+/// `X-GitHub-Delivery` or `webhook-id` answers the run of the first delivery.
+#[utoipa::path(
+    post,
+    path = "/hooks/{token}",
+    tag = "webhooks",
+    request_body(content = serde_json::Value, content_type = "application/json"),
+    responses((status = 202, body = AcceptedView)),
+    extensions(("x-bulkhead-problems" = json!(["not-found", "workflow-inactive", "invalid-delivery-id"]))),
+)]
+pub(crate) async fn receive_delivery(
+    State(state): State<HttpState>,
+    request: Request,
+) -> Result<(StatusCode, Json<AcceptedView>), Problem> {
+    let (mut parts, body) = request.into_parts();
+    let token = path_param(&mut parts, &state, "token").await?;
+    let query = query(&mut parts).await?;
+    let headers = parts.headers.clone();
+    let form = match media_type(&headers).as_deref() {
+        None => false,
+        Some("application/x-www-form-urlencoded") => true,
+        Some(kind) if is_json(kind) => false,
+        Some(_) => return Err(unsupported()),
+    };
+    let bytes = read_body(Request::from_parts(parts, body), "delivery", BODY_BYTES_MAX, JSON_BODY_TIME).await?;
+    let delivery = Delivery {
+        token,
+        body: if form { payload_of_form(&bytes)? } else { bytes.into() },
+        headers: visible(&headers),
+        query,
+        delivery_id: delivery_id(&headers)?,
+    };
+    let accepted = state.app.receive_delivery(delivery).await?;
+    Ok((StatusCode::ACCEPTED, Json(AcceptedView { run: accepted.run, reason: accepted.reason })))
+}
+
+fn unsupported() -> Problem {
+    let detail = "send JSON with `content-type: application/json`, or a form whose field `payload` holds JSON";
+    Problem::new(Kind::UnsupportedMediaType, detail)
+}
+
+/// The query's parameters; of a repeated one the last counts.
+async fn query(parts: &mut http::request::Parts) -> Result<Map<String, Value>, Problem> {
+    let Query(pairs) = Query::<Vec<(String, String)>>::from_request_parts(parts, &())
+        .await
+        .map_err(|_| Problem::new(Kind::InvalidQuery, "the query is not readable"))?;
+    Ok(pairs.into_iter().map(|(key, value)| (key, Value::String(value))).collect())
+}
+
+/// What GitHub sends when a hook's content type is left at its default: `payload=` and the JSON, form-encoded.
+fn payload_of_form(bytes: &[u8]) -> Result<Vec<u8>, Problem> {
+    let mut payloads = url::form_urlencoded::parse(bytes).filter(|(key, _)| key == "payload");
+    match (payloads.next(), payloads.next()) {
+        (Some((_, payload)), None) => Ok(payload.into_owned().into_bytes()),
+        _ => Err(unsupported()),
+    }
+}
+
+/// The headers that a workflow may see; values that are no text are left out.
+fn visible(headers: &HeaderMap) -> Map<String, Value> {
+    headers
+        .iter()
+        .filter(|(name, _)| is_visible_header(name.as_str()))
+        .filter_map(|(name, value)| Some((name.as_str().to_owned(), Value::String(value.to_str().ok()?.to_owned()))))
+        .collect()
+}
+
+fn delivery_id(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some((name, value)) = DELIVERY_ID_HEADERS.iter().find_map(|name| Some((name, headers.get(*name)?))) else {
+        return Ok(None);
+    };
+    match value.to_str() {
+        Ok(text) => Ok(Some(text.to_owned())),
+        Err(_) => Err(Problem::new(Kind::InvalidHeader, format!("`{name}` holds characters that are no text"))),
+    }
+}

@@ -1,0 +1,173 @@
+//! The OpenAPI document: put together from the handlers, finished here with what follows from the rules of this crate: path
+//! parameters, credentials, and the problem types that each operation can answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
+
+use axum::response::{IntoResponse, Response};
+use http::header;
+use serde_json::{Map, Value, json};
+use utoipa::OpenApi;
+
+use crate::access::{PERMISSION_KEY, PUBLIC_KEY};
+use crate::problem::{Document, FieldError, Kind, TYPE_BASE, kind_of};
+
+/// In the document: the slugs of the problem types that an operation can answer.
+pub(crate) const PROBLEMS_KEY: &str = "x-bulkhead-problems";
+
+const DESCRIPTION: &str = "\
+Paths name an organization by id or short name; `Authorization: Bearer` takes an API key of it. Input is JSON, and unknown \
+fields and parameters are refused. Lists answer `items` and `next_cursor`; `limit` is at most 200. What can be changed by \
+several people carries an `etag`, which a change must name as `if-match`. Failures are problem documents (RFC 9457) whose \
+`type` is stable; `x-bulkhead-problems` lists the types of each operation, `x-bulkhead-permission` the permission that it \
+needs.";
+
+#[derive(OpenApi)]
+#[openapi(components(schemas(Document, FieldError)))]
+struct Base;
+
+/// The document that routes are added to.
+pub(crate) fn base() -> utoipa::openapi::OpenApi {
+    let mut base = Base::openapi();
+    base.info.title = "Bulkhead".to_owned();
+    base.info.description = Some(DESCRIPTION.to_owned());
+    // The description's own version: it changes with the API, not with each build.
+    base.info.version = "1".to_owned();
+    base.info.license = None;
+    base.info.contact = None;
+    base
+}
+
+/// The finished document, in OpenAPI 3.1. Always the same for the same code.
+#[must_use]
+pub fn document() -> Value {
+    let mut document =
+        serde_json::to_value(crate::routes().into_openapi()).expect("utoipa's document is written as JSON");
+    let operations = document["paths"].as_object_mut().into_iter().flatten().flat_map(|(path, item)| {
+        item.as_object_mut()
+            .into_iter()
+            .flatten()
+            .map(move |(method, operation)| (path.clone(), method.clone(), operation))
+    });
+    for (path, method, operation) in operations {
+        if let Some(operation) = operation.as_object_mut() {
+            finish(&path, &method, operation);
+        }
+    }
+    document["components"]["securitySchemes"] = json!({
+        "api_key": { "type": "http", "scheme": "bearer", "description": "An API key of the organization in the path." }
+    });
+    sort_extensions(&mut document);
+    document
+}
+
+/// Adds what follows from the path, the permission and the body.
+fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
+    let mut parameters: Vec<Value> = path_parameters(path).collect();
+    if let Some(Value::Array(declared)) = operation.remove("parameters") {
+        parameters.extend(declared);
+    }
+    let guarded = operation.get(PERMISSION_KEY).is_some_and(Value::is_string);
+    let mut problems: BTreeSet<String> =
+        operation.remove(PROBLEMS_KEY).and_then(|declared| serde_json::from_value(declared).ok()).unwrap_or_default();
+    let mut add = |kinds: &[Kind]| problems.extend(kinds.iter().map(|kind| kind.entry().slug.to_owned()));
+    add(&[Kind::Internal, Kind::TimedOut]);
+    if guarded {
+        operation.insert("security".to_owned(), json!([{ "api_key": [] }]));
+        add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable]);
+    }
+    if operation.contains_key("requestBody") {
+        add(&[Kind::InvalidJson, Kind::InvalidBody, Kind::TooLarge, Kind::UnsupportedMediaType, Kind::BodyTimeout]);
+        add(&[Kind::InvalidRequest]);
+    }
+    let of_query = |parameter: &Value, name: Option<&str>| {
+        parameter["in"] == "query" && name.is_none_or(|name| parameter["name"] == name)
+    };
+    if parameters.iter().any(|parameter| of_query(parameter, None)) {
+        add(&[Kind::InvalidQuery]);
+    }
+    if parameters.iter().any(|parameter| of_query(parameter, Some("cursor"))) {
+        add(&[Kind::InvalidCursor]);
+    }
+    if parameters.iter().any(|parameter| parameter["name"] == "if-match") {
+        add(&[Kind::IfMatchRequired, Kind::Stale, Kind::InvalidHeader]);
+    }
+    add_responses(operation, &problems);
+    operation.insert(PROBLEMS_KEY.to_owned(), json!(problems));
+    if !parameters.is_empty() {
+        operation.insert("parameters".to_owned(), Value::Array(parameters));
+    }
+    debug_assert!(operation.contains_key(PERMISSION_KEY), "{method} {path} declares no permission");
+    debug_assert!(guarded != operation.contains_key(PUBLIC_KEY), "{method} {path} is neither guarded nor public");
+}
+
+/// One response per status, naming the types that have it.
+fn add_responses(operation: &mut Map<String, Value>, problems: &BTreeSet<String>) {
+    let mut by_status: BTreeMap<u16, Vec<&str>> = BTreeMap::new();
+    for slug in problems {
+        let entry = kind_of(slug).expect("a test checks that every declared type is in the catalogue");
+        by_status.entry(entry.status.as_u16()).or_default().push(entry.slug);
+    }
+    let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else { return };
+    for (status, slugs) in by_status {
+        let types = slugs.iter().map(|slug| format!("`{TYPE_BASE}{slug}`")).collect::<Vec<_>>().join(", ");
+        responses.entry(status.to_string()).or_insert_with(|| {
+            json!({
+                "description": types,
+                "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
+            })
+        });
+    }
+}
+
+/// The parameters that a route's path names.
+fn path_parameters(path: &str) -> impl Iterator<Item = Value> + '_ {
+    path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')).map(|name| {
+        let description = match name {
+            "org" => "The organization, by id (`org_…`) or short name.",
+            "api_key" => "A key's id (`key_…`).",
+            "plugin" => "A plugin version's id (`plug_…`).",
+            "installation" => "An installation's id (`inst_…`).",
+            "call" => "A call's id (`call_…`).",
+            "workflow" => "A workflow's id (`wf_…`).",
+            "version" => "A version's number.",
+            "run" => "A run's id (`run_…`).",
+            "name" => "A secret's name, as the plugin's manifest asks for it.",
+            "trigger" => "A webhook trigger's id in the definition.",
+            "token" => "The last part of a webhook's address, which is its credential.",
+            _ => "",
+        };
+        json!({ "name": name, "in": "path", "required": true, "description": description, "schema": { "type": "string" } })
+    })
+}
+
+/// utoipa keeps extensions in a hash map; here they go to the end of their object, sorted.
+fn sort_extensions(value: &mut Value) {
+    match value {
+        Value::Object(map) => {
+            let mut extensions: Vec<(String, Value)> = Vec::new();
+            let keys: Vec<String> = map.keys().filter(|key| key.starts_with("x-")).cloned().collect();
+            for key in keys {
+                extensions.extend(map.remove(&key).map(|value| (key, value)));
+            }
+            extensions.sort_by(|a, b| a.0.cmp(&b.0));
+            map.extend(extensions);
+            map.values_mut().for_each(sort_extensions);
+        }
+        Value::Array(items) => items.iter_mut().for_each(sort_extensions),
+        _ => {}
+    }
+}
+
+static DOCUMENT_TEXT: LazyLock<String> = LazyLock::new(|| document().to_string());
+
+/// Shows this document.
+#[utoipa::path(
+    get,
+    path = "/api/openapi.json",
+    tag = "operations",
+    responses((status = 200, body = serde_json::Value)),
+)]
+pub(crate) async fn show_openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT_TEXT.as_str()).into_response()
+}

@@ -1,0 +1,141 @@
+//! Plugins: packages that were uploaded.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{FromRequest, Request, State};
+use axum::response::{IntoResponse, Response};
+use bulkhead_app::data::Plugin;
+use bulkhead_model::id::PluginId;
+use bulkhead_model::limits::PackageLimits;
+use bulkhead_model::manifest::Manifest;
+use bulkhead_model::name::PluginName;
+use bulkhead_model::time::Timestamp;
+use bytes::Bytes;
+use http::{StatusCode, header};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use crate::HttpState;
+use crate::access::OrgCaller;
+use crate::extract::{In, media_type, read_body};
+use crate::page::{ListOf, PageParams, Paging};
+use crate::problem::{Kind, Problem};
+
+/// A package arrives within this time: 32 MiB at 300 KiB/s.
+const PACKAGE_TIME: Duration = Duration::from_secs(110);
+
+/// A plugin version.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Plugin)]
+pub(crate) struct PluginView {
+    #[schema(value_type = String, example = "plug_01h455vb4pex5vsknk084sn02q")]
+    id: PluginId,
+    #[schema(value_type = String, example = "acme/slack")]
+    name: PluginName,
+    version: String,
+    /// SHA-256 of the package, in hexadecimal.
+    digest: String,
+    size_bytes: i64,
+    /// What it contributes and asks for.
+    #[schema(value_type = Object)]
+    manifest: Manifest,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+}
+
+impl From<Plugin> for PluginView {
+    fn from(plugin: Plugin) -> Self {
+        Self {
+            id: plugin.id,
+            name: plugin.name,
+            version: plugin.version,
+            digest: hex::encode(plugin.digest),
+            size_bytes: plugin.size_bytes,
+            manifest: plugin.manifest,
+            created_at: plugin.created_at,
+        }
+    }
+}
+
+/// The bytes of a package.
+pub(crate) struct Package(Bytes);
+
+impl FromRequest<HttpState> for Package {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &HttpState) -> Result<Self, Problem> {
+        if media_type(request.headers()).as_deref() != Some("application/wasm") {
+            let detail = "send the package's bytes with the header `content-type: application/wasm`";
+            return Err(Problem::new(Kind::UnsupportedMediaType, detail));
+        }
+        let bytes_max = PackageLimits::platform().package_bytes;
+        read_body(request, "package", bytes_max, PACKAGE_TIME).await.map(Self)
+    }
+}
+
+/// Uploads a package.
+///
+/// It is inspected and compiled before anything is stored. The same bytes again answer 200 and what is there; a version never
+/// changes. At most 32 MiB.
+#[utoipa::path(
+    post,
+    path = "/api/v1/orgs/{org}/plugins",
+    tag = "plugins",
+    request_body(content = Vec<u8>, content_type = "application/wasm"),
+    responses((status = 201, body = PluginView), (status = 200, body = PluginView, description = "It was there already.")),
+    extensions(("x-bulkhead-problems" = json!(["invalid-package", "compile-failed", "compile-timeout", "version-exists"]))),
+)]
+pub(crate) async fn upload_plugin(
+    at: OrgCaller,
+    State(state): State<HttpState>,
+    Package(bytes): Package,
+) -> Result<Response, Problem> {
+    let uploaded = state.app.upload_plugin(&at.caller, at.org, bytes).await?;
+    let status = if uploaded.created { StatusCode::CREATED } else { StatusCode::OK };
+    let location = format!("/api/v1/orgs/{}/plugins/{}", at.org, uploaded.plugin.id);
+    Ok((status, [(header::LOCATION, location)], Json(PluginView::from(uploaded.plugin))).into_response())
+}
+
+/// Filters of the plugins.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PluginFilter {
+    /// Only versions of this plugin: `publisher/plugin`.
+    #[param(value_type = Option<String>)]
+    name: Option<PluginName>,
+}
+
+/// Lists plugin versions, newest first.
+#[utoipa::path(
+    get,
+    path = "/api/v1/orgs/{org}/plugins",
+    tag = "plugins",
+    params(PluginFilter, PageParams),
+    responses((status = 200, body = ListOf<PluginView>)),
+)]
+pub(crate) async fn list_plugins(
+    at: OrgCaller,
+    State(state): State<HttpState>,
+    paging: Paging<PluginFilter>,
+) -> Result<Json<ListOf<PluginView>>, Problem> {
+    let name = paging.filter.name.as_ref().map(ToString::to_string);
+    let page = state.app.list_plugins(&at.caller, at.org, name, paging.request()?).await?;
+    Ok(Json(paging.answer(page, PluginView::from)))
+}
+
+/// Shows a plugin version with its manifest.
+#[utoipa::path(
+    get,
+    path = "/api/v1/orgs/{org}/plugins/{plugin}",
+    tag = "plugins",
+    responses((status = 200, body = PluginView)),
+)]
+pub(crate) async fn show_plugin(
+    at: OrgCaller,
+    In(id): In<PluginId>,
+    State(state): State<HttpState>,
+) -> Result<Json<PluginView>, Problem> {
+    Ok(Json(state.app.get_plugin(&at.caller, at.org, id).await?.into()))
+}

@@ -1,0 +1,136 @@
+//! Every problem type that the API can answer: slug, status, title. Clients build on the slugs, so none is ever renamed.
+
+use http::StatusCode;
+
+/// One problem type.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entry {
+    pub(crate) slug: &'static str,
+    pub(crate) status: StatusCode,
+    pub(crate) title: &'static str,
+}
+
+macro_rules! kinds {
+    ($($name:ident = $slug:literal, $status:ident, $title:literal;)*) => {
+        /// The problem types, those that use cases name by slug included.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Kind { $($name,)* }
+
+        impl Kind {
+            pub(crate) const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            pub(crate) const fn entry(self) -> Entry {
+                match self {
+                    $(Self::$name => Entry { slug: $slug, status: StatusCode::$status, title: $title },)*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    // The request as such.
+    InvalidJson = "invalid-json", BAD_REQUEST, "The body is not JSON";
+    InvalidQuery = "invalid-query", BAD_REQUEST, "A query parameter is not valid";
+    InvalidCursor = "invalid-cursor", BAD_REQUEST, "The cursor is not valid";
+    InvalidHeader = "invalid-header", BAD_REQUEST, "A header is not valid";
+    InvalidRequest = "invalid-request", BAD_REQUEST, "The request cannot be read";
+    Unauthenticated = "unauthenticated", UNAUTHORIZED, "Credentials are needed";
+    Forbidden = "forbidden", FORBIDDEN, "The credentials do not permit this";
+    NotFound = "not-found", NOT_FOUND, "Not found";
+    MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The resource does not have this method";
+    BodyTimeout = "body-timeout", REQUEST_TIMEOUT, "The body did not arrive in time";
+    Conflict = "conflict", CONFLICT, "The request conflicts with another one";
+    Stale = "stale-version", PRECONDITION_FAILED, "It was changed since it was read";
+    TooLarge = "too-large", PAYLOAD_TOO_LARGE, "The body is too large";
+    UnsupportedMediaType = "unsupported-media-type", UNSUPPORTED_MEDIA_TYPE, "The body's type is not one that is read here";
+    InvalidBody = "invalid-body", UNPROCESSABLE_ENTITY, "The body does not have the expected shape";
+    IfMatchRequired = "if-match-required", PRECONDITION_REQUIRED, "If-Match is required";
+    Busy = "busy", TOO_MANY_REQUESTS, "Too much at once";
+    Internal = "internal", INTERNAL_SERVER_ERROR, "Something failed on our side";
+    Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Temporarily unavailable";
+    TimedOut = "timed-out", SERVICE_UNAVAILABLE, "The answer took too long";
+
+    // What use cases find in the input.
+    InvalidName = "invalid-name", UNPROCESSABLE_ENTITY, "A name is not valid";
+    InvalidPermissions = "invalid-permissions", UNPROCESSABLE_ENTITY, "The permissions cannot be given";
+    InvalidExpiry = "invalid-expiry", UNPROCESSABLE_ENTITY, "The time of expiry is not valid";
+    InvalidSummary = "invalid-summary", UNPROCESSABLE_ENTITY, "The summary is not valid";
+    InvalidWorkflow = "invalid-workflow", UNPROCESSABLE_ENTITY, "The definition has problems";
+    InvalidGrace = "invalid-grace", UNPROCESSABLE_ENTITY, "The time of grace is not valid";
+    InvalidDeliveryId = "invalid-delivery-id", UNPROCESSABLE_ENTITY, "The delivery id is not valid";
+    InvalidVariables = "invalid-variables", UNPROCESSABLE_ENTITY, "The variables do not fit the workflow";
+    InvalidIdempotencyKey = "invalid-idempotency-key", UNPROCESSABLE_ENTITY, "The idempotency key is not valid";
+    UnknownStep = "unknown-step", UNPROCESSABLE_ENTITY, "The definition has no such step";
+    InvalidPackage = "invalid-package", UNPROCESSABLE_ENTITY, "The package is not acceptable";
+    CompileFailed = "compile-failed", UNPROCESSABLE_ENTITY, "The package does not compile";
+    CompileTimeout = "compile-timeout", UNPROCESSABLE_ENTITY, "The package takes too long to compile";
+    InvalidInstallation = "invalid-installation", UNPROCESSABLE_ENTITY, "The installation is not valid";
+    InvalidGrants = "invalid-grants", UNPROCESSABLE_ENTITY, "The grants do not fit the plugin";
+    InvalidSecret = "invalid-secret", UNPROCESSABLE_ENTITY, "The value cannot be stored";
+    UnknownSecret = "unknown-secret", UNPROCESSABLE_ENTITY, "The plugin asks for no such secret";
+    InvalidCall = "invalid-call", UNPROCESSABLE_ENTITY, "The call does not fit the plugin";
+
+    // What stands against it.
+    OrgExists = "org-exists", CONFLICT, "The organization's name is taken";
+    OwnKey = "own-key", CONFLICT, "A key cannot revoke itself";
+    VersionExists = "version-exists", CONFLICT, "This version exists with other bytes";
+    WorkflowExists = "workflow-exists", CONFLICT, "The workflow's name is taken";
+    RunFinished = "run-finished", CONFLICT, "The run has ended already";
+    RunNotFinished = "run-not-finished", CONFLICT, "The run has not ended yet";
+    NoTrigger = "no-trigger", CONFLICT, "No trigger starts this run";
+    TooManyGrants = "too-many-grants", CONFLICT, "The installation would have too many grants";
+    InstallationDisabled = "installation-disabled", CONFLICT, "The installation is not enabled";
+    PluginUnusable = "plugin-unusable", CONFLICT, "The plugin can no longer be run";
+    WorkflowInactive = "workflow-inactive", CONFLICT, "The workflow is not active";
+}
+
+/// The type with this slug.
+pub(crate) fn kind_of(slug: &str) -> Option<Entry> {
+    Kind::ALL.iter().map(|kind| kind.entry()).find(|entry| entry.slug == slug)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn slugs_are_unique_and_of_one_form() {
+        let slugs: BTreeSet<&str> = Kind::ALL.iter().map(|kind| kind.entry().slug).collect();
+        assert_eq!(slugs.len(), Kind::ALL.len());
+        for slug in slugs {
+            assert!(slug.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'), "{slug}");
+        }
+    }
+
+    /// A use case's new code needs a title and a status here before clients meet it.
+    #[test]
+    fn every_code_that_a_use_case_names_is_listed() {
+        fn visit(dir: &std::path::Path, found: &mut BTreeSet<String>) {
+            for entry in std::fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                let path = entry.path();
+                if path.is_dir() {
+                    visit(&path, found);
+                } else if path.extension().is_some_and(|extension| extension == "rs") {
+                    let text = std::fs::read_to_string(&path).unwrap();
+                    for marker in
+                        ["AppError::invalid(", "AppError::conflict(", "AppError::Invalid {", "AppError::Conflict {"]
+                    {
+                        for (at, _) in text.match_indices(marker) {
+                            let rest = text[at + marker.len()..].trim_start().trim_start_matches("code: ");
+                            if let Some((code, _)) = rest.strip_prefix('"').and_then(|rest| rest.split_once('"')) {
+                                found.insert(code.to_owned());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        let mut found = BTreeSet::new();
+        visit(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../app/src"), &mut found);
+        assert!(found.contains("own-key"), "the search finds nothing: {found:?}");
+        let unlisted: Vec<&String> = found.iter().filter(|code| kind_of(code).is_none()).collect();
+        assert!(unlisted.is_empty(), "add to problem/catalog.rs: {unlisted:?}");
+    }
+}
