@@ -82,6 +82,7 @@ pub struct Receipt {
     ts: Option<String>,
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the SDK hands it over")]
 fn slack(ctx: &Context, notification: Notification) -> Result<Receipt, Failure> {
     let settings: Settings = ctx.settings()?;
     match &settings.webhook_url {

@@ -75,8 +75,9 @@ pub struct Output {
 
 fn webhook(ctx: &Context, input: Input) -> Result<Output, Failure> {
     let settings: Settings = ctx.settings()?;
-    let request = request(ctx, &settings, &input)?;
-    let request = if settings.sign { sign(ctx, request)? } else { request };
+    let is_signed = settings.sign;
+    let request = request(ctx, settings, input)?;
+    let request = if is_signed { sign(ctx, request)? } else { request };
     let response = request.send()?;
     log::info!("the web hook answered {}", response.status);
     match response.status {
@@ -88,8 +89,8 @@ fn webhook(ctx: &Context, input: Input) -> Result<Output, Failure> {
     }
 }
 
-fn request(ctx: &Context, settings: &Settings, input: &Input) -> Result<Request, Failure> {
-    let url = input.url.as_ref().or(settings.url.as_ref());
+fn request(ctx: &Context, settings: Settings, input: Input) -> Result<Request, Failure> {
+    let url = input.url.or(settings.url);
     let url = url.ok_or_else(|| Failure::invalid_input("neither the step nor the settings name a url"))?;
     let method = match input.method {
         Method::Post => "POST",
@@ -97,7 +98,7 @@ fn request(ctx: &Context, settings: &Settings, input: &Input) -> Result<Request,
         Method::Patch => "PATCH",
     };
     let mut headers = BTreeMap::new();
-    for (name, value) in settings.headers.iter().chain(&input.headers) {
+    for (name, value) in settings.headers.into_iter().chain(input.headers) {
         let name = name.to_ascii_lowercase();
         if name == "idempotency-key" || name == "content-type" || name.starts_with("webhook-") {
             return Err(Failure::invalid_input(format!("the header {name} is written by the plugin")));

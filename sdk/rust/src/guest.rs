@@ -1,6 +1,7 @@
 //! The host as a guest sees it: generated bindings and their use.
 
 #![expect(clippy::disallowed_methods, reason = "in a guest the standard clock is the host's")]
+#![expect(clippy::same_length_and_capacity, reason = "written by wit-bindgen")]
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
