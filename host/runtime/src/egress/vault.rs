@@ -20,8 +20,12 @@ use zeroize::Zeroizing;
 
 /// How every placeholder begins; 32 hexadecimal digits follow.
 pub const PLACEHOLDER_PREFIX: &str = "bhs_";
+/// How a key for signatures is written: <https://github.com/standard-webhooks/standard-webhooks>.
+const STANDARD_WEBHOOKS_PREFIX: &str = "whsec_";
 /// Shorter values are not searched for in outputs and logs: they would be found everywhere.
 const SEARCHED_BYTES_MIN: usize = 4;
+/// Fewer digits of base64 would be found by chance.
+const BASE64_DIGITS_MIN: usize = 6;
 /// Shorter values are not searched for in requests and responses, where a false find breaks a call.
 const WIRE_BYTES_MIN: usize = 8;
 
@@ -91,10 +95,15 @@ impl SecretVault {
     }
 
     /// HMAC-SHA-256 of `data` under the value of a secret that the call holds; `None` when it holds none of that name.
+    ///
+    /// A value `whsec_…` is a key in base64, as Standard Webhooks writes it; any other value is used as its bytes.
     #[must_use]
     pub fn hmac_sha256(&self, name: &str, data: &[u8]) -> Option<[u8; 32]> {
         let held = self.lock().iter().find(|held| held.name.as_str() == name).cloned()?;
-        let mut mac = Hmac::<Sha256>::new_from_slice(held.value.as_bytes()).expect("HMAC takes keys of any length");
+        let encoded = held.value.strip_prefix(STANDARD_WEBHOOKS_PREFIX).map(|digits| digits.trim_end_matches('='));
+        let decoded = encoded.and_then(|digits| STANDARD_NO_PAD.decode(digits).ok()).map(Zeroizing::new);
+        let key = decoded.as_ref().map_or(held.value.as_bytes(), |key| key.as_slice());
+        let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
         mac.update(data);
         Some(mac.finalize().into_bytes().into())
     }
@@ -234,7 +243,7 @@ fn needles(value: &str, placeholder: &str) -> Vec<Needle> {
         // A digit carries six bits: those with bits of the neighbours are left out.
         let first = (before * 8).div_ceil(6);
         let last = padded.len() * 8 / 6;
-        if last.saturating_sub(first) >= SEARCHED_BYTES_MIN {
+        if last.saturating_sub(first) >= BASE64_DIGITS_MIN {
             needles.push(needle(digits.as_bytes()[first..last].to_vec(), NeedleKind::Base64));
         }
     }
