@@ -33,7 +33,7 @@ use crate::name::{ContributionName, PluginName};
 use crate::time::Timestamp;
 use crate::workflow::{Retry, StepId};
 
-pub use advance::{advance, begin};
+pub use advance::{PURE_TIME_MAX, advance, begin};
 pub use complete::{cancel, complete_call};
 pub use context::Context;
 pub use retry::{RETRY_AFTER_MAX, is_retryable};
@@ -138,7 +138,7 @@ pub struct RunFacts {
 pub enum Next {
     /// Make this call, then hand its result to [`complete_call`].
     Call(PlannedCall),
-    /// Nothing to do before this moment.
+    /// Nothing to do before this moment (which may be now: see [`PURE_TIME_MAX`]).
     Wait { step: StepId, until: Timestamp },
     /// The run has ended.
     Finish { status: RunStatus, output: Value, error: Option<StepError> },

@@ -21,6 +21,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value as JinjaValue};
@@ -29,7 +30,7 @@ use serde_json::{Map, Value};
 use crate::condition::{FieldPath, Lookup, Segment};
 use crate::workflow::json;
 
-pub use filters::FILTERS;
+pub use filters::{FILTERS, TESTS};
 
 /// Bytes in one template string.
 pub const SOURCE_BYTES_MAX: usize = 64 * 1024;
@@ -37,6 +38,11 @@ pub const SOURCE_BYTES_MAX: usize = 64 * 1024;
 pub const TOKENS_MAX: usize = 200;
 /// `~`, `+` and `,` in one expression: each can at most add its operands' sizes.
 pub const JOINS_MAX: usize = 32;
+/// Filters in one expression; each may walk a payload of 1 MiB.
+pub const FILTERS_MAX: usize = 16;
+/// After this long no further expression of a value is evaluated. Far beyond honest use; it keeps a hostile definition
+/// from holding a worker.
+pub const RENDER_TIME_MAX: Duration = Duration::from_secs(2);
 /// Instructions of one expression.
 pub const FUEL: u64 = 10_000;
 /// Bytes of one rendered value, counted as JSON. Source: payload limit of the workflow specification.
@@ -154,7 +160,8 @@ impl Template {
     /// # Errors
     /// The first template that reads an undefined value, fails, or makes the result too large.
     pub fn render<L: Lookup + ?Sized>(&self, context: &L) -> Result<Value, TemplateError> {
-        let mut renderer = Renderer { context, roots: BTreeMap::new(), bytes_left: OUTPUT_BYTES_MAX };
+        let mut renderer =
+            Renderer { context, roots: BTreeMap::new(), bytes_left: OUTPUT_BYTES_MAX, began: Instant::now() };
         let mut path = String::new();
         let value = renderer
             .node(&self.node, &mut path)
@@ -329,6 +336,7 @@ struct Renderer<'a, L: ?Sized> {
     /// Parts of the context in minijinja's form, converted when first read.
     roots: BTreeMap<String, JinjaValue>,
     bytes_left: usize,
+    began: Instant,
 }
 
 impl<L: Lookup + ?Sized> Renderer<'_, L> {
@@ -393,6 +401,9 @@ impl<L: Lookup + ?Sized> Renderer<'_, L> {
                 path.resolve_group(self.context).map(std::borrow::Cow::into_owned).ok_or_else(|| missing(path))
             }
             Expression::Compiled { source, roots, code } => {
+                if self.began.elapsed() > RENDER_TIME_MAX {
+                    return Err("the templates take too long".to_owned());
+                }
                 for name in roots.iter() {
                     if !self.roots.contains_key(name)
                         && let Some(root) = self.context.root(name)

@@ -1,5 +1,7 @@
 //! From where a run stands to the next thing that must be done for it.
 
+use std::time::{Duration, Instant};
+
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -12,6 +14,10 @@ use crate::time::Timestamp;
 use crate::workflow::{
     CallStep, DELAY_MAX, Definition, Delay, Step, StepId, StepKind, StopStatus, VariableName, VariableType, json,
 };
+
+/// After this long the pure steps pause and the answer is to ask again at once, so that one run of a hostile or very
+/// large definition does not keep a worker from the others.
+pub const PURE_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// The state in which a run of this definition begins, with the variables given.
 ///
@@ -77,6 +83,7 @@ pub fn advance(
     now: Timestamp,
 ) -> Advance {
     let mut records = Vec::new();
+    let began = Instant::now();
     // One round per step that is passed, one for the end. A checked definition has no cycles, so this never runs out.
     for _ in 0..=definition.steps.len() {
         if state.is_ended() {
@@ -86,6 +93,9 @@ pub fn advance(
             finish(state, RunStatus::Succeeded, Value::Null, None);
             break;
         };
+        if began.elapsed() > PURE_TIME_MAX && !records.is_empty() {
+            return Advance { records, next: Next::Wait { step: id, until: now } };
+        }
         let Some(step) = definition.step(&id) else {
             let message = format!("the definition has no step `{id}`");
             complete::fail(state, StepError { step: Some(id), code: "unknown-step".to_owned(), message });

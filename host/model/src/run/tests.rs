@@ -212,6 +212,8 @@ fn a_failed_step_may_be_allowed_stood_in_for_or_handled() {
         bench.complete(&call, &failed(Outcome::PluginError, "permanent", false, None));
         bench.finish()
     };
+    let mut bare = Bench::steps(&json!({ "a": { "type": "action", "use": "x/y#z" } }));
+    assert_eq!(bare.call().input, json!({}));
     let (status, _, error) = run(json!({ "on_error": null }));
     assert_eq!((status, error.unwrap().code.as_str()), (RunStatus::Failed, "permanent"));
     let (status, output, _) = run(json!({ "allow_failure": true }));

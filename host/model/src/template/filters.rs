@@ -42,6 +42,12 @@ pub const FILTERS: [&str; 32] = [
     "items",
 ];
 
+/// Every test's name, as in `x is defined`.
+pub const TESTS: [&str; 7] = ["defined", "undefined", "none", "string", "number", "mapping", "sequence"];
+
+/// Words that may stand before a parenthesis without being called.
+const OPERATORS: [&str; 7] = ["and", "or", "not", "in", "if", "else", "is"];
+
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_filter("default", builtin::default);
     environment.add_filter("d", builtin::default);
@@ -84,12 +90,25 @@ pub(super) fn install(environment: &mut Environment<'static>) {
     environment.add_test("sequence", minijinja::tests::is_sequence);
 }
 
-/// minijinja finds an unknown filter only when it runs; this finds it when the definition is saved.
+/// minijinja finds an unknown filter, test or function only when it runs; this finds it when the definition is saved.
 pub(super) fn check_names(source: &str) -> Result<(), String> {
     let tokens = scan::tokens(source)?;
-    for pair in tokens.windows(2) {
-        if pair[0] == "|" && !FILTERS.contains(&pair[1]) {
-            return Err(format!("unknown filter `{}`; known are {}", pair[1], FILTERS.join(" ")));
+    let at = |place: usize| tokens.get(place).copied().unwrap_or_default();
+    for (place, token) in tokens.iter().enumerate() {
+        let before = place.checked_sub(1).map_or("", at);
+        if *token == "|" && !FILTERS.contains(&at(place + 1)) {
+            return Err(format!("unknown filter `{}`; known are {}", at(place + 1), FILTERS.join(" ")));
+        }
+        if *token == "is" && before != "." && before != "|" {
+            let name = if at(place + 1) == "not" { at(place + 2) } else { at(place + 1) };
+            if !TESTS.contains(&name) {
+                return Err(format!("unknown test `{name}`; known are {}", TESTS.join(" ")));
+            }
+        }
+        let is_name = token.starts_with(|c: char| c.is_alphabetic() || c == '_') || matches!(*token, ")" | "]");
+        let is_operator = OPERATORS.contains(token) && before != ".";
+        if is_name && at(place + 1) == "(" && before != "|" && !is_operator {
+            return Err(format!("`{token}(`: templates have filters but no functions"));
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! Cuts a string into literal text and expressions, and bounds what an expression may hold before minijinja reads it.
 
-use super::{JOINS_MAX, TOKENS_MAX};
+use super::{FILTERS_MAX, JOINS_MAX, TOKENS_MAX};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Piece<'a> {
@@ -136,6 +136,9 @@ pub(super) fn check_expression(source: &str) -> Result<(), String> {
     let tokens = tokens(source)?;
     if tokens.contains(&"*") {
         return Err("`*` is not available; `| times(2)` multiplies a number".to_owned());
+    }
+    if tokens.iter().filter(|token| **token == "|").count() > FILTERS_MAX {
+        return Err(format!("more than {FILTERS_MAX} filters in one expression"));
     }
     if tokens.iter().filter(|token| matches!(**token, "~" | "+" | ",")).count() > JOINS_MAX {
         return Err(format!("more than {JOINS_MAX} of `~`, `+` and `,` in one expression"));

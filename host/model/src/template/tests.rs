@@ -40,6 +40,9 @@ fn text_and_typed_values() {
         ("{{ trigger.body.issue.number + 1 }}", json!(13)),
         ("{{ 'many' if trigger.body.issue.number > 10 else 'few' }}", json!("many")),
         ("{{ trigger.body.issue is defined and trigger.body.yes }}", json!(true)),
+        ("{{ trigger.nobody is not defined and not (vars.nobody is defined) }}", json!(true)),
+        ("{{ 7 // 2 }}/{{ 7 % 4 }}/{{ 7 - 2 }}/{{ 1 / 2 }}", json!("3/3/5/0.5")),
+        ("{{ 'bug' in (trigger.body.labels | map(attribute='name')) }}", json!(true)),
         ("{{ 'a b&c' | urlencode }}", json!("a%20b%26c")),
         ("x{# a comment }} #}y", json!("xy")),
         ("{{ '}}' }}{{ \"{%\" }}", json!("}}{%")),
@@ -81,6 +84,10 @@ fn what_could_run_away_is_refused_when_saved() {
         ("{# x", "not closed"),
         ("{{ x | nope }}", "unknown filter `nope`"),
         ("{{ x | map('upper') | shell }}", "unknown filter `shell`"),
+        ("{{ x is odd }}", "unknown test `odd`"),
+        ("{{ range(9) }}", "no functions"),
+        ("{{ x.upper() }}", "no functions"),
+        ("{{ (x)(1) }}", "no functions"),
         ("{{ a b }}", "unexpected"),
     ] {
         let errors = Template::check(&json!(["", template])).unwrap_err();
@@ -89,6 +96,8 @@ fn what_could_run_away_is_refused_when_saved() {
     }
     let joins = format!("{{{{ {} }}}}", vec!["a"; JOINS_MAX + 2].join(" ~ "));
     assert!(Template::check(&json!(joins)).unwrap_err()[0].message.contains("more than 32"));
+    let filters = format!("{{{{ a{} }}}}", "|upper".repeat(FILTERS_MAX + 1));
+    assert!(Template::check(&json!(filters)).unwrap_err()[0].message.contains("more than 16 filters"));
     let long = format!("{{{{ {} }}}}", vec!["a"; TOKENS_MAX].join(" and "));
     assert!(Template::check(&json!(long)).unwrap_err()[0].message.contains("more than 200"));
     assert!(Template::check(&json!(format!("{{{{ a }}}}{}", "x".repeat(SOURCE_BYTES_MAX)))).is_err());

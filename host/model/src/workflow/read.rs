@@ -22,6 +22,8 @@ pub(super) fn read(text: &str) -> Result<(Definition, Vec<Note>), Vec<Problem>> 
     let definition = reader.definition(text);
     let Some(definition) = definition else { return Err(reader.problems) };
     check::check(&definition, &mut reader.problems, &mut reader.notes);
+    reader.problems.truncate(PROBLEMS_MAX);
+    reader.notes.truncate(PROBLEMS_MAX);
     if reader.problems.is_empty() { Ok((definition, reader.notes)) } else { Err(reader.problems) }
 }
 

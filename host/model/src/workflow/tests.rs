@@ -67,6 +67,26 @@ fn the_example_is_read() {
 }
 
 #[test]
+fn a_definition_may_be_shared_between_threads() {
+    fn assert_shared<T: Send + Sync + 'static>() {}
+    assert_shared::<Definition>();
+}
+
+#[test]
+fn the_guide_tells_the_truth() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/guides/workflows.md");
+    let guide = std::fs::read_to_string(path).unwrap();
+    let example = guide.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    assert_eq!(Definition::parse(example).unwrap().1, []);
+    let has_word =
+        |word: &str| guide.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').any(|found| found == word);
+    let ops = crate::condition::Op::ALL.map(crate::condition::Op::as_str);
+    for word in crate::template::FILTERS.iter().chain(&crate::template::TESTS).chain(&ops) {
+        assert!(has_word(word), "`{word}` is not in the guide");
+    }
+}
+
+#[test]
 fn triggers_answer_by_priority_and_say_why() {
     let mut document: Value = serde_json::from_str(&github_to_slack()).unwrap();
     document["triggers"] = json!([

@@ -68,6 +68,10 @@ fn present<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<V
     Value::deserialize(deserializer).map(Some)
 }
 
+fn empty_object() -> Value {
+    Value::Object(serde_json::Map::new())
+}
+
 /// What starts a run.
 #[derive(Debug, JsonSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -131,7 +135,7 @@ pub(super) struct CallBody {
     #[serde(default)]
     pub(super) installation: Option<String>,
     /// The call's input. Every string may be a template.
-    #[serde(default)]
+    #[serde(default = "empty_object")]
     pub(super) with: Value,
     #[serde(default)]
     pub(super) retry: Option<RetryBody>,
