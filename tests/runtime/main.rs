@@ -3,5 +3,8 @@
 //! Guests are written as core modules in WebAssembly text, wrapped into components here: the shortest way to misbehave exactly.
 
 mod calls;
+mod endings;
+mod factors;
 mod hostile;
+mod packages;
 mod support;

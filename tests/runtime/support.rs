@@ -85,12 +85,14 @@ fn wit() -> PathBuf {
 
 /// A component made of a core module in text; `world` is one of the contract's.
 pub(crate) fn component(world: &str, text: &str) -> Vec<u8> {
-    component_of(world, wat::parse_str(text).unwrap_or_else(|error| panic!("{error}\n{text}")))
+    component_in(world, text, "")
 }
 
-pub(crate) fn component_of(world: &str, mut module: Vec<u8>) -> Vec<u8> {
+/// The same with further imports, which the contract does not give to this kind.
+pub(crate) fn component_in(world: &str, text: &str, imports: &str) -> Vec<u8> {
+    let mut module = wat::parse_str(text).unwrap_or_else(|error| panic!("{error}\n{text}"));
     let mut resolve = Wit::default();
-    let (package, _) = resolve.push_path(wit()).unwrap();
+    resolve.push_path(wit()).unwrap();
     // The baseline is not part of the contract's worlds, because every tool chain brings its own import of it.
     let extended = format!(
         "package test:guest; world guest {{
@@ -101,9 +103,9 @@ pub(crate) fn component_of(world: &str, mut module: Vec<u8>) -> Vec<u8> {
             import wasi:random/random@0.2.12; import wasi:filesystem/preopens@0.2.12; import wasi:filesystem/types@0.2.12;
             import wasi:sockets/instance-network@0.2.12; import wasi:sockets/tcp-create-socket@0.2.12;
             import wasi:sockets/ip-name-lookup@0.2.12; import wasi:sockets/udp-create-socket@0.2.12;
+            {imports}
         }}"
     );
-    let _ = package;
     let guest = resolve.push_str("guest.wit", &extended).unwrap();
     let world = resolve.select_world(&[guest], Some("guest")).unwrap();
     embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8).unwrap();

@@ -3,7 +3,7 @@
 //! What one instance is made of is found by following the instantiations: a component of a few hundred bytes can
 //! instantiate itself a billion times over by doubling, and a compiler that unrolls this must never see it.
 
-use bulkhead_model::limits::PackageLimits;
+use bulkhead_model::limits::{ContributionKind, KIB, Limits, PackageLimits};
 use bulkhead_model::manifest::MANIFEST_SECTION;
 use serde::{Deserialize, Serialize};
 use wasmparser::{
@@ -143,6 +143,19 @@ fn check_function(start: u64, end: u64, functions: u64, limits: &PackageLimits) 
     Ok(())
 }
 
+/// No call gets more than this, so what begins with more could never run.
+fn most() -> Limits {
+    Limits::ceiling_for(ContributionKind::Action)
+}
+
+fn at_most(what: &'static str, count: u64, limit: u64) -> Result<(), PackageError> {
+    if count > limit { Err(PackageError::TooMany { what, count, limit }) } else { Ok(()) }
+}
+
+fn unsupported(at: usize, what: &'static str) -> PackageError {
+    PackageError::Unsupported { offset: offset(at), what }
+}
+
 fn top(frames: &mut [Frame]) -> &mut Frame {
     frames.last_mut().expect("the parser reports a version before any section")
 }
@@ -151,8 +164,23 @@ fn top(frames: &mut [Frame]) -> &mut Frame {
 fn count_section(payload: &Payload<'_>, frames: &mut [Frame]) -> Result<(), PackageError> {
     let invalid = |error: wasmparser::BinaryReaderError| PackageError::invalid(&error);
     match payload {
-        Payload::MemorySection(section) => top(frames).total.memories += u64::from(section.count()),
-        Payload::TableSection(section) => top(frames).total.tables += u64::from(section.count()),
+        Payload::MemorySection(section) => {
+            for memory in section.clone() {
+                let memory = memory.map_err(invalid)?;
+                if memory.shared || memory.memory64 || memory.page_size_log2.is_some() {
+                    return Err(unsupported(section.range().start, "a shared, 64-bit or odd-paged memory"));
+                }
+                at_most("bytes of memory at the start", memory.initial.saturating_mul(64 * KIB), most().memory_bytes)?;
+                top(frames).total.memories += 1;
+            }
+        }
+        Payload::TableSection(section) => {
+            for table in section.clone() {
+                let table = table.map_err(invalid)?;
+                at_most("elements of a table at the start", table.ty.initial, most().table_elements)?;
+                top(frames).total.tables += 1;
+            }
+        }
         Payload::InstanceSection(section) => {
             for instance in section.clone() {
                 if let Instance::Instantiate { module_index, .. } = instance.map_err(invalid)? {
@@ -183,13 +211,12 @@ fn count_section(payload: &Payload<'_>, frames: &mut [Frame]) -> Result<(), Pack
                 // An imported memory belongs to somebody who has been counted.
                 let import = import.map_err(invalid)?;
                 if matches!(import.ty, TypeRef::Memory(memory) if memory.shared) {
-                    let offset = offset(section.range().start);
-                    return Err(PackageError::Unsupported { offset, what: "a shared memory" });
+                    return Err(unsupported(section.range().start, "a shared memory"));
                 }
             }
         }
         Payload::ComponentStartSection { range, .. } => {
-            return Err(PackageError::Unsupported { offset: offset(range.start), what: "a component start function" });
+            return Err(unsupported(range.start, "a component start function"));
         }
         _ => {}
     }
@@ -202,7 +229,7 @@ fn known(definitions: &[Option<Counts>], index: u32, at: usize) -> Result<Counts
     match definition {
         Some(Some(counts)) => Ok(*counts),
         Some(None) => {
-            Err(PackageError::Unsupported { offset: offset(at), what: "an instance of an imported module or component" })
+            Err(unsupported(at, "an instance of an imported module or component"))
         }
         None => Err(PackageError::Invalid { offset: offset(at), message: format!("no definition with index {index}") }),
     }
