@@ -1,0 +1,238 @@
+//! No method reaches into another organization: with B's scope, A's rows are not there.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::job::{JobPayload, Lane};
+use bulkhead_model::permission::{Actor, SystemReason};
+use bulkhead_store::job::Attempt;
+use bulkhead_store::page::PageRequest;
+use bulkhead_store::{STATEMENT_SOURCES, StoreError};
+use serde_json::json;
+
+use crate::support::{JOBS, Tenant, TestStore};
+
+/// Methods that name no row of a tenant's, or are the queue's and the operator's own (their scope is checked in
+/// `the_queues_own_methods_need_the_queues_scope`). May only shrink.
+const WITHOUT_ROWS: &[&str] = &[
+    "claim_jobs",
+    "count_ready_jobs",
+    "delete_worker",
+    "free_stuck_jobs",
+    "insert_org",
+    "insert_worker",
+    "load_org_by_slug",
+    "next_job_at",
+    "promote_jobs",
+    "recover_jobs",
+    "renew_worker",
+];
+
+/// What an organization's rows look like from inside.
+async fn picture(test: &TestStore, tenant: &Tenant) -> String {
+    let scope = tenant.scope();
+    let tenant = tenant.clone();
+    tx!(test.read, &scope, [tenant], |tx| {
+        let page = PageRequest::default();
+        let mut rows = Vec::new();
+        rows.push(format!("{:?}", tx.require_org().await?));
+        rows.push(format!("{:?}", tx.list_api_keys(page).await?));
+        rows.push(format!("{:?}", tx.load_artifact(&tenant.digest).await?));
+        rows.push(format!("{:?}", tx.list_plugins(None, page).await?));
+        rows.push(format!("{:?}", tx.load_installation(tenant.installation.id).await?));
+        rows.push(format!("{:?}", tx.list_secrets(tenant.installation.id).await?));
+        rows.push(format!("{:?}", tx.list_workflows(page).await?));
+        rows.push(format!("{:?}", tx.list_workflow_versions(tenant.workflow.id, None, 9).await?));
+        rows.push(format!("{:?}", tx.list_hooks(tenant.workflow.id).await?));
+        rows.push(format!("{:?}", tx.load_run(tenant.run.id).await?));
+        rows.push(format!("{:?}", tx.list_steps(tenant.run.id).await?));
+        rows.push(format!("{:?}", tx.list_run_events(tenant.run.id, 0, 9).await?));
+        rows.push(format!("{:?}", tx.load_call(tenant.call.id).await?));
+        rows.push(format!("{:?}", tx.list_jobs(None, page).await?));
+        rows.push(format!("{:?}", tx.list_events(None, page).await?));
+        rows.push(format!("{:?}", tx.list_audit(None, None, page).await?));
+        Ok(rows.join("\n"))
+    })
+    .unwrap()
+}
+
+fn refused(result: Result<(), StoreError>) -> bool {
+    matches!(result, Err(StoreError::Conflict { .. } | StoreError::NotFound { .. } | StoreError::LostLease))
+}
+
+on_both! {
+    async fn reads_find_nothing_of_another_organization(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let scope = crate::support::scope(b);
+        tx!(test.read, &scope, [a], |tx| {
+            let page = PageRequest::default();
+            let (inst, wf, run) = (a.installation.id, a.workflow.id, a.run.id);
+            assert!(tx.load_api_key(a.api_key.id).await?.is_none());
+            assert!(tx.list_api_keys(page).await?.items.is_empty());
+            assert!(tx.load_artifact(&a.digest).await?.is_none());
+            assert!(tx.load_plugin(a.plugin.id).await?.is_none());
+            assert!(tx.load_plugin_version(a.plugin.name.as_str(), &a.plugin.version).await?.is_none());
+            assert!(tx.list_plugins(None, page).await?.items.is_empty());
+            assert!(tx.load_installation(inst).await?.is_none());
+            assert!(matches!(tx.require_installation(inst).await, Err(StoreError::NotFound { .. })));
+            assert!(tx.load_installation_for(&a.plugin.name, None).await?.is_none());
+            assert!(tx.load_installation_for(&a.plugin.name, Some(inst)).await?.is_none());
+            assert!(tx.list_installations(page).await?.items.is_empty());
+            assert!(tx.list_secrets(inst).await?.is_empty());
+            assert!(tx.load_secret(inst, &a.secret.name).await?.is_none());
+            assert!(tx.load_workflow(wf).await?.is_none());
+            assert!(matches!(tx.require_workflow(wf).await, Err(StoreError::NotFound { .. })));
+            assert!(tx.load_workflow_by_name(&a.workflow.name).await?.is_none());
+            assert!(tx.list_workflows(page).await?.items.is_empty());
+            assert!(tx.load_workflow_version(wf, 1).await?.is_none());
+            assert!(tx.list_workflow_versions(wf, None, 9).await?.is_empty());
+            assert!(tx.load_hook(a.hook.id).await?.is_none());
+            assert!(tx.list_hooks(wf).await?.is_empty());
+            assert!(tx.load_run(run).await?.is_none());
+            assert!(matches!(tx.require_run(run).await, Err(StoreError::NotFound { .. })));
+            assert!(tx.load_run_by_dedupe_key(wf, "none").await?.is_none());
+            assert!(tx.list_runs(None, None, page).await?.items.is_empty());
+            assert!(tx.list_runs(None, Some(wf), page).await?.items.is_empty());
+            assert!(tx.list_runs(Some(a.run.status), None, page).await?.items.is_empty());
+            assert!(tx.list_steps(run).await?.is_empty());
+            assert!(tx.list_run_events(run, 0, 9).await?.is_empty());
+            assert!(tx.load_call(a.call.id).await?.is_none());
+            assert!(tx.list_calls(inst, None, page).await?.items.is_empty());
+            assert!(tx.list_jobs(None, page).await?.items.is_empty());
+            assert!(tx.list_events(None, page).await?.items.is_empty());
+            assert!(tx.list_audit(None, None, page).await?.items.is_empty());
+            assert_eq!(tx.require_org().await?.slug.as_str(), "b");
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    async fn writes_leave_another_organization_as_it_was(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let before = picture(&test, &a).await;
+        let (scope, ambient, now) = (crate::support::scope(b), test.ambient.clone(), test.ambient.now());
+        tx!(test.write, &scope, [a, now], |tx| {
+            let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
+            assert!(!tx.revoke_api_key(a.api_key.id, *now).await?);
+            assert!(!tx.update_installation(&a.installation, GrantVersion(1)).await?);
+            assert!(tx.lock_installation_version(inst).await?.is_none());
+            tx.update_secret(&a.secret).await?;
+            assert!(!tx.delete_secret(inst, &a.secret.name).await?);
+            assert_eq!(tx.delete_secrets(inst).await?, 0);
+            assert!(!tx.update_workflow(&a.workflow, 1).await?);
+            assert_eq!(tx.expire_hooks(wf, &a.hook.trigger, *now).await?, 0);
+            assert!(matches!(tx.lock_run(a.run.id).await, Err(StoreError::NotFound { .. })));
+            tx.update_run(&a.run).await?;
+            assert!(!tx.hasten_job("advance_run", &key, *now).await?);
+            assert!(!tx.remove_waiting_job("advance_run", &key).await?);
+            Ok(())
+        })
+        .unwrap();
+
+        // What names a parent of A's is refused by the foreign key, which the organization is part of.
+        let actor = Actor::System(SystemReason::Worker);
+        let plugin = tx!(test.write, &scope, [a], |tx| tx.insert_plugin(&a.plugin).await.map(drop));
+        let installation = tx!(test.write, &scope, [a], |tx| tx.insert_installation(&a.installation).await);
+        let grants = tx!(test.write, &scope, [a, actor, now], |tx| {
+            tx.record_grants(a.installation.id, GrantVersion(5), &Grants::default(), actor, *now).await
+        });
+        let secret = tx!(test.write, &scope, [a], |tx| tx.insert_secret(&a.secret).await);
+        let version = tx!(test.write, &scope, [a], |tx| tx.insert_workflow_version(a.workflow.id, &a.version).await);
+        let hook = tx!(test.write, &scope, [a], |tx| tx.insert_hook(&a.hook).await);
+        let run = tx!(test.write, &scope, [a], |tx| tx.insert_run(&a.run).await.map(drop));
+        let step = tx!(test.write, &scope, [a], |tx| tx.save_step(a.run.id, &a.step).await);
+        let event = tx!(test.write, &scope, [a], |tx| tx.record_run_event(a.run.id, &a.run_event).await);
+        let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await);
+        for result in [plugin, installation, grants, secret, version, hook, run, step, event, call] {
+            assert!(refused(result));
+        }
+
+        // The same ids, keys and bytes may exist in B on their own: nothing of A shows through a conflict.
+        tx!(test.write, &scope, [a, ambient, now], |tx| {
+            tx.insert_api_key(&a.api_key).await?;
+            tx.insert_artifact(&a.digest, b"other bytes", *now).await?;
+            assert!(tx.insert_plugin(&a.plugin).await?);
+            assert!(tx.insert_workflow(&a.workflow).await?);
+            assert!(tx.enqueue(&a.job, ambient).await?.is_some());
+            tx.record_event("x", "y", &json!({}), ambient).await?;
+            tx.record_audit(&a.audit, ambient).await
+        })
+        .unwrap();
+        assert_eq!(picture(&test, &a).await, before);
+    }
+
+    async fn a_lease_is_worth_nothing_in_another_organization(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (worker, now, minute) = (test.worker().await, test.ambient.now(), Duration::from_secs(60));
+        let claimed = tx!(test.write_locked, &JOBS, [worker, now, minute], |tx| {
+            tx.claim_jobs(*worker, Lane::Interactive, 9, *now, *minute).await
+        });
+        let lease = claimed.unwrap().remove(0).lease;
+        assert_eq!(lease.org, a.org);
+        let scope = crate::support::scope(b);
+        let hold = tx!(test.write, &scope, [lease, minute, now], |tx| tx.hold_lease(lease, *minute, *now).await);
+        let release = tx!(test.write, &scope, [lease, now], |tx| {
+            tx.release_job(lease, *now, Attempt::Counts, None, *now).await
+        });
+        let bury = tx!(test.write, &scope, [lease, now], |tx| tx.bury_job(lease, "no", *now).await);
+        let finish = tx!(test.write, &scope, [lease], |tx| tx.finish_job(lease).await);
+        for result in [hold, release, bury, finish] {
+            assert!(matches!(result, Err(StoreError::LostLease)), "{result:?}");
+        }
+        tx!(test.write, &a.scope(), [lease], |tx| tx.finish_job(lease).await).unwrap();
+    }
+
+    async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {
+        let (a, worker, now) = (test.tenant("a").await, test.worker().await, test.ambient.now());
+        let minute = Duration::from_secs(60);
+        for reason in [SystemReason::SignIn, SystemReason::Admin, SystemReason::Worker, SystemReason::Hook] {
+            let system = bulkhead_model::permission::SystemScope::new(reason);
+            macro_rules! refused {
+                ($scope:expr, [$($arg:ident),*], |$tx:ident| $call:expr) => {
+                    let result = tx!(test.write, $scope, [$($arg),*], |$tx| $call.map(drop));
+                    assert!(matches!(result, Err(StoreError::Misuse(_))), "{result:?}");
+                };
+            }
+            macro_rules! each_refused {
+                ($scope:expr) => {
+                    refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, 9, *now, *minute).await);
+                    refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);
+                    refused!($scope, [], |tx| tx.next_job_at().await);
+                    refused!($scope, [], |tx| tx.count_ready_jobs().await);
+                    refused!($scope, [worker, now, minute], |tx| tx.insert_worker(*worker, "x", *now, *minute).await);
+                    refused!($scope, [worker, now, minute], |tx| tx.renew_worker(*worker, *now, *minute).await);
+                    refused!($scope, [worker], |tx| tx.delete_worker(*worker).await);
+                    refused!($scope, [worker, now], |tx| tx.recover_jobs(*worker, *now).await);
+                    refused!($scope, [now], |tx| tx.free_stuck_jobs(*now).await);
+                };
+            }
+            each_refused!(&system);
+            each_refused!(&system.for_org(a.org));
+            // A system scope has no organization's rows at all.
+            refused!(&system, [], |tx| tx.list_jobs(None, PageRequest::default()).await);
+        }
+        let ready = tx!(test.read, &JOBS, [], |tx| tx.count_ready_jobs().await).unwrap();
+        assert_eq!(ready, [("interactive".to_owned(), 1)]);
+        let payload = JobPayload::AdvanceRun { run: a.run.id };
+        assert_eq!(payload.lane(), Lane::Interactive);
+    }
+}
+
+#[test]
+fn every_method_is_tried_from_another_organization() {
+    let tried = include_str!("isolation.rs");
+    let methods: BTreeSet<&str> = STATEMENT_SOURCES
+        .iter()
+        .flat_map(|(_, text)| text.split("pub async fn ").skip(1))
+        .map(|rest| rest.split(['(', '<']).next().unwrap())
+        .collect();
+    assert!(methods.len() > 50, "the sources hold the methods: {methods:?}");
+    let missing: Vec<_> = methods
+        .iter()
+        .filter(|name| !WITHOUT_ROWS.contains(name) && !tried.contains(&format!("tx.{name}(")))
+        .collect();
+    assert!(missing.is_empty(), "no test tries these from another organization: {missing:?}");
+    let stale: Vec<_> = WITHOUT_ROWS.iter().filter(|name| !methods.contains(*name)).collect();
+    assert!(stale.is_empty(), "exceptions without a method: {stale:?}");
+}

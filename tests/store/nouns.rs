@@ -1,0 +1,554 @@
+//! What each noun's methods promise.
+
+use std::time::Duration;
+
+use bulkhead_model::call::{CallError, EgressRecord, LogLine, Outcome, Refusal};
+use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::id::{ApiKeyId, InstallationId, OrgId, PluginId, RunId, WorkflowId};
+use bulkhead_model::name::PluginName;
+use bulkhead_model::permission::{Actor, Permission, SystemReason};
+use bulkhead_model::run::{RunStatus, StepStatus};
+use bulkhead_model::time::Timestamp;
+use bulkhead_store::StoreError;
+use bulkhead_store::installation::InstallationState;
+use bulkhead_store::org::Org;
+use bulkhead_store::page::{PAGE_LIMIT_MAX, Page, PageRequest};
+use bulkhead_store::run::RunEvent;
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{ADMIN, api_key, audit, call, installation, plugin, run, scope, step, version, workflow};
+
+/// The nouns have no equality of their own; what they print shows every field.
+#[track_caller]
+fn assert_same<T: std::fmt::Debug>(found: &T, expected: &T) {
+    assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+}
+
+fn page(limit: u32, before: Option<Uuid>) -> PageRequest {
+    PageRequest { before, limit }
+}
+
+/// Walks all pages of two and answers the ids in the order of the list.
+macro_rules! walk {
+    ($test:ident, $scope:expr, |$tx:ident, $page:ident| $list:expr, |$item:ident| $id:expr) => {{
+        let mut ids = Vec::new();
+        let mut before = None;
+        loop {
+            let $page = page(2, before);
+            let found: Page<_> = tx!($test.read, &$scope, [$page], |$tx| $list).unwrap();
+            assert!(found.items.len() <= 2);
+            ids.extend(found.items.iter().map(|$item| $id));
+            before = found.next;
+            if before.is_none() {
+                break;
+            }
+        }
+        ids
+    }};
+}
+
+#[track_caller]
+fn assert_conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) {
+    assert!(matches!(result, Err(StoreError::Conflict { .. })), "{result:?}");
+}
+
+fn descending<T: Ord>(mut ids: Vec<T>) -> Vec<T> {
+    ids.sort_by(|a, b| b.cmp(a));
+    ids
+}
+
+on_both! {
+    async fn an_organization_is_found_by_its_own_scope_and_by_its_short_name(test: TestStore) {
+        let org = Org {
+            id: OrgId::new(&test.ambient),
+            slug: "acme".parse().unwrap(),
+            name: "Acme ☃".to_owned(),
+            created_at: test.ambient.now(),
+        };
+        let slug = org.slug.clone();
+        tx!(test.write, &ADMIN, [org], |tx| tx.insert_org(org).await).unwrap();
+        assert_same(&tx!(test.read, &scope(org.id), [], |tx| tx.require_org().await).unwrap(), &org);
+        assert_same(&tx!(test.read, &ADMIN, [slug], |tx| tx.load_org_by_slug(slug).await).unwrap(), &Some(org.clone()));
+        let unknown: bulkhead_model::name::Slug = "other".parse().unwrap();
+        assert!(tx!(test.read, &ADMIN, [unknown], |tx| tx.load_org_by_slug(unknown).await).unwrap().is_none());
+        let nobody = OrgId::new(&test.ambient);
+        let missing = tx!(test.read, &scope(nobody), [], |tx| tx.require_org().await);
+        assert!(matches!(missing, Err(StoreError::NotFound { what: "organization" })), "{missing:?}");
+
+        let twin = Org { id: nobody, ..org.clone() };
+        assert_conflict(tx!(test.write, &ADMIN, [twin], |tx| tx.insert_org(twin).await));
+        // Only the operator's scope makes organizations, on both databases.
+        let third = Org { slug: "third".parse().unwrap(), ..twin };
+        let refused = tx!(test.write, &scope(org.id), [third], |tx| tx.insert_org(third).await);
+        assert!(matches!(refused, Err(StoreError::Misuse(_))), "{refused:?}");
+    }
+
+    async fn api_keys_round_trip_page_and_are_revoked_once(test: TestStore) {
+        let org = test.org("acme").await;
+        let scope = scope(org);
+        let mut ids = Vec::new();
+        for n in 0..5 {
+            let mut key = api_key(&test.ambient, &format!("key {n}"));
+            key.permissions = [Permission::RunsRead, Permission::OrgRead].into_iter().collect();
+            key.expires_at = (n == 0).then_some(test.ambient.now());
+            tx!(test.write, &scope, [key], |tx| tx.insert_api_key(key).await).unwrap();
+            let id = key.id;
+            let loaded = tx!(test.read, &scope, [id], |tx| tx.load_api_key(*id).await).unwrap().unwrap();
+            assert_same(&loaded, &key);
+            assert_eq!(loaded.secret_hash, key.secret_hash);
+            ids.push(key.id);
+            test.ambient.advance(Duration::from_millis(1));
+        }
+        assert_eq!(walk!(test, scope, |tx, page| tx.list_api_keys(*page).await, |key| key.id), descending(ids.clone()));
+
+        let (id, now) = (ids[2], test.ambient.now());
+        assert!(tx!(test.write, &scope, [id, now], |tx| tx.revoke_api_key(*id, *now).await).unwrap());
+        assert!(!tx!(test.write, &scope, [id, now], |tx| tx.revoke_api_key(*id, *now).await).unwrap());
+        let revoked = tx!(test.read, &scope, [id], |tx| tx.load_api_key(*id).await).unwrap().unwrap();
+        assert_eq!(revoked.revoked_at, Some(now));
+        let unknown = ApiKeyId::new(&test.ambient);
+        assert!(!tx!(test.write, &scope, [unknown, now], |tx| tx.revoke_api_key(*unknown, *now).await).unwrap());
+        assert!(tx!(test.read, &scope, [unknown], |tx| tx.load_api_key(*unknown).await).unwrap().is_none());
+    }
+
+    async fn a_page_holds_at_most_its_maximum(test: TestStore) {
+        let scope = scope(test.org("acme").await);
+        let keys: Vec<_> = (0..=PAGE_LIMIT_MAX).map(|n| api_key(&test.ambient, &n.to_string())).collect();
+        tx!(test.write, &scope, [keys], |tx| {
+            for key in keys {
+                tx.insert_api_key(key).await?;
+            }
+            Ok(())
+        }).unwrap();
+        let greedy = page(u32::MAX, None);
+        let found = tx!(test.read, &scope, [greedy], |tx| tx.list_api_keys(*greedy).await).unwrap();
+        assert_eq!(found.items.len(), PAGE_LIMIT_MAX as usize);
+        assert_eq!(found.next, found.items.last().map(|key| key.id.uuid()));
+        let rest = page(0, found.next);
+        let found = tx!(test.read, &scope, [rest], |tx| tx.list_api_keys(*rest).await).unwrap();
+        assert_eq!((found.items.len(), found.next), (1, None));
+    }
+
+    async fn plugins_are_versions_of_stored_bytes(test: TestStore) {
+        let scope = scope(test.org("acme").await);
+        let (digest, now) = ([7; 32], test.ambient.now());
+        let bytes: Vec<u8> = (0..=255).collect();
+        let orphan = plugin(&test.ambient, "acme/echo", "1.0.0", digest);
+        assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.insert_plugin(orphan).await));
+        for _ in 0..2 {
+            tx!(test.write, &scope, [digest, bytes, now], |tx| tx.insert_artifact(digest, bytes, *now).await).unwrap();
+        }
+        assert_eq!(tx!(test.read, &scope, [digest], |tx| tx.load_artifact(digest).await).unwrap(), Some(bytes.clone()));
+        let other = [8; 32];
+        assert_eq!(tx!(test.read, &scope, [other], |tx| tx.load_artifact(other).await).unwrap(), None);
+
+        let mut ids = Vec::new();
+        for (name, version) in [("acme/echo", "1.0.0"), ("acme/echo", "1.1.0"), ("acme/noise", "1.0.0")] {
+            let new = plugin(&test.ambient, name, version, digest);
+            assert!(tx!(test.write, &scope, [new], |tx| tx.insert_plugin(new).await).unwrap());
+            let again = plugin(&test.ambient, name, version, digest);
+            assert!(!tx!(test.write, &scope, [again], |tx| tx.insert_plugin(again).await).unwrap());
+            let id = new.id;
+            assert_same(&tx!(test.read, &scope, [id], |tx| tx.load_plugin(*id).await).unwrap(), &Some(new.clone()));
+            let found = tx!(test.read, &scope, [name, version], |tx| tx.load_plugin_version(name, version).await).unwrap();
+            assert_same(&found, &Some(new));
+            ids.push(id);
+            test.ambient.advance(Duration::from_millis(1));
+        }
+        assert_eq!(walk!(test, scope, |tx, page| tx.list_plugins(None, *page).await, |p| p.id), descending(ids.clone()));
+        let echo = walk!(test, scope, |tx, page| tx.list_plugins(Some("acme/echo"), *page).await, |p| p.id);
+        assert_eq!(echo, [ids[1], ids[0]]);
+        let missing = tx!(test.read, &scope, [], |tx| tx.load_plugin_version("acme/echo", "9.0.0").await).unwrap();
+        assert!(missing.is_none());
+    }
+
+    async fn an_installation_changes_only_from_the_version_that_was_seen(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let scope = tenant.scope();
+        let id = tenant.installation.id;
+        let loaded = tx!(test.read, &scope, [id], |tx| tx.load_installation(*id).await).unwrap();
+        assert_same(&loaded, &Some(tenant.installation.clone()));
+        let locked = tx!(test.write, &scope, [id], |tx| tx.lock_installation_version(*id).await).unwrap();
+        assert_eq!(locked, Some((GrantVersion(1), InstallationState::Enabled)));
+
+        let mut next = tenant.installation.clone();
+        next.state = InstallationState::Disabled;
+        next.settings = json!({ "z": 1, "a": 2 });
+        next.updated_at = test.ambient.now().plus(Duration::from_secs(1));
+        for (seen, expected) in [(2, false), (1, true), (1, false)] {
+            let seen = GrantVersion(seen);
+            let saved = tx!(test.write, &scope, [next, seen], |tx| tx.update_installation(next, *seen).await).unwrap();
+            assert_eq!(saved, expected, "{seen:?}");
+        }
+        next.grant_version = GrantVersion(2);
+        assert_same(&tx!(test.read, &scope, [id], |tx| tx.require_installation(*id).await).unwrap(), &next);
+
+        next.state = InstallationState::Uninstalled;
+        assert!(tx!(test.write, &scope, [next], |tx| tx.update_installation(next, next.grant_version).await).unwrap());
+        let gone = tx!(test.read, &scope, [id], |tx| tx.require_installation(*id).await);
+        assert!(matches!(gone, Err(StoreError::NotFound { what: "installation" })), "{gone:?}");
+        assert!(tx!(test.read, &scope, [id], |tx| tx.load_installation(*id).await).unwrap().is_some());
+        let unknown = InstallationId::new(&test.ambient);
+        assert!(tx!(test.write, &scope, [unknown], |tx| tx.lock_installation_version(*unknown).await).unwrap().is_none());
+
+        let orphan = installation(&test.ambient, PluginId::new(&test.ambient));
+        assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.insert_installation(orphan).await));
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            test.ambient.advance(Duration::from_millis(1));
+            let new = installation(&test.ambient, tenant.plugin.id);
+            ids.push(new.id);
+            tx!(test.write, &scope, [new], |tx| tx.insert_installation(new).await).unwrap();
+        }
+        // The uninstalled one is history.
+        assert_eq!(walk!(test, scope, |tx, page| tx.list_installations(*page).await, |i| i.id), descending(ids));
+    }
+
+    async fn a_step_finds_the_installation_that_it_means(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let scope = tenant.scope();
+        let (echo, noise): (PluginName, PluginName) = ("acme/echo".parse().unwrap(), "acme/noise".parse().unwrap());
+        let only = tenant.installation.id;
+        let find = async |plugin: &PluginName, named: Option<InstallationId>| {
+            let found = tx!(test.read, &scope, [plugin, named], |tx| tx.load_installation_for(plugin, *named).await);
+            found.unwrap().map(|(installation, plugin)| (installation.id, plugin.id))
+        };
+        let expected = Some((only, tenant.plugin.id));
+        assert_eq!(find(&echo, None).await, expected);
+        assert_eq!(find(&echo, Some(only)).await, expected);
+        assert_eq!(find(&noise, None).await, None);
+        assert_eq!(find(&noise, Some(only)).await, None);
+        assert_eq!(find(&echo, Some(InstallationId::new(&test.ambient))).await, None);
+
+        let second = installation(&test.ambient, tenant.plugin.id);
+        tx!(test.write, &scope, [second], |tx| tx.insert_installation(second).await).unwrap();
+        assert_eq!(find(&echo, None).await, None, "two to choose from");
+        assert_eq!(find(&echo, Some(only)).await, expected);
+
+        let mut gone = second.clone();
+        gone.state = InstallationState::Uninstalled;
+        assert!(tx!(test.write, &scope, [gone], |tx| tx.update_installation(gone, gone.grant_version).await).unwrap());
+        assert_eq!(find(&echo, None).await, expected);
+        assert_eq!(find(&echo, Some(second.id)).await, None);
+    }
+
+    async fn each_set_of_grants_is_kept_once(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (id, now) = (tenant.installation.id, test.ambient.now());
+        let record = async |id: InstallationId, version: i64| {
+            let version = GrantVersion(version);
+            let actor = Actor::System(SystemReason::Admin);
+            tx!(test.write, &tenant.scope(), [id, version, actor, now], |tx| {
+                tx.record_grants(*id, *version, &Grants::default(), actor, *now).await
+            })
+        };
+        record(id, 2).await.unwrap();
+        assert_conflict(record(id, 2).await);
+        assert_conflict(record(InstallationId::new(&test.ambient), 1).await);
+    }
+
+    async fn secrets_belong_to_their_installation_and_keep_their_row(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, id) = (tenant.scope(), tenant.installation.id);
+        let mut secret = tenant.secret.clone();
+        let name = secret.name.clone();
+        let load = async || tx!(test.read, &scope, [id, name], |tx| tx.load_secret(*id, name).await).unwrap();
+        assert_same(&load().await, &Some(secret.clone()));
+        assert_eq!(load().await.unwrap().ciphertext, secret.ciphertext);
+
+        let mut twin = secret.clone();
+        twin.id = bulkhead_model::id::SecretId::new(&test.ambient);
+        assert_conflict(tx!(test.write, &scope, [twin], |tx| tx.insert_secret(twin).await));
+        twin.name = "a_first".parse().unwrap();
+        tx!(test.write, &scope, [twin], |tx| tx.insert_secret(twin).await).unwrap();
+        let mut orphan = twin.clone();
+        orphan.id = bulkhead_model::id::SecretId::new(&test.ambient);
+        orphan.installation = InstallationId::new(&test.ambient);
+        assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.insert_secret(orphan).await));
+
+        secret.ciphertext = vec![0, 255, 0];
+        secret.key_version = 2;
+        secret.updated_at = test.ambient.now().plus(Duration::from_secs(5));
+        tx!(test.write, &scope, [secret], |tx| tx.update_secret(secret).await).unwrap();
+        assert_same(&load().await, &Some(secret.clone()));
+        let listed = tx!(test.read, &scope, [id], |tx| tx.list_secrets(*id).await).unwrap();
+        assert_eq!(listed.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["a_first", "bot_token"]);
+
+        assert!(tx!(test.write, &scope, [id, name], |tx| tx.delete_secret(*id, name).await).unwrap());
+        assert!(!tx!(test.write, &scope, [id, name], |tx| tx.delete_secret(*id, name).await).unwrap());
+        assert!(load().await.is_none());
+        assert_eq!(tx!(test.write, &scope, [id], |tx| tx.delete_secrets(*id).await).unwrap(), 1);
+        assert!(tx!(test.read, &scope, [id], |tx| tx.list_secrets(*id).await).unwrap().is_empty());
+    }
+
+    async fn a_workflow_has_one_name_one_revision_and_all_its_versions(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, id) = (tenant.scope(), tenant.workflow.id);
+        assert_same(&tx!(test.read, &scope, [id], |tx| tx.require_workflow(*id).await).unwrap(), &tenant.workflow);
+        let by_name = tx!(test.read, &scope, [], |tx| tx.load_workflow_by_name("Greet").await).unwrap();
+        assert_same(&by_name, &Some(tenant.workflow.clone()));
+        let other_case = tx!(test.read, &scope, [], |tx| tx.load_workflow_by_name("greet").await).unwrap();
+        assert!(other_case.is_none(), "names differ by case on both databases");
+        let twin = workflow(&test.ambient, "Greet");
+        assert!(!tx!(test.write, &scope, [twin], |tx| tx.insert_workflow(twin).await).unwrap());
+
+        let loaded = tx!(test.read, &scope, [id], |tx| tx.load_workflow_version(*id, 1).await).unwrap();
+        assert_same(&loaded, &Some(tenant.version.clone()));
+        let now = test.ambient.now();
+        for n in 2..=4 {
+            let next = version(n, now);
+            tx!(test.write, &scope, [id, next], |tx| tx.insert_workflow_version(*id, next).await).unwrap();
+            assert_conflict(tx!(test.write, &scope, [id, next], |tx| tx.insert_workflow_version(*id, next).await));
+        }
+        let listed = tx!(test.read, &scope, [id], |tx| tx.list_workflow_versions(*id, None, 3).await).unwrap();
+        assert_eq!(listed.iter().map(|v| v.version).collect::<Vec<_>>(), [4, 3, 2]);
+        let listed = tx!(test.read, &scope, [id], |tx| tx.list_workflow_versions(*id, Some(2), 3).await).unwrap();
+        assert_eq!(listed.iter().map(|v| v.version).collect::<Vec<_>>(), [1]);
+        let unknown = WorkflowId::new(&test.ambient);
+        let orphan = version(1, now);
+        assert_conflict(tx!(test.write, &scope, [unknown, orphan], |tx| tx.insert_workflow_version(*unknown, orphan).await));
+        let missing = tx!(test.read, &scope, [unknown], |tx| tx.require_workflow(*unknown).await);
+        assert!(matches!(missing, Err(StoreError::NotFound { what: "workflow" })), "{missing:?}");
+
+        let mut next = tenant.workflow.clone();
+        (next.name, next.active, next.current_version) = ("Welcome".to_owned(), true, 4);
+        for (seen, expected) in [(7, false), (1, true), (1, false)] {
+            let saved = tx!(test.write, &scope, [next, seen], |tx| tx.update_workflow(next, *seen).await).unwrap();
+            assert_eq!(saved, expected, "{seen}");
+        }
+        next.revision = 2;
+        assert_same(&tx!(test.read, &scope, [id], |tx| tx.load_workflow(*id).await).unwrap(), &Some(next.clone()));
+
+        test.ambient.advance(Duration::from_millis(1));
+        let second = workflow(&test.ambient, "Second");
+        assert!(tx!(test.write, &scope, [second], |tx| tx.insert_workflow(second).await).unwrap());
+        let mut taken = next.clone();
+        taken.name = "Second".to_owned();
+        assert_conflict(tx!(test.write, &scope, [taken], |tx| tx.update_workflow(taken, 2).await));
+        assert_eq!(walk!(test, scope, |tx, page| tx.list_workflows(*page).await, |w| w.id), [second.id, id]);
+    }
+
+    async fn a_hook_lives_until_it_is_rotated_out(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, hook, workflow) = (tenant.scope(), tenant.hook.clone(), tenant.workflow.id);
+        let id = hook.id;
+        let loaded = tx!(test.read, &scope, [id], |tx| tx.load_hook(*id).await).unwrap();
+        assert_same(&loaded, &Some(hook.clone()));
+        assert_eq!(loaded.unwrap().secret_hash, hook.secret_hash);
+        let mut other = hook.clone();
+        (other.id, other.trigger) = (bulkhead_model::id::HookId::new(&test.ambient), "another".to_owned());
+        tx!(test.write, &scope, [other], |tx| tx.insert_hook(other).await).unwrap();
+        let list = async || {
+            let hooks = tx!(test.read, &scope, [workflow], |tx| tx.list_hooks(*workflow).await).unwrap();
+            hooks.into_iter().map(|hook| hook.trigger).collect::<Vec<_>>()
+        };
+        assert_eq!(list().await, ["another", "incoming"]);
+
+        let end = test.ambient.now().plus(Duration::from_secs(3600));
+        let expired = tx!(test.write, &scope, [workflow, end], |tx| tx.expire_hooks(*workflow, "incoming", *end).await);
+        assert_eq!(expired.unwrap(), 1);
+        assert_eq!(list().await, ["another"]);
+        let loaded = tx!(test.read, &scope, [id], |tx| tx.load_hook(*id).await).unwrap().unwrap();
+        assert_eq!(loaded.expires_at, Some(end));
+        let again = tx!(test.write, &scope, [workflow, end], |tx| tx.expire_hooks(*workflow, "incoming", *end).await);
+        assert_eq!(again.unwrap(), 0);
+        let mut orphan = hook.clone();
+        (orphan.id, orphan.workflow) = (bulkhead_model::id::HookId::new(&test.ambient), WorkflowId::new(&test.ambient));
+        assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.insert_hook(orphan).await));
+    }
+
+    async fn a_dedupe_key_starts_one_run_of_a_workflow(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, id) = (tenant.scope(), tenant.workflow.id);
+        let first = run(&test.ambient, id, Some("delivery-1"));
+        let again = run(&test.ambient, id, Some("delivery-1"));
+        assert!(tx!(test.write, &scope, [first], |tx| tx.insert_run(first).await).unwrap());
+        assert!(!tx!(test.write, &scope, [again], |tx| tx.insert_run(again).await).unwrap());
+        let found = tx!(test.read, &scope, [id], |tx| tx.load_run_by_dedupe_key(*id, "delivery-1").await).unwrap();
+        assert_eq!(found, Some(first.id));
+        let missing = tx!(test.read, &scope, [id], |tx| tx.load_run_by_dedupe_key(*id, "delivery-2").await).unwrap();
+        assert_eq!(missing, None);
+        // Without a key each is its own; another workflow's key is another key.
+        for _ in 0..2 {
+            let keyless = run(&test.ambient, id, None);
+            assert!(tx!(test.write, &scope, [keyless], |tx| tx.insert_run(keyless).await).unwrap());
+        }
+        let (other, first_version) = (workflow(&test.ambient, "Other"), version(1, test.ambient.now()));
+        let there = run(&test.ambient, other.id, Some("delivery-1"));
+        let inserted = tx!(test.write, &scope, [other, first_version, there], |tx| {
+            tx.insert_workflow(other).await?;
+            tx.insert_workflow_version(other.id, first_version).await?;
+            tx.insert_run(there).await
+        });
+        assert!(inserted.unwrap());
+        let mut orphan = run(&test.ambient, id, None);
+        orphan.version = 9;
+        assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.insert_run(orphan).await));
+    }
+
+    async fn runs_change_and_are_listed_by_what_narrows_them(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, workflow_id) = (tenant.scope(), tenant.workflow.id);
+        let id = tenant.run.id;
+        assert_same(&tx!(test.read, &scope, [id], |tx| tx.require_run(*id).await).unwrap(), &tenant.run);
+        let mut next = tx!(test.write, &scope, [id], |tx| tx.lock_run(*id).await).unwrap();
+        (next.status, next.state, next.generation) = (RunStatus::Waiting, r#"{"at":2}"#.to_owned(), 7);
+        (next.output, next.error, next.log_seq) = (Some("null".to_owned()), Some("boom".to_owned()), 9);
+        next.waiting_until = Some(Timestamp::from_micros(i64::MAX));
+        next.finished_at = Some(Timestamp::from_micros(-1));
+        tx!(test.write, &scope, [next], |tx| tx.update_run(next).await).unwrap();
+        assert_same(&tx!(test.read, &scope, [id], |tx| tx.load_run(*id).await).unwrap(), &Some(next.clone()));
+        let unknown = RunId::new(&test.ambient);
+        let missing = tx!(test.write, &scope, [unknown], |tx| tx.lock_run(*unknown).await);
+        assert!(matches!(missing, Err(StoreError::NotFound { what: "run" })), "{missing:?}");
+        let missing = tx!(test.read, &scope, [unknown], |tx| tx.require_run(*unknown).await);
+        assert!(matches!(missing, Err(StoreError::NotFound { what: "run" })), "{missing:?}");
+
+        let mut ids = vec![id];
+        for _ in 0..3 {
+            test.ambient.advance(Duration::from_millis(1));
+            let new = run(&test.ambient, workflow_id, None);
+            ids.push(new.id);
+            tx!(test.write, &scope, [new], |tx| tx.insert_run(new).await).unwrap();
+        }
+        let newest_first = descending(ids);
+        let (queued, other) = (&newest_first[..3], WorkflowId::new(&test.ambient));
+        let list = async |status, workflow| {
+            walk!(test, scope, |tx, page| tx.list_runs(status, workflow, *page).await, |run| run.id)
+        };
+        assert_eq!(list(None, None).await, newest_first);
+        assert_eq!(list(None, Some(workflow_id)).await, newest_first);
+        assert_eq!(list(Some(RunStatus::Queued), None).await, queued);
+        assert_eq!(list(Some(RunStatus::Queued), Some(workflow_id)).await, queued);
+        assert_eq!(list(Some(RunStatus::Failed), None).await, []);
+        assert_eq!(list(None, Some(other)).await, []);
+        let everything = PageRequest::default();
+        let all = tx!(test.read, &scope, [everything], |tx| tx.list_runs(None, None, *everything).await).unwrap();
+        let last = all.items.last().unwrap();
+        assert_eq!((last.id, last.status, last.waiting_until), (id, RunStatus::Waiting, next.waiting_until));
+    }
+
+    async fn a_step_keeps_its_place_and_its_first_start(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, run) = (tenant.scope(), tenant.run.id);
+        let mut send = tenant.step.clone();
+        let before = step("check", 0, test.ambient.now());
+        tx!(test.write, &scope, [run, before], |tx| tx.save_step(*run, before).await).unwrap();
+        test.ambient.advance(Duration::from_secs(1));
+        (send.status, send.outcome, send.attempts) = (StepStatus::Succeeded, Some("returned".to_owned()), 2);
+        (send.output, send.usage, send.call) = (Some("{}".to_owned()), Some("{}".to_owned()), Some(tenant.call.id));
+        send.finished_at = Some(test.ambient.now());
+        let mut later = send.clone();
+        (later.position, later.started_at) = (99, Some(test.ambient.now()));
+        tx!(test.write, &scope, [run, later], |tx| tx.save_step(*run, later).await).unwrap();
+        let steps = tx!(test.read, &scope, [run], |tx| tx.list_steps(*run).await).unwrap();
+        assert_same(&steps, &vec![before, send]);
+        let (unknown, orphan) = (RunId::new(&test.ambient), later.clone());
+        assert_conflict(tx!(test.write, &scope, [unknown, orphan], |tx| tx.save_step(*unknown, orphan).await));
+    }
+
+    async fn a_run_has_a_log_with_its_own_sequence(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, run, now) = (tenant.scope(), tenant.run.id, test.ambient.now());
+        let entry = |seq| RunEvent { seq, kind: "step.succeeded".to_owned(), detail: "{\"n\":1}".to_owned(), created_at: now };
+        for seq in 2..=4 {
+            let event = entry(seq);
+            tx!(test.write, &scope, [run, event], |tx| tx.record_run_event(*run, event).await).unwrap();
+        }
+        let twice = entry(4);
+        assert_conflict(tx!(test.write, &scope, [run, twice], |tx| tx.record_run_event(*run, twice).await));
+        let log = tx!(test.read, &scope, [run], |tx| tx.list_run_events(*run, 1, 2).await).unwrap();
+        assert_same(&log, &vec![entry(2), entry(3)]);
+        let log = tx!(test.read, &scope, [run], |tx| tx.list_run_events(*run, 0, 100).await).unwrap();
+        assert_eq!(log.iter().map(|e| e.seq).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        let (unknown, orphan) = (RunId::new(&test.ambient), entry(1));
+        assert_conflict(tx!(test.write, &scope, [unknown, orphan], |tx| tx.record_run_event(*unknown, orphan).await));
+    }
+
+    async fn a_call_keeps_all_that_is_known_of_it(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, inst) = (tenant.scope(), tenant.installation.id);
+        let mut full = call(&test.ambient, inst, tenant.plugin.id, None);
+        full.report.outcome = Outcome::PluginError;
+        full.report.error = Some(CallError {
+            code: "transient".to_owned(),
+            message: "later".to_owned(),
+            retryable: true,
+            retry_after_ms: Some(5),
+            limit: Some("requests".to_owned()),
+        });
+        full.report.log = vec![LogLine { level: "info".to_owned(), message: "a\u{1f980}".to_owned() }];
+        full.report.log_truncated = true;
+        full.report.egress = vec![EgressRecord {
+            method: "GET".to_owned(),
+            origin: "https://example.com:443".to_owned(),
+            path: "/".to_owned(),
+            status: Some(200),
+            request_bytes: 1,
+            response_bytes: u64::from(u32::MAX) * 4,
+            duration_ms: 3,
+            error: None,
+        }];
+        full.report.refusals =
+            vec![Refusal { kind: "http".to_owned(), target: "x".to_owned(), reason: "not granted".to_owned() }];
+        test.ambient.advance(Duration::from_millis(1));
+        full.id = bulkhead_model::id::CallId::new(&test.ambient);
+        let id = full.id;
+        tx!(test.write, &scope, [full], |tx| tx.record_call(full).await).unwrap();
+        assert_same(&tx!(test.read, &scope, [id], |tx| tx.load_call(*id).await).unwrap(), &Some(full.clone()));
+        let first = tenant.call.id;
+        let loaded = tx!(test.read, &scope, [first], |tx| tx.load_call(*first).await).unwrap();
+        assert_same(&loaded, &Some(tenant.call.clone()));
+
+        let list = async |inst: InstallationId, outcome| {
+            walk!(test, scope, |tx, page| tx.list_calls(inst, outcome, *page).await, |call| call.id)
+        };
+        assert_eq!(list(inst, None).await, [id, first]);
+        assert_eq!(list(inst, Some(Outcome::PluginError)).await, [id]);
+        assert_eq!(list(InstallationId::new(&test.ambient), None).await, []);
+        let orphan = call(&test.ambient, InstallationId::new(&test.ambient), tenant.plugin.id, None);
+        assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.record_call(orphan).await));
+    }
+
+    async fn audit_and_events_are_read_by_what_narrows_them(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (scope, ambient) = (tenant.scope(), test.ambient.clone());
+        for (action, target) in [("grants.changed", "inst_1"), ("grants.changed", "inst_2"), ("key.created", "inst_1")] {
+            ambient.advance(Duration::from_millis(1));
+            let entry = audit(action, target);
+            tx!(test.write, &scope, [entry, ambient], |tx| {
+                tx.record_audit(entry, ambient).await?;
+                tx.record_event(entry.action, &entry.target, &json!({ "z": 1, "a": "\u{0}" }), ambient).await
+            }).unwrap();
+        }
+        let found = async |action: Option<&'static str>, target: Option<&'static str>| {
+            walk!(test, scope, |tx, page| tx.list_audit(action, target, *page).await, |e| format!("{} {}", e.action, e.target))
+        };
+        assert_eq!(found(Some("grants.changed"), None).await, ["grants.changed inst_2", "grants.changed inst_1"]);
+        assert_eq!(found(None, Some("inst_1")).await, ["key.created inst_1", "grants.changed inst_1"]);
+        assert_eq!(found(Some("key.created"), Some("inst_2")).await, Vec::<String>::new());
+        assert_eq!(found(None, None).await.len(), 4);
+        let kinds = walk!(test, scope, |tx, page| tx.list_events(Some("grants.changed"), *page).await, |e| e.subject.clone());
+        assert_eq!(kinds, ["inst_2", "inst_1"]);
+        let all = walk!(test, scope, |tx, page| tx.list_events(None, *page).await, |e| e.detail.clone());
+        assert_eq!(all.len(), 4);
+        assert_eq!(all[0].to_string(), r#"{"z":1,"a":"\u0000"}"#, "keys keep their order, escapes survive");
+    }
+
+    async fn text_with_a_nul_is_refused_alike(test: TestStore) {
+        let scope = scope(test.org("acme").await);
+        let key = api_key(&test.ambient, "a\0b");
+        assert_conflict(tx!(test.write, &scope, [key], |tx| tx.insert_api_key(key).await));
+    }
+
+    async fn each_iteration_of_a_step_has_its_own_row(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let mut step = tenant.step.clone();
+        step.iteration = 1;
+        let (run, scope) = (tenant.run.id, tenant.scope());
+        tx!(test.write, &scope, [run, step], |tx| tx.save_step(*run, step).await).unwrap();
+        let steps = tx!(test.read, &scope, [run], |tx| tx.list_steps(*run).await).unwrap();
+        assert_eq!(steps.iter().map(|step| step.iteration).collect::<Vec<_>>(), [0, 1]);
+    }
+}

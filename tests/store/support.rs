@@ -1,0 +1,457 @@
+//! Stores to test on, and rows to fill them with.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::call::{CallReport, Outcome};
+use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::id::{
+    ApiKeyId, CallId, HookId, InstallationId, OrgId, PluginId, RunId, SecretId, WorkerId, WorkflowId,
+};
+use bulkhead_model::job::JobPayload;
+use bulkhead_model::limits::{ContributionKind, Limits, Usage};
+use bulkhead_model::permission::{Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::run::{RunStatus, StepStatus};
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::token::SecretHash;
+use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::call::Call;
+use bulkhead_store::hook::Hook;
+use bulkhead_store::installation::{Installation, InstallationState};
+use bulkhead_store::job::NewJob;
+use bulkhead_store::org::Org;
+use bulkhead_store::plugin::Plugin;
+use bulkhead_store::run::{Run, RunEvent, Step};
+use bulkhead_store::secret::Secret;
+use bulkhead_store::workflow::{Workflow, WorkflowVersion};
+use bulkhead_store::{Database, Store, StoreConfig, StoreError};
+use bulkhead_test_support::postgres::{Database as TestDatabase, server_or_skip};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use sqlx::Connection as _;
+
+/// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
+macro_rules! on_both {
+    ($($(#[$doc:meta])* async fn $name:ident($store:ident: TestStore) $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            async fn body($store: $crate::support::TestStore) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                body($crate::support::TestStore::sqlite().await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                let Some(store) = $crate::support::TestStore::postgres().await else { return };
+                body(store).await;
+            }
+        }
+    )*};
+}
+
+/// One transaction: `tx!(test.store.write, scope, [args], |tx| expression)`, which answers a `Result<_, StoreError>`.
+macro_rules! tx {
+    ($store:ident.$how:ident, $scope:expr, [$($arg:ident),*], |$tx:ident| $body:expr) => {{
+        let result: Result<_, bulkhead_store::StoreError> = $store
+            .store
+            .$how($scope, ($($arg.clone(),)*), |$tx, ($($arg,)*)| Box::pin(async move { $body }))
+            .await;
+        result
+    }};
+}
+
+/// The role of this suite. Not the one that the store makes for itself, whose password other suites may set.
+pub(crate) const APP_ROLE: &str = "bulkhead_store_suite";
+const APP_PASSWORD: &str = "store_suite";
+/// The moment at which every test begins: 2026-11-21T08:00:00Z.
+const START_MICROS: i64 = 1_795_248_000_000_000;
+
+enum Place {
+    Sqlite(tempfile::TempDir),
+    Postgres(TestDatabase<'static>),
+}
+
+/// An empty, migrated store of a test's own.
+pub(crate) struct TestStore {
+    pub(crate) store: Store,
+    pub(crate) ambient: Ambient,
+    place: Place,
+}
+
+pub(crate) fn sqlite_config(dir: &Path) -> StoreConfig {
+    StoreConfig { database: Database::Sqlite { dir: dir.to_owned() }, connections_max: 4 }
+}
+
+pub(crate) fn postgres_config(url: Option<String>, owner_url: Option<String>) -> StoreConfig {
+    let app_password = "unused".to_owned();
+    StoreConfig { database: Database::Postgres { url, owner_url, app_password }, connections_max: 6 }
+}
+
+/// The same server and database for another role.
+pub(crate) fn with_role(url: &str, role: &str, password: &str) -> String {
+    let (_, place) = url.rsplit_once('@').expect("addresses of tests name their role");
+    format!("postgres://{role}:{password}@{place}")
+}
+
+pub(crate) fn app_url(owner_url: &str) -> String {
+    with_role(owner_url, APP_ROLE, APP_PASSWORD)
+}
+
+pub(crate) fn ambient() -> Ambient {
+    Ambient::manual(Timestamp::from_micros(START_MICROS), 42)
+}
+
+/// A migrated database of one's own; `None` (said loudly) where there is no PostgreSQL.
+pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
+    let server = server_or_skip()?;
+    let text = include_str!("../../migrations/postgres/0001_foundation.sql");
+    let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
+    let database = server.create_database_from(&key, async |owner_url: &str| {
+        create_role(owner_url).await.map_err(StoreError::from)?;
+        Store::migrate(postgres_config(Some(app_url(owner_url)), Some(owner_url.to_owned()))).await
+    });
+    Some(database.await.expect("a database can be made"))
+}
+
+async fn create_role(owner_url: &str) -> Result<(), sqlx::Error> {
+    let mut owner = sqlx::PgConnection::connect(owner_url).await?;
+    let text = format!(
+        "do $$ begin create role {APP_ROLE} login password '{APP_PASSWORD}'; \
+         exception when duplicate_object or unique_violation then null; end $$"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(text)).execute(&mut owner).await?;
+    owner.close().await
+}
+
+impl TestStore {
+    pub(crate) async fn sqlite() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(sqlite_config(dir.path())).await.unwrap();
+        Self { store, ambient: ambient(), place: Place::Sqlite(dir) }
+    }
+
+    pub(crate) async fn postgres() -> Option<Self> {
+        let database = postgres_database().await?;
+        let store = Store::open(postgres_config(Some(app_url(database.url())), None)).await.unwrap();
+        Some(Self { store, ambient: ambient(), place: Place::Postgres(database) })
+    }
+
+    pub(crate) fn database(&self) -> &TestDatabase<'static> {
+        match &self.place {
+            Place::Postgres(database) => database,
+            Place::Sqlite(_) => panic!("asked for PostgreSQL's database on SQLite"),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        match &self.place {
+            Place::Sqlite(dir) => dir.path(),
+            Place::Postgres(_) => panic!("asked for SQLite's directory on PostgreSQL"),
+        }
+    }
+
+    /// A second store on the same PostgreSQL database: another node.
+    pub(crate) async fn another_node(&self) -> Store {
+        Store::open(postgres_config(Some(app_url(self.database().url())), None)).await.unwrap()
+    }
+
+    /// Closes and opens again, as a restart does.
+    pub(crate) async fn reopen(&mut self) {
+        self.store.close().await;
+        let config = match &self.place {
+            Place::Sqlite(dir) => sqlite_config(dir.path()),
+            Place::Postgres(database) => postgres_config(Some(app_url(database.url())), None),
+        };
+        self.store = Store::open(config).await.unwrap();
+    }
+
+    /// A connection past the store, as the application role.
+    pub(crate) async fn raw_postgres(&self) -> sqlx::PgConnection {
+        sqlx::PgConnection::connect(&app_url(self.database().url())).await.unwrap()
+    }
+
+    pub(crate) async fn raw_sqlite(&self) -> sqlx::SqliteConnection {
+        let path = self.dir().join("bulkhead.sqlite");
+        sqlx::SqliteConnection::connect(&format!("sqlite://{}", path.display())).await.unwrap()
+    }
+
+    /// A new organization; each name once.
+    pub(crate) async fn org(&self, slug: &str) -> OrgId {
+        let org = Org {
+            id: OrgId::new(&self.ambient),
+            slug: slug.parse().unwrap(),
+            name: slug.to_uppercase(),
+            created_at: self.ambient.now(),
+        };
+        let id = org.id;
+        tx!(self.write, &ADMIN, [org], |tx| tx.insert_org(org).await).unwrap();
+        id
+    }
+
+    /// A registered worker.
+    pub(crate) async fn worker(&self) -> WorkerId {
+        let (id, now) = (WorkerId::new(&self.ambient), self.ambient.now());
+        tx!(self.write, &JOBS, [id, now], |tx| tx.insert_worker(*id, "node", *now, Duration::from_secs(60)).await).unwrap();
+        id
+    }
+
+    /// An organization with one row at least in each of its tables.
+    pub(crate) async fn tenant(&self, slug: &str) -> Tenant {
+        let org = self.org(slug).await;
+        let tenant = Tenant::new(org, &self.ambient);
+        let ambient = &self.ambient;
+        tx!(self.write, &tenant.scope(), [tenant, ambient], |tx| tenant.insert(tx, ambient).await).unwrap();
+        tenant
+    }
+}
+
+pub(crate) const ADMIN: SystemScope = SystemScope::new(SystemReason::Admin);
+pub(crate) const JOBS: SystemScope = SystemScope::new(SystemReason::Jobs);
+
+pub(crate) fn scope(org: OrgId) -> OrgScope {
+    SystemScope::new(SystemReason::Worker).for_org(org)
+}
+
+/// Rows of one organization.
+#[derive(Clone, Debug)]
+pub(crate) struct Tenant {
+    pub(crate) org: OrgId,
+    pub(crate) api_key: ApiKey,
+    pub(crate) digest: [u8; 32],
+    pub(crate) plugin: Plugin,
+    pub(crate) installation: Installation,
+    pub(crate) secret: Secret,
+    pub(crate) workflow: Workflow,
+    pub(crate) version: WorkflowVersion,
+    pub(crate) hook: Hook,
+    pub(crate) run: Run,
+    pub(crate) step: Step,
+    pub(crate) run_event: RunEvent,
+    pub(crate) call: Call,
+    pub(crate) job: NewJob,
+    pub(crate) audit: AuditEvent,
+}
+
+impl Tenant {
+    pub(crate) fn new(org: OrgId, ambient: &Ambient) -> Self {
+        let now = ambient.now();
+        let digest = ambient.random();
+        let plugin = plugin(ambient, "acme/echo", "1.0.0", digest);
+        let installation = installation(ambient, plugin.id);
+        let workflow = workflow(ambient, "Greet");
+        let run = run(ambient, workflow.id, None);
+        Self {
+            org,
+            api_key: api_key(ambient, "ci"),
+            digest,
+            secret: Secret {
+                id: SecretId::new(ambient),
+                installation: installation.id,
+                name: "bot_token".parse().unwrap(),
+                key_version: 1,
+                ciphertext: vec![1, 2, 3],
+                created_at: now,
+                updated_at: now,
+            },
+            hook: Hook {
+                id: HookId::new(ambient),
+                workflow: workflow.id,
+                trigger: "incoming".to_owned(),
+                secret_hash: SecretHash(ambient.random()),
+                ciphertext: vec![9; 40],
+                created_at: now,
+                expires_at: None,
+            },
+            step: step("send", 1, now),
+            run_event: RunEvent { seq: 1, kind: "run.started".to_owned(), detail: "{}".to_owned(), created_at: now },
+            call: call(ambient, installation.id, plugin.id, Some(run.id)),
+            job: job(run.id, now),
+            audit: audit("plugin.uploaded", &plugin.id.to_string()),
+            version: version(1, now),
+            plugin,
+            installation,
+            workflow,
+            run,
+        }
+    }
+
+    pub(crate) fn scope(&self) -> OrgScope {
+        scope(self.org)
+    }
+
+    /// Puts every row in, in one transaction.
+    pub(crate) async fn insert(&self, tx: &mut bulkhead_store::Tx, ambient: &Ambient) -> Result<(), StoreError> {
+        let now = ambient.now();
+        tx.insert_api_key(&self.api_key).await?;
+        tx.insert_artifact(&self.digest, b"\0asm", now).await?;
+        tx.insert_plugin(&self.plugin).await?;
+        tx.insert_installation(&self.installation).await?;
+        let actor = Actor::System(SystemReason::Admin);
+        tx.record_grants(self.installation.id, GrantVersion(1), &Grants::default(), &actor, now).await?;
+        tx.insert_secret(&self.secret).await?;
+        tx.insert_workflow(&self.workflow).await?;
+        tx.insert_workflow_version(self.workflow.id, &self.version).await?;
+        tx.insert_hook(&self.hook).await?;
+        tx.insert_run(&self.run).await?;
+        tx.save_step(self.run.id, &self.step).await?;
+        tx.record_run_event(self.run.id, &self.run_event).await?;
+        tx.record_call(&self.call).await?;
+        tx.record_event("run.started", &self.run.id.to_string(), &json!({ "n": 1 }), ambient).await?;
+        tx.record_audit(&self.audit, ambient).await?;
+        tx.enqueue(&self.job, ambient).await?;
+        Ok(())
+    }
+}
+
+pub(crate) fn api_key(ambient: &Ambient, name: &str) -> ApiKey {
+    ApiKey {
+        id: ApiKeyId::new(ambient),
+        name: name.to_owned(),
+        secret_hash: SecretHash(ambient.random()),
+        permissions: PermissionSet::all(),
+        created_at: ambient.now(),
+        expires_at: Some(ambient.now().plus(Duration::from_secs(60))),
+        revoked_at: None,
+    }
+}
+
+pub(crate) fn plugin(ambient: &Ambient, name: &str, version: &str, digest: [u8; 32]) -> Plugin {
+    let manifest = json!({ "name": name, "version": version, "wit": "bulkhead:plugin@0.1", "title": "Echo" });
+    Plugin {
+        id: PluginId::new(ambient),
+        name: name.parse().unwrap(),
+        version: version.to_owned(),
+        digest,
+        manifest: serde_json::from_value(manifest).unwrap(),
+        size_bytes: 4,
+        created_at: ambient.now(),
+    }
+}
+
+pub(crate) fn installation(ambient: &Ambient, plugin: PluginId) -> Installation {
+    Installation {
+        id: InstallationId::new(ambient),
+        plugin,
+        state: InstallationState::Enabled,
+        settings: json!({ "channel": "#general", "deep": [1, 2.5, null] }),
+        grants: Grants::default(),
+        grant_version: GrantVersion(1),
+        created_at: ambient.now(),
+        updated_at: ambient.now(),
+    }
+}
+
+pub(crate) fn workflow(ambient: &Ambient, name: &str) -> Workflow {
+    Workflow {
+        id: WorkflowId::new(ambient),
+        name: name.to_owned(),
+        active: false,
+        current_version: 1,
+        revision: 1,
+        created_at: ambient.now(),
+        updated_at: ambient.now(),
+    }
+}
+
+pub(crate) fn version(version: i64, now: Timestamp) -> WorkflowVersion {
+    WorkflowVersion {
+        version,
+        definition: r#"{"b":1,"a":"\u0000","n":1e400}"#.to_owned(),
+        summary: "first".to_owned(),
+        author: "key_1".to_owned(),
+        created_at: now,
+    }
+}
+
+pub(crate) fn run(ambient: &Ambient, workflow: WorkflowId, dedupe_key: Option<&str>) -> Run {
+    Run {
+        id: RunId::new(ambient),
+        workflow,
+        version: 1,
+        status: RunStatus::Queued,
+        trigger_kind: "webhook".to_owned(),
+        trigger_data: r#"{"x":"\u0000"}"#.to_owned(),
+        state: "{}".to_owned(),
+        generation: 0,
+        output: None,
+        error: None,
+        dedupe_key: dedupe_key.map(str::to_owned),
+        log_seq: 1,
+        waiting_until: None,
+        created_at: ambient.now(),
+        updated_at: ambient.now(),
+        finished_at: None,
+    }
+}
+
+pub(crate) fn step(name: &str, position: i64, now: Timestamp) -> Step {
+    Step {
+        step: name.to_owned(),
+        iteration: 0,
+        position,
+        status: StepStatus::Running,
+        outcome: None,
+        attempts: 1,
+        input: Some("{}".to_owned()),
+        output: None,
+        error: None,
+        usage: None,
+        call: None,
+        started_at: Some(now),
+        finished_at: None,
+    }
+}
+
+pub(crate) fn call(ambient: &Ambient, installation: InstallationId, plugin: PluginId, run: Option<RunId>) -> Call {
+    Call {
+        id: CallId::new(ambient),
+        installation,
+        plugin,
+        run,
+        step: run.map(|_| "send".to_owned()),
+        attempt: 1,
+        contribution: "echo".to_owned(),
+        grant_version: GrantVersion(1),
+        input: r#"{"text":"hi"}"#.to_owned(),
+        report: CallReport {
+            outcome: Outcome::Returned,
+            output: Some("1e999".to_owned()),
+            error: None,
+            usage: Usage { fuel: 12, ..Usage::default() },
+            limits: Limits::default_for(ContributionKind::Action),
+            log: Vec::new(),
+            log_truncated: false,
+            egress: Vec::new(),
+            refusals: Vec::new(),
+        },
+        created_at: ambient.now(),
+    }
+}
+
+pub(crate) fn job(run: RunId, run_at: Timestamp) -> NewJob {
+    NewJob {
+        payload: JobPayload::AdvanceRun { run },
+        priority: 0,
+        run_at,
+        dedupe_key: Some(run.to_string()),
+        attempts_max: 3,
+    }
+}
+
+pub(crate) fn audit(action: &'static str, target: &str) -> AuditEvent {
+    AuditEvent {
+        action,
+        target: target.to_owned(),
+        actor: Actor::System(SystemReason::Admin),
+        detail: json!({ "before": null, "after": { "b": 1, "a": 2 } }),
+    }
+}
+
+/// The tables that hold tenants' rows, by the catalogue of a freshly migrated SQLite database less the exceptions.
+pub(crate) const GLOBAL_TABLES: &[&str] = &["organization", "worker"];
