@@ -71,6 +71,7 @@ pub fn non_public(address: IpAddr) -> Option<NonPublic> {
     }
 }
 
+#[expect(clippy::match_same_arms, reason = "the arms follow the registry, block by block")]
 fn non_public_v4(address: Ipv4Addr) -> Option<NonPublic> {
     let [a, b, c, d] = address.octets();
     Some(match (a, b, c, d) {
@@ -96,16 +97,18 @@ fn non_public_v4(address: Ipv4Addr) -> Option<NonPublic> {
     })
 }
 
+#[expect(clippy::match_same_arms, reason = "the arms follow the registry, block by block")]
+#[expect(clippy::many_single_char_names, reason = "six of the eight segments, in order")]
 fn non_public_v6(address: Ipv6Addr) -> Option<NonPublic> {
     let [a, b, c, d, e, f, ..] = address.segments();
     Some(match (a, b, c, d, e, f) {
         _ if address.is_unspecified() => NonPublic::Unspecified,
         _ if address.is_loopback() => NonPublic::Loopback,
         // Mapped ::ffff:0:0/96, translated ::ffff:0:0:0/96, compatible ::/96, NAT64 64:ff9b::/96 and 64:ff9b:1::/48.
-        (0, 0, 0, 0, 0xffff, 0) | (0, 0, 0, 0, 0 | 0xffff, _) | (0x64, 0xff9b, ..) => NonPublic::Embedded,
+        (0, 0, 0, 0, 0, 0 | 0xffff) | (0, 0, 0, 0, 0xffff, 0) | (0x64, 0xff9b, ..) => NonPublic::Embedded,
         (0x100, 0, 0, 0 | 1, ..) => NonPublic::Protocol,
         (0xfd00, 0xec2, ..) | (0xfd20, 0xce, ..) => NonPublic::Metadata,
-        (0xfc00..=0xfdff, ..) | (0xfec0..=0xfeff, ..) => NonPublic::UniqueLocal,
+        (0xfc00..=0xfdff | 0xfec0..=0xfeff, ..) => NonPublic::UniqueLocal,
         (0xfe80..=0xfebf, ..) => NonPublic::LinkLocal,
         (0xff00..=0xffff, ..) => NonPublic::Multicast,
         (0x2001, 0, ..) | (0x2002, ..) => NonPublic::Embedded,
@@ -164,6 +167,7 @@ mod tests {
             ("::ffff:8.8.8.8", Some(NonPublic::Embedded)),
             ("::8.8.8.8", Some(NonPublic::Embedded)),
             ("::ffff:0:8.8.8.8", Some(NonPublic::Embedded)),
+            ("::1:8.8.8.8", Some(NonPublic::Unassigned)),
             ("64:ff9b::8.8.8.8", Some(NonPublic::Embedded)),
             ("64:ff9b:1::1", Some(NonPublic::Embedded)),
             ("2002:808:808::1", Some(NonPublic::Embedded)),

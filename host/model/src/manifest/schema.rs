@@ -17,6 +17,8 @@ pub const SCHEMA_BYTES_MAX: usize = 64 * 1024;
 pub const SCHEMA_DEPTH_MAX: usize = 32;
 /// Subschemas once every reference is replaced by what it refers to.
 pub const EXPANDED_MAX: u64 = 10_000;
+/// References that lead from one to the next: each costs the validator some stack.
+pub const REFERENCES_DEEP_MAX: usize = 16;
 /// Characters of a regular expression.
 pub const PATTERN_CHARS_MAX: usize = 512;
 /// Bytes of a compiled regular expression: the default of the `regex` crate is ten times as much.
@@ -113,32 +115,49 @@ fn keyword(name: &str) -> Keyword {
     }
 }
 
+/// How large a schema is once its references are replaced.
+#[derive(Clone, Copy, Default)]
+struct Size {
+    subschemas: u64,
+    /// The longest chain of references below.
+    references_deep: usize,
+}
+
+impl Size {
+    const ONE: Self = Self { subschemas: 1, references_deep: 0 };
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            subschemas: self.subschemas.saturating_add(other.subschemas),
+            references_deep: self.references_deep.max(other.references_deep),
+        }
+    }
+}
+
 struct Walk<'a> {
     root: &'a Value,
-    /// How many subschemas a reference stands for; `None` while it is being counted, which is how a circle shows.
-    expanded: HashMap<&'a str, Option<u64>>,
+    /// What a reference stands for; `None` while it is being measured, which is how a circle shows.
+    expanded: HashMap<&'a str, Option<Size>>,
 }
 
 impl<'a> Walk<'a> {
-    /// The number of subschemas in `schema`, references replaced.
-    fn schema(&mut self, path: &str, schema: &'a Value, is_root: bool) -> Result<u64, SchemaError> {
+    fn schema(&mut self, path: &str, schema: &'a Value, is_root: bool) -> Result<Size, SchemaError> {
         let map = match schema {
             Value::Object(map) => map,
-            Value::Bool(_) => return Ok(1),
-            // Under `dependencies`, a list of property names.
-            Value::Array(_) => return Ok(1),
+            // A list stands under `dependencies` and names properties.
+            Value::Bool(_) | Value::Array(_) => return Ok(Size::ONE),
             _ => return invalid(path, "a schema is an object, true or false"),
         };
-        let mut total: u64 = 1;
+        let mut total = Size::ONE;
         for (name, value) in map {
             let here = below(path, name);
-            let count = match keyword(name) {
+            let size = match keyword(name) {
                 Keyword::Data if name == "$id" && !is_root => return invalid(&here, "$id stands at the root only"),
-                Keyword::Data => 0,
+                Keyword::Data => Size::default(),
                 Keyword::Refused(why) => return invalid(&here, why),
                 Keyword::Pattern => {
                     pattern(&here, value.as_str().unwrap_or_default())?;
-                    0
+                    Size::default()
                 }
                 Keyword::Reference => self.reference(&here, value)?,
                 Keyword::Schemas => match value {
@@ -157,26 +176,26 @@ impl<'a> Walk<'a> {
                 Keyword::Definitions => {
                     let Value::Object(named) = value else { return invalid(&here, "an object of schemas") };
                     self.all(named.iter().map(|(k, v)| (k.clone(), v)), &here)?;
-                    0
+                    Size::default()
                 }
             };
-            total = total.saturating_add(count);
+            total = total.and(size);
         }
-        if total > EXPANDED_MAX {
+        if total.subschemas > EXPANDED_MAX {
             return invalid(path, format!("it grows to more than {EXPANDED_MAX} subschemas"));
         }
         Ok(total)
     }
 
-    fn all(&mut self, schemas: impl Iterator<Item = (String, &'a Value)>, path: &str) -> Result<u64, SchemaError> {
-        let mut total: u64 = 0;
+    fn all(&mut self, schemas: impl Iterator<Item = (String, &'a Value)>, path: &str) -> Result<Size, SchemaError> {
+        let mut total = Size::default();
         for (key, schema) in schemas {
-            total = total.saturating_add(self.schema(&below(path, &key), schema, false)?);
+            total = total.and(self.schema(&below(path, &key), schema, false)?);
         }
         Ok(total)
     }
 
-    fn reference(&mut self, path: &str, target: &'a Value) -> Result<u64, SchemaError> {
+    fn reference(&mut self, path: &str, target: &'a Value) -> Result<Size, SchemaError> {
         let Some(pointer) = target.as_str().and_then(|text| text.strip_prefix('#')) else {
             return invalid(path, "a reference stays inside the document: \"#/…\"");
         };
@@ -184,7 +203,7 @@ impl<'a> Walk<'a> {
             return invalid(path, "a reference is a JSON pointer: \"#/…\"");
         }
         match self.expanded.get(pointer) {
-            Some(Some(count)) => return Ok(*count),
+            Some(Some(size)) => return Ok(*size),
             Some(None) => {
                 return invalid(
                     path,
@@ -197,10 +216,19 @@ impl<'a> Walk<'a> {
         if pointer.is_empty() {
             return invalid(path, "the reference runs in a circle; write {\"type\": \"object\"} where it begins again");
         }
+        // Those that are being measured lead from one to the next: this keeps our own stack small as well.
+        let open = self.expanded.values().filter(|size| size.is_none()).count();
         self.expanded.insert(pointer, None);
-        let count = self.schema(pointer, found, false)?;
-        self.expanded.insert(pointer, Some(count));
-        Ok(count)
+        if open > REFERENCES_DEEP_MAX {
+            return invalid(path, format!("more than {REFERENCES_DEEP_MAX} references lead from one to the next"));
+        }
+        let mut size = self.schema(pointer, found, false)?;
+        size.references_deep += 1;
+        if size.references_deep > REFERENCES_DEEP_MAX {
+            return invalid(path, format!("more than {REFERENCES_DEEP_MAX} references lead from one to the next"));
+        }
+        self.expanded.insert(pointer, Some(size));
+        Ok(size)
     }
 }
 

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -58,8 +59,16 @@ fn with(pointer: &str, value: Value) -> Value {
 
 #[test]
 fn every_rule_names_the_place() {
+    let chain = |defs: &mut dyn Iterator<Item = u32>| {
+        let defs: serde_json::Map<String, Value> =
+            defs.map(|n| (format!("d{n}"), json!({ "$ref": format!("#/$defs/d{}", n + 1) }))).collect();
+        let mut schema = json!({ "$defs": defs, "$ref": "#/$defs/d0" });
+        schema["$defs"]["d1000"] = json!({});
+        schema
+    };
+    let (upward, downward) = (chain(&mut (0..1000)), chain(&mut (0..1000).rev()));
     let nested = (0..40).fold(json!({}), |inner, _| json!({ "not": inner }));
-    let bomb: Value = (0..20).fold(json!({ "$defs": { "d0": {} }, "$ref": "#/$defs/d20" }), |mut schema, n| {
+    let bomb: Value = (0..14).fold(json!({ "$defs": { "d0": {} }, "$ref": "#/$defs/d14" }), |mut schema, n| {
         let twice = json!({ "$ref": format!("#/$defs/d{n}") });
         schema["$defs"][format!("d{}", n + 1)] = json!({ "allOf": [twice, twice] });
         schema
@@ -127,6 +136,8 @@ fn every_rule_names_the_place() {
         (with("/channels/0/input", json!(1)), "/channels/0/input", "object"),
         (with("/channels/0/input", json!({ "type": "strange" })), "/channels/0/input", ""),
         (with("/channels/0/input", nested), "/channels/0/input/not", "deeper"),
+        (with("/channels/0/input", upward), "/channels/0/input", "one to the next"),
+        (with("/channels/0/input", downward), "/channels/0/input", "one to the next"),
         (with("/channels/0/input", bomb), "/channels/0/input", "grows to more than"),
         (
             with("/channels/0/input", json!({ "$ref": "https://evil.example/s" })),
@@ -191,7 +202,7 @@ fn sizes_and_repeated_keys_are_refused() {
     assert!(matches!(Manifest::parse(&large), Err(ManifestError::TooLarge { .. })));
     assert!(matches!(Manifest::parse(b"{"), Err(ManifestError::NotJson { .. })));
     assert!(matches!(Manifest::parse(&[b'['; 5_000]), Err(ManifestError::NotJson { .. })));
-    let twice = slack().to_string().replacen("{", "{\"title\":\"a\",", 1);
+    let twice = slack().to_string().replacen('{', "{\"title\":\"a\",", 1);
     let error = Manifest::parse(twice.as_bytes()).expect_err("a key stands twice").to_string();
     assert!(error.contains("duplicate field"), "{error}");
 }
@@ -203,4 +214,60 @@ fn the_published_schema_accepts_the_example_and_refuses_unknown_keys() {
     assert!(!validator.is_valid(&with("/surprise", json!(1))));
     assert!(!validator.is_valid(&with("/permissions/0/surprise", json!(1))));
     assert!(!validator.is_valid(&with("/permissions/1/inject/query", json!("x"))));
+}
+
+/// Small JSON of every type, with words that mean something in a manifest.
+fn any_json() -> impl Strategy<Value = Value> {
+    let words = [
+        "http",
+        "secret",
+        "$ref",
+        "#/$defs/a",
+        "https://*",
+        "{secret}",
+        "/",
+        "pattern",
+        "allOf",
+        "properties",
+        "name",
+        "(",
+        "é",
+    ];
+    let word = proptest::sample::select(words.to_vec());
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        word.clone().prop_map(Value::from)
+    ];
+    leaf.prop_recursive(4, 24, 4, move |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::vec((word.clone(), inner), 0..4)
+                .prop_map(|pairs| pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn bytes_never_break_the_parser(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Manifest::parse(&bytes);
+    }
+
+    /// Whatever stands anywhere in a manifest: it is refused with its place, or it survives the round trip.
+    #[test]
+    fn json_never_breaks_the_parser(value in any_json(), place in proptest::sample::select(vec![
+        "/permissions/0/origins/0", "/permissions/0", "/permissions/1/inject", "/permissions/1/inject/path", "/channels/0/input",
+        "/channels/0/settings", "/limits", "/name", "/permissions",
+    ])) {
+        match parse(&with(place, value)) {
+            Ok(manifest) => {
+                let again = Manifest::parse(&serde_json::to_vec(&manifest).expect("it serializes"));
+                prop_assert_eq!(again, Ok(manifest));
+            }
+            Err(ManifestError::Invalid { problem, .. }) => prop_assert!(!problem.is_empty()),
+            Err(other) => prop_assert!(false, "{}", other),
+        }
+    }
 }

@@ -19,7 +19,7 @@ use bulkhead_model::manifest::Inject;
 use bulkhead_model::time::Timestamp;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 
@@ -100,8 +100,6 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, reply: Reply, k
         }
     }
 }
-
-use tokio::io::{AsyncRead, AsyncWrite};
 
 async fn read_request<S: AsyncRead + Unpin>(stream: &mut S) -> Option<String> {
     let mut bytes = Vec::new();
@@ -271,8 +269,14 @@ fn failed(result: &(Result<Response<Bytes>, EgressError>, EgressRecord)) -> Stri
     match &result.0 {
         Ok(response) => format!("answered {}", response.status()),
         Err(error) => {
-            assert_eq!(result.1.error.as_deref().is_some_and(|text| !text.is_empty()), true, "a failure is recorded");
+            assert!(result.1.error.as_deref().is_some_and(|text| !text.is_empty()), "a failure is recorded");
             code(error)
         }
     }
+}
+
+/// Every byte escaped, as `%` and two digits.
+fn percent_escaped(text: &str) -> String {
+    let escaped: Vec<String> = text.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    escaped.concat()
 }

@@ -96,7 +96,7 @@ async fn anywhere_else_is_a_leak() {
     let json = [("content-type", "application/json")];
     let post = |url: &str, headers: &[(&str, &str)], body: &str| request(Method::POST, url, headers, body);
     let root = "http://api.example.com/";
-    let escaped: String = p.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let escaped = percent_escaped(&p);
     let upper = p.to_ascii_uppercase();
     let basic = format!("Basic {}", STANDARD.encode(format!("user:{p}")));
     let cases = vec![
