@@ -1,0 +1,226 @@
+//! An application on each database, with organizations and callers to use it as.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::installation::{InstallationDetail, NewInstallation};
+use bulkhead_app::supervise::Supervisor;
+use bulkhead_app::{App, AppError, AppParts, CallConcurrency, SandboxParts};
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::grant::{Ceiling, Grants};
+use bulkhead_model::id::OrgId;
+use bulkhead_model::permission::{Caller, Permission, PermissionSet};
+use bulkhead_model::time::Timestamp;
+use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
+use bulkhead_runtime::{CompilerCommand, Digest, Runtime, RuntimeConfig};
+use bulkhead_store::audit::AuditEntry;
+use bulkhead_store::page::PageRequest;
+use bulkhead_store::plugin::Plugin;
+use bulkhead_store::seal::{RootKey, Sealer};
+use bulkhead_store::{Database, Store, StoreConfig};
+use bulkhead_test_support::postgres::{Database as TestDatabase, server_or_skip};
+use serde_json::{Value, json};
+
+/// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
+macro_rules! on_both {
+    ($($(#[$doc:meta])* async fn $name:ident($app:ident: TestApp) $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            use super::*;
+
+            async fn body($app: $crate::support::TestApp) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                body($crate::support::TestApp::sqlite().await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                let Some(app) = $crate::support::TestApp::postgres().await else { return };
+                body(app).await;
+            }
+        }
+    )*};
+}
+
+/// Patience for what has no time of its own: generous, because the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The moment at which every test begins: 2026-11-21T08:00:00Z.
+const START_MICROS: i64 = 1_795_248_000_000_000;
+/// The role of this suite. Not the one that the store makes for itself, whose password other suites may set.
+const APP_ROLE: &str = "bulkhead_app_suite";
+
+pub(crate) struct TestApp {
+    pub(crate) app: App,
+    pub(crate) store: Store,
+    pub(crate) ambient: Ambient,
+    /// The directory or database that ends with the test.
+    _place: Place,
+}
+
+#[expect(dead_code, reason = "held for what their drop does")]
+enum Place {
+    Sqlite(tempfile::TempDir),
+    Postgres(TestDatabase<'static>),
+}
+
+/// An organization with its all-powerful key.
+#[derive(Clone)]
+pub(crate) struct Tenant {
+    pub(crate) org: OrgId,
+    pub(crate) caller: Caller,
+}
+
+struct NoNames;
+
+impl Resolve for NoNames {
+    fn resolve<'a>(&'a self, _: &'a str) -> ResolveFuture<'a> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+}
+
+/// One sandbox for all tests: engines are large, and what one test compiled the next one finds.
+fn runtime() -> Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let start = || {
+        let config = RuntimeConfig {
+            cache_dir: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("app-suite"),
+            seal_key: [9; 32],
+            compiler: CompilerCommand { program: env!("CARGO_BIN_EXE_app-suite-compile").into(), args: Vec::new() },
+            guest_threads: 2,
+            prepared_bytes_max: 256 * 1024 * 1024,
+            egress: EgressConfig::new(Arc::new(NoNames)),
+        };
+        Runtime::start(config, ambient()).unwrap()
+    };
+    RUNTIME.get_or_init(start).clone()
+}
+
+fn ambient() -> Ambient {
+    Ambient::manual(Timestamp::from_micros(START_MICROS), 42)
+}
+
+/// How a test's application differs from the usual one.
+#[derive(Default)]
+pub(crate) struct Options {
+    pub(crate) first_party: BTreeSet<Digest>,
+    pub(crate) concurrency: Option<CallConcurrency>,
+}
+
+impl TestApp {
+    pub(crate) async fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite { dir: directory.path().to_owned() };
+        let store = Store::open(StoreConfig { database, connections_max: 4 }).await.unwrap();
+        Self::on(store, Place::Sqlite(directory), Options::default())
+    }
+
+    pub(crate) async fn postgres() -> Option<Self> {
+        let database = server_or_skip()?.create_database().unwrap();
+        let role = format!(
+            "do $$ begin create role {APP_ROLE} login password 'app_suite'; \
+             exception when duplicate_object or unique_violation then null; end $$"
+        );
+        database.execute(&role).unwrap();
+        let (_, place) = database.url().rsplit_once('@').unwrap();
+        let url = Some(format!("postgres://{APP_ROLE}:app_suite@{place}"));
+        let config = Database::Postgres { url, owner_url: Some(database.url().to_owned()), app_password: "unused".into() };
+        let store = Store::open(StoreConfig { database: config, connections_max: 6 }).await.unwrap();
+        Some(Self::on(store, Place::Postgres(database), Options::default()))
+    }
+
+    fn on(store: Store, place: Place, options: Options) -> Self {
+        let ambient = ambient();
+        let app = app(&store, &ambient, options);
+        Self { app, store, ambient, _place: place }
+    }
+
+    /// Another application on the same store, as after a restart or on another node.
+    pub(crate) fn again(&self, options: Options) -> App {
+        app(&self.store, &self.ambient, options)
+    }
+
+    /// A new organization; each name once.
+    pub(crate) async fn tenant(&self, slug: &str) -> Tenant {
+        let org = self.app.create_org(slug.parse().unwrap(), slug.to_uppercase()).await.unwrap();
+        let new = NewApiKey { name: "all".into(), permissions: PermissionSet::all(), expires_in_days: None };
+        let created = self.app.create_first_api_key(org.id, new).await.unwrap();
+        let identity = self.app.authenticate(&created.secret_text).await.unwrap();
+        Tenant { org: org.id, caller: identity.caller }
+    }
+
+    pub(crate) async fn upload(&self, tenant: &Tenant, package: Vec<u8>) -> Plugin {
+        self.app.upload_plugin(&tenant.caller, tenant.org, package.into()).await.unwrap().plugin
+    }
+
+    /// Uploads and installs with everything granted that is asked for.
+    pub(crate) async fn install(&self, tenant: &Tenant, package: Vec<u8>, settings: Value) -> InstallationDetail {
+        let plugin = self.upload(tenant, package).await;
+        let grants = Grants::everything_asked(&plugin.manifest, &settings);
+        let new = NewInstallation { plugin: plugin.name, version: plugin.version, settings, grants };
+        self.app.install(&tenant.caller, tenant.org, new).await.unwrap()
+    }
+
+    /// The organization's audit entries of one action, newest first.
+    pub(crate) async fn audit(&self, tenant: &Tenant, action: &str) -> Vec<AuditEntry> {
+        let page = PageRequest::default();
+        self.app.list_audit(&tenant.caller, tenant.org, Some(action.to_owned()), None, page).await.unwrap().items
+    }
+}
+
+fn app(store: &Store, ambient: &Ambient, options: Options) -> App {
+    App::new(AppParts {
+        store: store.clone(),
+        sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
+        ambient: ambient.clone(),
+        sandbox: SandboxParts {
+            runtime: runtime(),
+            ceiling: Ceiling::default(),
+            first_party: options.first_party,
+            concurrency: options.concurrency.unwrap_or_default(),
+            supervisor: Supervisor::new(),
+        },
+    })
+}
+
+impl Tenant {
+    /// The same organization's caller with fewer permissions.
+    pub(crate) fn only(&self, permissions: &[Permission]) -> Caller {
+        let held = permissions.iter().copied().collect();
+        let now = Timestamp::from_micros(START_MICROS);
+        Caller::from_verified_key(self.org, self.caller.key(), held, None, None, now).unwrap()
+    }
+}
+
+/// Codes and places of an invalid input's problems.
+#[track_caller]
+pub(crate) fn problems<T: std::fmt::Debug>(result: Result<T, AppError>, code: &str) -> Vec<(String, String)> {
+    match result {
+        Err(AppError::Invalid { code: found, problems, .. }) => {
+            assert_eq!(found, code, "{problems:?}");
+            problems.into_iter().map(|problem| (problem.path, problem.code)).collect()
+        }
+        other => panic!("expected an invalid input, got {other:?}"),
+    }
+}
+
+#[track_caller]
+pub(crate) fn conflict<T: std::fmt::Debug>(result: Result<T, AppError>) -> &'static str {
+    match result {
+        Err(AppError::Conflict { code, .. }) => code,
+        other => panic!("expected a conflict, got {other:?}"),
+    }
+}
+
+/// Grants of one secret to sign with.
+pub(crate) fn grant_secret(name: &str) -> Grants {
+    serde_json::from_value(json!({ "permissions": [{ "kind": "secret", "name": name, "inject": { "origins": [] } }] })).unwrap()
+}
+
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it ends by itself")
+}
