@@ -432,8 +432,8 @@ impl Reader {
     }
 
     fn condition(&mut self, path: &str, tree: &Value) -> Option<Condition> {
-        if self.patterns > PATTERNS_MAX {
-            // Said once already; compiling still more is what the bound is against.
+        if self.patterns > PATTERNS_MAX || self.problems.len() >= PROBLEMS_MAX {
+            // Said already; compiling still more expressions is what the bounds are against.
             return None;
         }
         match Condition::parse(tree) {
@@ -455,6 +455,9 @@ impl Reader {
     }
 
     fn template(&mut self, path: &str, value: &Value) -> Option<Template> {
+        if self.problems.len() >= PROBLEMS_MAX {
+            return None;
+        }
         match Template::compile(value) {
             Ok(template) => Some(template),
             Err(errors) => {

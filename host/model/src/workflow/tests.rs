@@ -265,6 +265,16 @@ fn regular_expressions_are_counted_over_the_whole() {
 }
 
 #[test]
+fn refused_regular_expressions_are_not_compiled_without_end() {
+    let pattern = json!({ "field": "run.id", "op": "matches", "value": r"[\w\s]{30}|(\pL+\d){20}" });
+    let step = |i: usize| (format!("s{i}"), json!({ "type": "condition", "if": { "any": vec![&pattern; 20] } }));
+    let found = problems(&with_steps(&Value::Object((0..190).map(step).collect())));
+    // As many as are reported at most, and not the 3,800 that the document holds.
+    assert_eq!(found.len(), 200);
+    assert_eq!(found[199].0, "/steps/s9/if/any/19/value");
+}
+
+#[test]
 fn a_doubled_key_is_refused() {
     let text = r#"{"schema":1,"name":"x","start":"a","steps":{"a":{"type":"stop"},"a":{"type":"stop"}}}"#;
     let found = Definition::parse(text).unwrap_err().problems;
