@@ -60,10 +60,18 @@ impl App {
 
     async fn insert_api_key(&self, scope: &OrgScope, new: NewApiKey) -> Result<CreatedApiKey, AppError> {
         if new.name.trim().is_empty() || new.name.chars().count() > NAME_LEN_MAX {
-            return Err(AppError::invalid("invalid-name", "/name", format!("a name has 1 to {NAME_LEN_MAX} characters")));
+            return Err(AppError::invalid(
+                "invalid-name",
+                "/name",
+                format!("a name has 1 to {NAME_LEN_MAX} characters"),
+            ));
         }
         if new.permissions == PermissionSet::EMPTY {
-            return Err(AppError::invalid("invalid-permissions", "/permissions", "a key needs at least one permission"));
+            return Err(AppError::invalid(
+                "invalid-permissions",
+                "/permissions",
+                "a key needs at least one permission",
+            ));
         }
         let days = new.expires_in_days.unwrap_or(EXPIRY_DAYS_DEFAULT);
         if !(1..=EXPIRY_DAYS_MAX).contains(&days) {
@@ -104,7 +112,12 @@ impl App {
 
     /// # Errors
     /// A refusal, or the store's.
-    pub async fn list_api_keys(&self, caller: &Caller, org: OrgId, page: PageRequest) -> Result<Page<ApiKey>, AppError> {
+    pub async fn list_api_keys(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        page: PageRequest,
+    ) -> Result<Page<ApiKey>, AppError> {
         let scope = caller.authorize(org, Permission::ApiKeysRead)?;
         self.store().read(&scope, page, |tx, page| Box::pin(async move { Ok(tx.list_api_keys(*page).await?) })).await
     }

@@ -108,7 +108,8 @@ impl App {
             timeout_ms: call.timeout_ms,
             cancel: call.cancel,
         };
-        match self.perform(scope, asked).await {
+        // On the heap: a run's own future holds this one.
+        match Box::pin(self.perform(scope, asked)).await {
             Ok(call) => Ok(Attempted::Made(Box::new(call))),
             Err(error) => not_made(error).map(Attempted::NotMade),
         }
@@ -130,22 +131,25 @@ impl App {
     ) -> Result<Call, AppError> {
         let scope = caller.authorize(org, Permission::PluginsCall)?;
         let app = self.clone();
-        self.to_the_end("plugin call", async move {
-            let asked = Asked {
-                target: Target::Installation(installation),
-                contribution,
-                kind: None,
-                input,
-                run: None,
-                step: None,
-                attempt: 1,
-                idempotency_key: None,
-                timeout_ms: None,
-                cancel: CancellationToken::new(),
-            };
-            let call = app.perform(&scope, asked).await?;
-            app.record_single_call(&scope, call).await
-        })
+        self.to_the_end(
+            "plugin call",
+            Box::pin(async move {
+                let asked = Asked {
+                    target: Target::Installation(installation),
+                    contribution,
+                    kind: None,
+                    input,
+                    run: None,
+                    step: None,
+                    attempt: 1,
+                    idempotency_key: None,
+                    timeout_ms: None,
+                    cancel: CancellationToken::new(),
+                };
+                let call = app.perform(&scope, asked).await?;
+                app.record_single_call(&scope, call).await
+            }),
+        )
         .await
     }
 
@@ -271,7 +275,8 @@ impl App {
             })
             .await?;
         if installation.state != InstallationState::Enabled {
-            let message = format!("the installation {} is {}: enable it first", installation.id, installation.state.as_str());
+            let message =
+                format!("the installation {} is {}: enable it first", installation.id, installation.state.as_str());
             return Err(AppError::conflict("installation-disabled", message));
         }
         let contract = sandbox.contracts.get_with((org, installation.plugin), || contract);
@@ -284,9 +289,10 @@ impl App {
         let mut limits = Limits::resolve(kind, &manifest.limits);
         limits.wall_ms = asked.timeout_ms.unwrap_or(limits.wall_ms).min(limits.wall_ms).max(1);
         let key = (org, installation.id);
-        let known = sandbox.rights.get(&key).filter(|(version, rights)| {
-            *version == installation.grant_version && !rights.has_ended(now)
-        });
+        let known = sandbox
+            .rights
+            .get(&key)
+            .filter(|(version, rights)| *version == installation.grant_version && !rights.has_ended(now));
         let rights = match known {
             Some((_, rights)) => rights,
             None => {
@@ -398,11 +404,13 @@ impl App {
     async fn prepared(&self, scope: &OrgScope, ready: &Ready) -> Result<Arc<Prepared>, AppError> {
         let digest = ready.contract.plugin.digest;
         let load = async {
-            let found = self.store().read(scope, digest, |tx, digest| Box::pin(async move { tx.load_artifact(digest).await }));
+            let found =
+                self.store().read(scope, digest, |tx, digest| Box::pin(async move { tx.load_artifact(digest).await }));
             match found.await {
                 Ok(Some(package)) => Ok(package),
                 Ok(None) => {
-                    Err(Box::new(StoreError::Corrupt { what: "plugin", why: "its package is not there".into() }) as LoadError)
+                    Err(Box::new(StoreError::Corrupt { what: "plugin", why: "its package is not there".into() })
+                        as LoadError)
                 }
                 Err(error) => Err(Box::new(error) as LoadError),
             }
@@ -425,7 +433,8 @@ fn not_made(error: AppError) -> Result<CallError, AppError> {
         AppError::NotFound { what } => ("unknown-installation", format!("{what} not found")),
         AppError::Conflict { code, message } => (code, message),
         AppError::Invalid { code, message, problems } => {
-            let problems: Vec<String> = problems.iter().map(|problem| format!("{}: {}", problem.path, problem.message)).collect();
+            let problems: Vec<String> =
+                problems.iter().map(|problem| format!("{}: {}", problem.path, problem.message)).collect();
             (code, format!("{message}: {}", problems.join("; ")))
         }
         fault @ (AppError::Unauthenticated
@@ -443,7 +452,8 @@ fn unknown_contribution(contract: &Contract, name: &str) -> AppError {
     let plugin = &contract.plugin;
     let names: Vec<String> =
         plugin.manifest.contributions().map(|(kind, found)| format!("the {} {}", kind.as_str(), found.name)).collect();
-    let message = format!("{} {} has no such contribution as {name:?}; it has {}", plugin.name, plugin.version, names.join(", "));
+    let message =
+        format!("{} {} has no such contribution as {name:?}; it has {}", plugin.name, plugin.version, names.join(", "));
     AppError::Invalid {
         code: "invalid-call",
         problems: vec![Problem::new("/contribution", "unknown-contribution", message.clone())],
@@ -476,9 +486,14 @@ async fn check_input(ready: &Ready, input: &Value, bytes: usize) -> Result<(), A
 /// The fields of each lead in `{"leads": [{"id": …, "fields": {…}}]}`, with where they are.
 fn batch(input: &Value, leads_max: u64) -> Result<Vec<(String, Value)>, Problem> {
     let shape = |path: String, message: &str| Problem::new(path, "not-a-batch", message);
-    let known_only = |value: &Value, keys: &[&str]| value.as_object().is_some_and(|map| map.keys().all(|key| keys.contains(&key.as_str())));
+    let known_only = |value: &Value, keys: &[&str]| {
+        value.as_object().is_some_and(|map| map.keys().all(|key| keys.contains(&key.as_str())))
+    };
     let Some(leads) = input.get("leads").and_then(Value::as_array).filter(|_| known_only(input, &["leads"])) else {
-        return Err(shape("/input".into(), "a factor's input is {\"leads\": [{\"id\": …, \"fields\": {…}}]} and nothing else"));
+        return Err(shape(
+            "/input".into(),
+            "a factor's input is {\"leads\": [{\"id\": …, \"fields\": {…}}]} and nothing else",
+        ));
     };
     if leads.len() as u64 > leads_max {
         return Err(shape("/input/leads".into(), &format!("{} leads; at most {leads_max} in one batch", leads.len())));
@@ -527,7 +542,12 @@ fn end(report: &mut CallReport, outcome: Outcome, code: &str, message: &str) {
 /// The rights that a call ran under are no longer in force. How it failed, if it did, stays on record.
 fn revoke(report: &mut CallReport) {
     if report.outcome == Outcome::Returned {
-        end(report, Outcome::Revoked, "revoked", "the installation's grants, settings or state changed while the call ran");
+        end(
+            report,
+            Outcome::Revoked,
+            "revoked",
+            "the installation's grants, settings or state changed while the call ran",
+        );
     }
 }
 

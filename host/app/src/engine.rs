@@ -71,8 +71,14 @@ struct Commit {
 enum Then {
     /// The next call follows under the same lease.
     Continue,
-    Wait { until: Timestamp },
-    Finish { status: RunStatus, output: Value, error: Option<run::StepError> },
+    Wait {
+        until: Timestamp,
+    },
+    Finish {
+        status: RunStatus,
+        output: Value,
+        error: Option<run::StepError>,
+    },
 }
 
 /// Why a commit was rolled back.
@@ -255,7 +261,8 @@ impl App {
             };
             let now = self.ambient().now();
             let Advance { records: after, next } = journey.advance(now);
-            let commit = journey.commit(before.clone(), Some((made.clone(), record)), after, then_of(next.clone()), now);
+            let commit =
+                journey.commit(before.clone(), Some((made.clone(), record)), after, then_of(next.clone()), now);
             match self.commit(&journey.scope, commit).await {
                 Ok(run) => {
                     journey.run = run;
@@ -303,7 +310,9 @@ impl App {
         let args = (commit, self.ambient().clone());
         let run = self
             .store()
-            .write_locked(scope, args, |tx, (commit, ambient)| Box::pin(async move { write_commit(tx, commit, ambient).await }))
+            .write_locked(scope, args, |tx, (commit, ambient)| {
+                Box::pin(async move { write_commit(tx, commit, ambient).await })
+            })
             .await?;
         if run.status.is_final() {
             let (trigger, status) = (run.trigger_kind.clone(), run.status.as_str());
@@ -315,8 +324,12 @@ impl App {
 
 impl Journey {
     fn advance(&mut self, now: Timestamp) -> Advance {
-        let facts =
-            RunFacts { run: self.run.id, workflow: self.run.workflow, org: self.lease.org, started_at: self.run.created_at };
+        let facts = RunFacts {
+            run: self.run.id,
+            workflow: self.run.workflow,
+            org: self.lease.org,
+            started_at: self.run.created_at,
+        };
         run::advance(&self.definition, &mut self.state, &self.trigger, &facts, now)
     }
 

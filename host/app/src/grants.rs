@@ -16,7 +16,12 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::NotFound`], or a refusal.
-    pub async fn show_grants(&self, caller: &Caller, org: OrgId, id: InstallationId) -> Result<InstallationDetail, AppError> {
+    pub async fn show_grants(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: InstallationId,
+    ) -> Result<InstallationDetail, AppError> {
         self.get_installation(caller, org, id).await
     }
 
@@ -35,40 +40,43 @@ impl App {
     ) -> Result<InstallationDetail, AppError> {
         let scope = caller.authorize(org, Permission::PluginsGrant)?;
         let app = self.clone();
-        self.to_the_end("replace grants", async move {
-            let (installation, plugin) = app
-                .store()
-                .write(&scope, (id, seen, grants, scope.actor().clone(), app.ambient().clone()), |tx, args| {
-                    let (id, seen, grants, actor, ambient) = args;
-                    Box::pin(async move {
-                        let (before, plugin) = require_at(tx, *id, *seen).await?;
-                        check_grants(&plugin.manifest, grants)?;
-                        let mut next =
-                            Installation { grants: grants.clone(), updated_at: ambient.now(), ..before.clone() };
-                        if next.grants == before.grants {
-                            return Ok((before, plugin));
-                        }
-                        let version = save(tx, &before, &mut next, actor).await?;
-                        let event = AuditEvent {
-                            action: "grants.changed",
-                            target: id.to_string(),
-                            actor: actor.clone(),
-                            detail: json!({
-                                "plugin": plugin.name,
-                                "version": plugin.version,
-                                "digest": Digest(plugin.digest),
-                                "grant_version": { "before": seen, "after": version },
-                                "grants": { "before": before.grants, "after": next.grants },
-                            }),
-                        };
-                        tx.record_audit(&event, ambient).await?;
-                        Ok::<_, AppError>((next, plugin))
+        self.to_the_end(
+            "replace grants",
+            Box::pin(async move {
+                let (installation, plugin) = app
+                    .store()
+                    .write(&scope, (id, seen, grants, scope.actor().clone(), app.ambient().clone()), |tx, args| {
+                        let (id, seen, grants, actor, ambient) = args;
+                        Box::pin(async move {
+                            let (before, plugin) = require_at(tx, *id, *seen).await?;
+                            check_grants(&plugin.manifest, grants)?;
+                            let mut next =
+                                Installation { grants: grants.clone(), updated_at: ambient.now(), ..before.clone() };
+                            if next.grants == before.grants {
+                                return Ok((before, plugin));
+                            }
+                            let version = save(tx, &before, &mut next, actor).await?;
+                            let event = AuditEvent {
+                                action: "grants.changed",
+                                target: id.to_string(),
+                                actor: actor.clone(),
+                                detail: json!({
+                                    "plugin": plugin.name,
+                                    "version": plugin.version,
+                                    "digest": Digest(plugin.digest),
+                                    "grant_version": { "before": seen, "after": version },
+                                    "grants": { "before": before.grants, "after": next.grants },
+                                }),
+                            };
+                            tx.record_audit(&event, ambient).await?;
+                            Ok::<_, AppError>((next, plugin))
+                        })
                     })
-                })
-                .await?;
-            app.installation_changed(org, id, installation.grant_version);
-            Ok(app.detail(installation, plugin))
-        })
+                    .await?;
+                app.installation_changed(org, id, installation.grant_version);
+                Ok(app.detail(installation, plugin))
+            }),
+        )
         .await
     }
 }

@@ -12,7 +12,9 @@ impl App {
     pub async fn check_database(&self) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Jobs);
         self.store()
-            .read(&scope, (), |tx, ()| Box::pin(async move { tx.next_job_at().await.map(drop).map_err(AppError::from) }))
+            .read(&scope, (), |tx, ()| {
+                Box::pin(async move { tx.next_job_at().await.map(drop).map_err(AppError::from) })
+            })
             .await
     }
 

@@ -7,8 +7,7 @@
 
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::grant::{
-    AskView, CapabilityGrant, Grant, GRANTS_MAX, GrantVersion, Grants, HttpRule, Layers, SecretRule, Share,
-    resolve_ask,
+    AskView, CapabilityGrant, GRANTS_MAX, Grant, GrantVersion, Grants, HttpRule, Layers, SecretRule, Share, resolve_ask,
 };
 use bulkhead_model::id::{InstallationId, OrgId};
 use bulkhead_model::manifest::{Manifest, PermissionAsk};
@@ -65,7 +64,8 @@ impl InstallationDetail {
 
     /// Asks that are not wholly in force: what an admin may still grant.
     pub fn needs_consent(&self) -> impl Iterator<Item = &AskView> {
-        let asks_for_something = |view: &&AskView| resolve_ask(&view.ask.capability, &self.installation.settings).is_some();
+        let asks_for_something =
+            |view: &&AskView| resolve_ask(&view.ask.capability, &self.installation.settings).is_some();
         self.layers.asks.iter().filter(|view| view.effective != Share::Whole).filter(asks_for_something)
     }
 }
@@ -95,7 +95,12 @@ impl App {
     /// # Errors
     /// A refusal (`plugins.install`, and `plugins.grant` when something is granted); [`AppError::Invalid`]
     /// `invalid-installation` for an unknown plugin, settings or grants that do not fit.
-    pub async fn install(&self, caller: &Caller, org: OrgId, new: NewInstallation) -> Result<InstallationDetail, AppError> {
+    pub async fn install(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        new: NewInstallation,
+    ) -> Result<InstallationDetail, AppError> {
         let scope = caller.authorize(org, Permission::PluginsInstall)?;
         if !new.grants.permissions.is_empty() {
             caller.authorize(org, Permission::PluginsGrant)?;
@@ -132,14 +137,19 @@ impl App {
             }),
         };
         self.store()
-            .write(&scope, (installation.clone(), event, self.ambient().clone()), |tx, (installation, event, ambient)| {
-                Box::pin(async move {
-                    tx.insert_installation(installation).await?;
-                    let (id, version) = (installation.id, installation.grant_version);
-                    tx.record_grants(id, version, &installation.grants, &event.actor, installation.created_at).await?;
-                    Ok::<_, AppError>(tx.record_audit(event, ambient).await?)
-                })
-            })
+            .write(
+                &scope,
+                (installation.clone(), event, self.ambient().clone()),
+                |tx, (installation, event, ambient)| {
+                    Box::pin(async move {
+                        tx.insert_installation(installation).await?;
+                        let (id, version) = (installation.id, installation.grant_version);
+                        tx.record_grants(id, version, &installation.grants, &event.actor, installation.created_at)
+                            .await?;
+                        Ok::<_, AppError>(tx.record_audit(event, ambient).await?)
+                    })
+                },
+            )
             .await?;
         Ok(self.detail(installation, plugin))
     }
@@ -204,27 +214,30 @@ impl App {
     ) -> Result<InstallationDetail, AppError> {
         let scope = caller.authorize(org, Permission::PluginsInstall)?;
         let app = self.clone();
-        self.to_the_end("update installation", async move {
-            let (installation, plugin) = app
-                .store()
-                .write(&scope, (id, seen, patch, scope.actor().clone(), app.ambient().clone()), |tx, args| {
-                    let (id, seen, patch, actor, ambient) = args;
-                    Box::pin(async move {
-                        let before = require_at(tx, *id, *seen).await?;
-                        let (mut next, plugin) = patched(tx, &before, patch).await?;
-                        if is_same(&before.0, &next) {
-                            return Ok(before);
-                        }
-                        next.updated_at = ambient.now();
-                        let version = save(tx, &before.0, &mut next, actor).await?;
-                        tx.record_audit(&updated_event(&before, (&next, &plugin), version, actor), ambient).await?;
-                        Ok::<_, AppError>((next, plugin))
+        self.to_the_end(
+            "update installation",
+            Box::pin(async move {
+                let (installation, plugin) = app
+                    .store()
+                    .write(&scope, (id, seen, patch, scope.actor().clone(), app.ambient().clone()), |tx, args| {
+                        let (id, seen, patch, actor, ambient) = args;
+                        Box::pin(async move {
+                            let before = require_at(tx, *id, *seen).await?;
+                            let (mut next, plugin) = patched(tx, &before, patch).await?;
+                            if is_same(&before.0, &next) {
+                                return Ok(before);
+                            }
+                            next.updated_at = ambient.now();
+                            let version = save(tx, &before.0, &mut next, actor).await?;
+                            tx.record_audit(&updated_event(&before, (&next, &plugin), version, actor), ambient).await?;
+                            Ok::<_, AppError>((next, plugin))
+                        })
                     })
-                })
-                .await?;
-            app.installation_changed(org, id, installation.grant_version);
-            Ok(app.detail(installation, plugin))
-        })
+                    .await?;
+                app.installation_changed(org, id, installation.grant_version);
+                Ok(app.detail(installation, plugin))
+            }),
+        )
         .await
     }
 
@@ -241,47 +254,50 @@ impl App {
     ) -> Result<Uninstalled, AppError> {
         let scope = caller.authorize(org, Permission::PluginsInstall)?;
         let app = self.clone();
-        self.to_the_end("uninstall", async move {
-            let (used_by, version) = app
-                .store()
-                .write(&scope, (id, seen, scope.actor().clone(), app.ambient().clone()), |tx, args| {
-                    let (id, seen, actor, ambient) = args;
-                    Box::pin(async move {
-                        let (before, plugin) = require(tx, *id).await?;
-                        if seen.is_some_and(|seen| seen != before.grant_version) {
-                            return Err(AppError::StaleVersion);
-                        }
-                        let used_by = used_by(tx, &before, &plugin).await?;
-                        let mut next = Installation {
-                            state: InstallationState::Uninstalled,
-                            settings: json!({}),
-                            grants: Grants::default(),
-                            updated_at: ambient.now(),
-                            ..before.clone()
-                        };
-                        let secrets = tx.delete_secrets(*id).await?;
-                        let version = save(tx, &before, &mut next, actor).await?;
-                        let event = AuditEvent {
-                            action: "installation.uninstalled",
-                            target: id.to_string(),
-                            actor: actor.clone(),
-                            detail: json!({
-                                "plugin": plugin.name,
-                                "version": plugin.version,
-                                "digest": Digest(plugin.digest),
-                                "grants": { "before": before.grants, "after": next.grants },
-                                "secrets_deleted": secrets,
-                                "used_by": used_by,
-                            }),
-                        };
-                        tx.record_audit(&event, ambient).await?;
-                        Ok((used_by, version))
+        self.to_the_end(
+            "uninstall",
+            Box::pin(async move {
+                let (used_by, version) = app
+                    .store()
+                    .write(&scope, (id, seen, scope.actor().clone(), app.ambient().clone()), |tx, args| {
+                        let (id, seen, actor, ambient) = args;
+                        Box::pin(async move {
+                            let (before, plugin) = require(tx, *id).await?;
+                            if seen.is_some_and(|seen| seen != before.grant_version) {
+                                return Err(AppError::StaleVersion);
+                            }
+                            let used_by = used_by(tx, &before, &plugin).await?;
+                            let mut next = Installation {
+                                state: InstallationState::Uninstalled,
+                                settings: json!({}),
+                                grants: Grants::default(),
+                                updated_at: ambient.now(),
+                                ..before.clone()
+                            };
+                            let secrets = tx.delete_secrets(*id).await?;
+                            let version = save(tx, &before, &mut next, actor).await?;
+                            let event = AuditEvent {
+                                action: "installation.uninstalled",
+                                target: id.to_string(),
+                                actor: actor.clone(),
+                                detail: json!({
+                                    "plugin": plugin.name,
+                                    "version": plugin.version,
+                                    "digest": Digest(plugin.digest),
+                                    "grants": { "before": before.grants, "after": next.grants },
+                                    "secrets_deleted": secrets,
+                                    "used_by": used_by,
+                                }),
+                            };
+                            tx.record_audit(&event, ambient).await?;
+                            Ok((used_by, version))
+                        })
                     })
-                })
-                .await?;
-            app.installation_changed(org, id, version);
-            Ok(Uninstalled { used_by })
-        })
+                    .await?;
+                app.installation_changed(org, id, version);
+                Ok(Uninstalled { used_by })
+            }),
+        )
         .await
     }
 }
@@ -362,7 +378,8 @@ pub(crate) async fn save(
 }
 
 fn is_same(before: &Installation, next: &Installation) -> bool {
-    (before.plugin, before.state, &before.settings, &before.grants) == (next.plugin, next.state, &next.settings, &next.grants)
+    (before.plugin, before.state, &before.settings, &before.grants)
+        == (next.plugin, next.state, &next.settings, &next.grants)
 }
 
 /// The installation with the patch applied, and the plugin version that it then is of.
@@ -427,7 +444,8 @@ fn carried_over(installation: &Installation, old: &Manifest, new: &Manifest) -> 
         }
     }
     if carried.len() > GRANTS_MAX {
-        let message = "the grants fall apart into too many when they are narrowed to what was asked: grant them anew first";
+        let message =
+            "the grants fall apart into too many when they are narrowed to what was asked: grant them anew first";
         return Err(AppError::conflict("too-many-grants", message));
     }
     Ok(Grants { permissions: carried })
@@ -466,7 +484,9 @@ async fn used_by(tx: &mut Tx, installation: &Installation, plugin: &Plugin) -> R
     loop {
         let found = tx.list_workflows(page).await?;
         for workflow in found.items.iter().filter(|workflow| workflow.active) {
-            let Some(version) = tx.load_workflow_version(workflow.id, workflow.current_version).await? else { continue };
+            let Some(version) = tx.load_workflow_version(workflow.id, workflow.current_version).await? else {
+                continue;
+            };
             let Ok((definition, _)) = Definition::parse(&version.definition) else { continue };
             for step in definition.steps.values() {
                 let StepKind::Call(call) = &step.kind else { continue };

@@ -19,7 +19,11 @@ impl App {
     /// [`AppError::Conflict`] `org-exists` when the short name is taken; [`AppError::Invalid`] for a name out of bounds.
     pub async fn create_org(&self, slug: Slug, name: String) -> Result<Org, AppError> {
         if name.trim().is_empty() || name.chars().count() > NAME_LEN_MAX {
-            return Err(AppError::invalid("invalid-name", "/name", format!("a name has 1 to {NAME_LEN_MAX} characters")));
+            return Err(AppError::invalid(
+                "invalid-name",
+                "/name",
+                format!("a name has 1 to {NAME_LEN_MAX} characters"),
+            ));
         }
         let admin = SystemScope::new(SystemReason::Admin);
         let org = Org { id: OrgId::new(self.ambient()), slug, name, created_at: self.ambient().now() };

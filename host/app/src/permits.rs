@@ -221,7 +221,8 @@ mod tests {
         let (org, installation, _) = ids();
         let permits = permits(1, 1, 20_000);
         let held = permits.acquire(org, installation).await.unwrap();
-        let mut waiting: Vec<_> = (0..WAITING_PER_PLACE).map(|_| Box::pin(permits.acquire(org, installation))).collect();
+        let mut waiting: Vec<_> =
+            (0..WAITING_PER_PLACE).map(|_| Box::pin(permits.acquire(org, installation))).collect();
         for wait in &mut waiting {
             assert!(futures_util::poll!(wait.as_mut()).is_pending());
         }

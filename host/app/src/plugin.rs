@@ -87,7 +87,10 @@ impl App {
                     if !tx.insert_plugin(plugin).await? {
                         // Somebody else was quicker.
                         let stored = tx.load_plugin_version(plugin.name.as_str(), &plugin.version).await?;
-                        return same_or_conflict(stored.ok_or(AppError::NotFound { what: "plugin" })?, Digest(plugin.digest));
+                        return same_or_conflict(
+                            stored.ok_or(AppError::NotFound { what: "plugin" })?,
+                            Digest(plugin.digest),
+                        );
                     }
                     tx.record_audit(event, ambient).await?;
                     Ok(Uploaded { plugin: plugin.clone(), created: true })
@@ -110,11 +113,16 @@ impl App {
             if self.sandbox().first_party.contains(&info.digest) {
                 return Ok(());
             }
-            format!("the publisher {publisher} is reserved for the packages that the platform ships; this is none of them")
+            format!(
+                "the publisher {publisher} is reserved for the packages that the platform ships; this is none of them"
+            )
         } else if publisher == slug {
             return Ok(());
         } else {
-            format!("the publisher {publisher} is not this organization: name the plugin {slug}/{}", info.manifest.name.plugin())
+            format!(
+                "the publisher {publisher} is not this organization: name the plugin {slug}/{}",
+                info.manifest.name.plugin()
+            )
         };
         Err(invalid_package(Problem::new("/manifest/name", "foreign-publisher", message)))
     }

@@ -111,7 +111,9 @@ impl App {
             .store()
             .read(scope, (workflow, version), |tx, (workflow, version)| {
                 Box::pin(async move {
-                    tx.load_workflow_version(*workflow, *version).await?.ok_or(AppError::NotFound { what: "workflow version" })
+                    tx.load_workflow_version(*workflow, *version)
+                        .await?
+                        .ok_or(AppError::NotFound { what: "workflow version" })
                 })
             })
             .await?;
@@ -128,7 +130,9 @@ impl App {
             let problems = error
                 .problems
                 .iter()
-                .map(|problem| Problem::new(format!("/variables/{}", problem.name), problem.code.clone(), problem.message.clone()))
+                .map(|problem| {
+                    Problem::new(format!("/variables/{}", problem.name), problem.code.clone(), problem.message.clone())
+                })
                 .collect();
             AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
         })?;
@@ -185,13 +189,19 @@ impl App {
         start: StartByHand,
     ) -> Result<RunId, AppError> {
         let scope = caller.authorize(org, Permission::RunsStart)?;
-        if start.idempotency_key.as_ref().is_some_and(|key| key.is_empty() || key.chars().count() > IDEMPOTENCY_KEY_LEN_MAX) {
+        if start
+            .idempotency_key
+            .as_ref()
+            .is_some_and(|key| key.is_empty() || key.chars().count() > IDEMPOTENCY_KEY_LEN_MAX)
+        {
             let message = format!("an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LEN_MAX} characters");
             return Err(AppError::invalid("invalid-idempotency-key", "", message));
         }
         let found = self
             .store()
-            .read(&scope, workflow, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_workflow(*id).await?) }))
+            .read(&scope, workflow, |tx, id| {
+                Box::pin(async move { Ok::<_, AppError>(tx.require_workflow(*id).await?) })
+            })
             .await?;
         let definition = self.definition(&scope, workflow, found.current_version).await?;
         let mut refusals = Vec::new();
@@ -306,7 +316,8 @@ impl App {
                     log_event(tx, &mut run, "cancelled", &json!({ "by": actor.to_string() }), now).await?;
                     tx.update_run(&run).await?;
                     tx.remove_waiting_job("advance_run", &id.to_string()).await?;
-                    tx.record_event("run.cancelled", &id.to_string(), &json!({ "workflow": run.workflow }), ambient).await?;
+                    tx.record_event("run.cancelled", &id.to_string(), &json!({ "workflow": run.workflow }), ambient)
+                        .await?;
                     let event = AuditEvent {
                         action: "run.cancelled",
                         target: id.to_string(),
@@ -381,7 +392,8 @@ impl App {
 /// The step to begin with: the one asked for, or the last that did not succeed, or the first.
 fn retry_step(retry: &RetryRun, state: &RunState, definition: &Definition) -> Result<StepId, AppError> {
     if let Some(text) = &retry.from_step {
-        let unknown = || AppError::invalid("unknown-step", "/from_step", format!("the run's definition has no step {text:?}"));
+        let unknown =
+            || AppError::invalid("unknown-step", "/from_step", format!("the run's definition has no step {text:?}"));
         return text.parse().map_err(|_| unknown());
     }
     let unfinished = state.steps.iter().rev().find(|(_, step)| step.status != run::StepStatus::Succeeded);

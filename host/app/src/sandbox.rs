@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bulkhead_model::grant::{Ceiling, GrantVersion};
 use bulkhead_model::id::{InstallationId, OrgId, PluginId};
 use bulkhead_runtime::{Digest, Runtime};
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 
 use crate::call::rights::Rights;
@@ -71,10 +72,13 @@ struct EndedEarly(&'static str);
 impl App {
     /// Runs `work` to its end even when the caller stops waiting: a commit is always followed by what has to follow it, and a
     /// call that was made is always recorded.
-    pub(crate) async fn to_the_end<T, F>(&self, name: &'static str, work: F) -> Result<T, AppError>
+    pub(crate) async fn to_the_end<T>(
+        &self,
+        name: &'static str,
+        work: BoxFuture<'static, Result<T, AppError>>,
+    ) -> Result<T, AppError>
     where
         T: Send + 'static,
-        F: Future<Output = Result<T, AppError>> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
         self.sandbox().supervisor.spawn(name, async move {
@@ -91,7 +95,8 @@ impl App {
         sandbox.rights.invalidate(&(org, installation));
         let revoked = sandbox.live.changed((org, installation), version);
         if revoked > 0 {
-            metrics::counter!("bulkhead_plugin_calls_revoked_total").increment(u64::try_from(revoked).unwrap_or(u64::MAX));
+            metrics::counter!("bulkhead_plugin_calls_revoked_total")
+                .increment(u64::try_from(revoked).unwrap_or(u64::MAX));
             tracing::info!(%installation, revoked, "ended calls whose installation changed");
         }
     }

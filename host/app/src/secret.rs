@@ -64,7 +64,9 @@ fn check_value(manifest: &Manifest, name: &SecretName, value: &str) -> Result<()
         CapabilityAsk::Http { .. } => false,
     });
     if in_header && value.chars().any(char::is_control) {
-        return Err(invalid_value("the value goes into a header and may hold no line breaks or other control characters"));
+        return Err(invalid_value(
+            "the value goes into a header and may hold no line breaks or other control characters",
+        ));
     }
     Ok(())
 }
@@ -85,7 +87,7 @@ impl App {
     ) -> Result<StoredSecret, AppError> {
         let scope = caller.authorize(org, Permission::SecretsWrite)?;
         let app = self.clone();
-        self.to_the_end("put secret", async move {
+        self.to_the_end("put secret", Box::pin(async move {
             let args = (installation, name, value, scope.actor().clone(), app.sealer().clone(), app.ambient().clone());
             let stored = app
                 .store()
@@ -124,7 +126,7 @@ impl App {
                 .await?;
             app.installation_changed(org, installation, stored.grant_version);
             Ok(stored)
-        })
+        }))
         .await
     }
 
@@ -141,32 +143,35 @@ impl App {
     ) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::SecretsWrite)?;
         let app = self.clone();
-        self.to_the_end("delete secret", async move {
-            let args = (installation, name, scope.actor().clone(), app.ambient().clone());
-            let version = app
-                .store()
-                .write(&scope, args, |tx, (installation, name, actor, ambient)| {
-                    Box::pin(async move {
-                        let (before, _) = require(tx, *installation).await?;
-                        if !tx.delete_secret(*installation, name).await? {
-                            return Err(AppError::NotFound { what: "secret" });
-                        }
-                        let mut next = Installation { updated_at: ambient.now(), ..before.clone() };
-                        let version = save(tx, &before, &mut next, actor).await?;
-                        let event = AuditEvent {
-                            action: "secret.deleted",
-                            target: installation.to_string(),
-                            actor: actor.clone(),
-                            detail: json!({ "name": name, "grant_version": version }),
-                        };
-                        tx.record_audit(&event, ambient).await?;
-                        Ok(version)
+        self.to_the_end(
+            "delete secret",
+            Box::pin(async move {
+                let args = (installation, name, scope.actor().clone(), app.ambient().clone());
+                let version = app
+                    .store()
+                    .write(&scope, args, |tx, (installation, name, actor, ambient)| {
+                        Box::pin(async move {
+                            let (before, _) = require(tx, *installation).await?;
+                            if !tx.delete_secret(*installation, name).await? {
+                                return Err(AppError::NotFound { what: "secret" });
+                            }
+                            let mut next = Installation { updated_at: ambient.now(), ..before.clone() };
+                            let version = save(tx, &before, &mut next, actor).await?;
+                            let event = AuditEvent {
+                                action: "secret.deleted",
+                                target: installation.to_string(),
+                                actor: actor.clone(),
+                                detail: json!({ "name": name, "grant_version": version }),
+                            };
+                            tx.record_audit(&event, ambient).await?;
+                            Ok(version)
+                        })
                     })
-                })
-                .await?;
-            app.installation_changed(org, installation, version);
-            Ok(())
-        })
+                    .await?;
+                app.installation_changed(org, installation, version);
+                Ok(())
+            }),
+        )
         .await
     }
 
@@ -226,7 +231,12 @@ enum OpenError {
     NotText,
 }
 
-async fn open(app: App, scope: OrgScope, installation: InstallationId, name: SecretName) -> Result<Option<Zeroizing<String>>, OpenError> {
+async fn open(
+    app: App,
+    scope: OrgScope,
+    installation: InstallationId,
+    name: SecretName,
+) -> Result<Option<Zeroizing<String>>, OpenError> {
     let stored = app
         .store()
         .read(&scope, (installation, name), |tx, (installation, name)| {

@@ -400,7 +400,8 @@ async fn heartbeat(worker: &Worker, config: StoreConfig, name: &str) {
     }
     // Jobs are handed back by then, or their leases end with this row.
     if let Some(store) = store {
-        let gone = store.write_locked(&SCOPE, worker.id, |tx, id| Box::pin(async move { tx.delete_worker(*id).await })).await;
+        let gone =
+            store.write_locked(&SCOPE, worker.id, |tx, id| Box::pin(async move { tx.delete_worker(*id).await })).await;
         if let Err(error) = gone {
             tracing::debug!(error = &error as &dyn std::error::Error, "the heartbeat row stays until it expires");
         }
@@ -408,7 +409,12 @@ async fn heartbeat(worker: &Worker, config: StoreConfig, name: &str) {
 }
 
 /// `Ok(false)` when the row had expired: it is registered anew, and everything that was held under the old one is lost.
-async fn renew(worker: &Worker, config: &StoreConfig, store: &mut Option<Store>, name: &str) -> Result<bool, StoreError> {
+async fn renew(
+    worker: &Worker,
+    config: &StoreConfig,
+    store: &mut Option<Store>,
+    name: &str,
+) -> Result<bool, StoreError> {
     let attempt = async {
         if store.is_none() {
             *store = Some(Store::open(config.clone()).await?);

@@ -85,10 +85,14 @@ async fn missing_uses(tx: &mut Tx, definition: &Definition) -> Result<Vec<Proble
         let installation = tx.load_installation_for(&call.plugin, call.installation).await?;
         let Some((_, plugin)) = installation else {
             let (path, message) = match call.installation {
-                Some(installation) => {
-                    (format!("{path}/installation"), format!("{installation} is no installation of {} here", call.plugin))
-                }
-                None => (format!("{path}/use"), format!("{} is not installed, or more than once: name one with `installation`", call.plugin)),
+                Some(installation) => (
+                    format!("{path}/installation"),
+                    format!("{installation} is no installation of {} here", call.plugin),
+                ),
+                None => (
+                    format!("{path}/use"),
+                    format!("{} is not installed, or more than once: name one with `installation`", call.plugin),
+                ),
             };
             problems.push(Problem::new(path, "unknown-installation", message));
             continue;
@@ -98,7 +102,13 @@ async fn missing_uses(tx: &mut Tx, definition: &Definition) -> Result<Vec<Proble
             Some((kind, _)) => problems.push(Problem::new(
                 format!("{path}/use"),
                 "wrong-contribution",
-                format!("{} of {} is a {}, not a {}", call.contribution, plugin.name, kind.as_str(), call.kind.as_str()),
+                format!(
+                    "{} of {} is a {}, not a {}",
+                    call.contribution,
+                    plugin.name,
+                    kind.as_str(),
+                    call.kind.as_str()
+                ),
             )),
             None => problems.push(Problem::new(
                 format!("{path}/use"),
@@ -174,7 +184,12 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::Invalid`] with every problem of the definition; [`AppError::Conflict`] `workflow-exists`.
-    pub async fn create_workflow(&self, caller: &Caller, org: OrgId, save: SaveWorkflow) -> Result<WorkflowDetail, AppError> {
+    pub async fn create_workflow(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        save: SaveWorkflow,
+    ) -> Result<WorkflowDetail, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsWrite)?;
         let checked = parse(&save)?;
         let now = self.ambient().now();
@@ -201,7 +216,14 @@ impl App {
             actor: scope.actor().clone(),
             detail: json!({ "name": workflow.name, "version": 1, "digest": crate::digest_hex(&version.definition) }),
         };
-        let args = (workflow.clone(), version.clone(), hooks.clone(), Arc::new(checked.definition), event, self.ambient().clone());
+        let args = (
+            workflow.clone(),
+            version.clone(),
+            hooks.clone(),
+            Arc::new(checked.definition),
+            event,
+            self.ambient().clone(),
+        );
         let problems = self
             .store()
             .write(&scope, args, |tx, (workflow, version, hooks, definition, event, ambient)| {
@@ -209,7 +231,8 @@ impl App {
                     let problems = missing_uses(tx, definition).await?;
                     sort_missing(problems.clone(), false, &mut Vec::new())?;
                     if !tx.insert_workflow(workflow).await? {
-                        let message = format!("there is a workflow named {:?} already: choose another name", workflow.name);
+                        let message =
+                            format!("there is a workflow named {:?} already: choose another name", workflow.name);
                         return Err(AppError::conflict("workflow-exists", message));
                     }
                     tx.insert_workflow_version(workflow.id, version).await?;
@@ -245,7 +268,17 @@ impl App {
         let new_hooks = self.missing_hooks(org, id, &checked.definition, &present);
         let now = self.ambient().now();
         let (author, actor) = (scope.actor().to_string(), scope.actor().clone());
-        let args = (id, seen, save, Arc::new(checked.definition), new_hooks.clone(), author, actor, now, self.ambient().clone());
+        let args = (
+            id,
+            seen,
+            save,
+            Arc::new(checked.definition),
+            new_hooks.clone(),
+            author,
+            actor,
+            now,
+            self.ambient().clone(),
+        );
         let (workflow, version, problems) = self
             .store()
             .write(&scope, args, |tx, (id, seen, save, definition, hooks, author, actor, now, ambient)| {
@@ -257,7 +290,8 @@ impl App {
                     if let Some(other) = tx.load_workflow_by_name(&definition.name).await?
                         && other.id != *id
                     {
-                        let message = format!("there is a workflow named {:?} already: choose another name", definition.name);
+                        let message =
+                            format!("there is a workflow named {:?} already: choose another name", definition.name);
                         return Err(AppError::conflict("workflow-exists", message));
                     }
                     let problems = missing_uses(tx, definition).await?;
@@ -319,7 +353,12 @@ impl App {
     ///
     /// # Errors
     /// A refusal; [`AppError::Invalid`] with every problem.
-    pub async fn validate_workflow(&self, caller: &Caller, org: OrgId, save: SaveWorkflow) -> Result<Vec<Note>, AppError> {
+    pub async fn validate_workflow(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        save: SaveWorkflow,
+    ) -> Result<Vec<Note>, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsRead)?;
         let checked = parse(&save)?;
         let problems = self
@@ -335,7 +374,12 @@ impl App {
 
     /// # Errors
     /// A refusal, or the store's.
-    pub async fn list_workflows(&self, caller: &Caller, org: OrgId, page: PageRequest) -> Result<Page<Workflow>, AppError> {
+    pub async fn list_workflows(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        page: PageRequest,
+    ) -> Result<Page<Workflow>, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsRead)?;
         self.store().read(&scope, page, |tx, page| Box::pin(async move { Ok(tx.list_workflows(*page).await?) })).await
     }
@@ -358,8 +402,10 @@ impl App {
                 Box::pin(async move {
                     let workflow = tx.require_workflow(*id).await?;
                     let number = version.unwrap_or(workflow.current_version);
-                    let version =
-                        tx.load_workflow_version(*id, number).await?.ok_or(AppError::NotFound { what: "workflow version" })?;
+                    let version = tx
+                        .load_workflow_version(*id, number)
+                        .await?
+                        .ok_or(AppError::NotFound { what: "workflow version" })?;
                     let hooks = tx.list_hooks(*id).await?;
                     Ok::<_, AppError>((workflow, version, hooks))
                 })
@@ -423,7 +469,12 @@ impl App {
                         let problems = missing_uses(tx, &definition).await?;
                         sort_missing(problems, true, &mut Vec::new())?;
                     }
-                    let next = Workflow { active: *active, revision: before.revision + 1, updated_at: ambient.now(), ..before.clone() };
+                    let next = Workflow {
+                        active: *active,
+                        revision: before.revision + 1,
+                        updated_at: ambient.now(),
+                        ..before.clone()
+                    };
                     if !tx.update_workflow(&next, before.revision).await? {
                         return Err(AppError::StaleVersion);
                     }

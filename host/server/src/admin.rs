@@ -78,7 +78,10 @@ async fn act(host: &Host, command: Command) -> Result<()> {
             if json {
                 println!("{}", json!({ "id": org.id, "slug": org.slug, "name": org.name }));
             } else {
-                println!("created {} ({})\nnext: bulkhead admin create-key {} --name first", org.slug, org.id, org.slug);
+                println!(
+                    "created {} ({})\nnext: bulkhead admin create-key {} --name first",
+                    org.slug, org.id, org.slug
+                );
             }
         }
         Command::CreateKey { org, name, permissions, days, json } => {
@@ -90,7 +93,8 @@ async fn act(host: &Host, command: Command) -> Result<()> {
                     .iter()
                     .map(|text| {
                         text.parse::<Permission>().map_err(|error| {
-                            let known: Vec<&str> = Permission::ALL.iter().map(|permission| permission.as_str()).collect();
+                            let known: Vec<&str> =
+                                Permission::ALL.iter().map(|permission| permission.as_str()).collect();
                             anyhow::anyhow!("{error}; known are {}", known.join(", "))
                         })
                     })
@@ -99,7 +103,10 @@ async fn act(host: &Host, command: Command) -> Result<()> {
             let new = NewApiKey { name, permissions, expires_in_days: days };
             let created = host.app.create_first_api_key(org.id, new).await?;
             if json {
-                println!("{}", json!({ "id": created.key.id, "key": created.secret_text, "expires_at": created.key.expires_at }));
+                println!(
+                    "{}",
+                    json!({ "id": created.key.id, "key": created.secret_text, "expires_at": created.key.expires_at })
+                );
             } else {
                 println!("{}", created.secret_text);
                 eprintln!("this is shown once; the key is {}", created.key.id);

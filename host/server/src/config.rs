@@ -161,8 +161,10 @@ impl Config {
             anyhow::ensure!(path.is_file(), "there is no configuration file {}", path.display());
             figment = figment.merge(Toml::file_exact(path));
         }
-        let environment = Env::prefixed("BULKHEAD_").filter(|key| !key.as_str().to_ascii_lowercase().starts_with(NOT_CONFIGURATION));
-        let config: Self = figment.merge(environment.split("__")).extract().context("the configuration is not valid")?;
+        let environment =
+            Env::prefixed("BULKHEAD_").filter(|key| !key.as_str().to_ascii_lowercase().starts_with(NOT_CONFIGURATION));
+        let config: Self =
+            figment.merge(environment.split("__")).extract().context("the configuration is not valid")?;
         config.check()?;
         Ok(config)
     }
@@ -217,7 +219,8 @@ mod tests {
 
     #[test]
     fn secrets_do_not_print() {
-        let config = DatabaseConfig { url: Some(Secret::new("postgres://u:hunter2@h/d".into())), ..DatabaseConfig::default() };
+        let config =
+            DatabaseConfig { url: Some(Secret::new("postgres://u:hunter2@h/d".into())), ..DatabaseConfig::default() };
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

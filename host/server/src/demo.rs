@@ -93,7 +93,7 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<ExitCode> {
     config.log.format = LogFormat::Text;
     if config.log.level == "info" {
         // A newcomer should see messages arrive, not each request.
-        config.log.level = "info,tower_http=warn".into();
+        config.log.level = "info,bulkhead_http=warn".into();
     }
     telemetry::start_logs(&config.log)?;
     let metrics = telemetry::start_metrics()?;
@@ -147,5 +147,10 @@ fn print_welcome(path: &Path, file: &DemoFile, database: &str, loopbacks: &[Stri
         );
     }
     println!("Then look at the run:\n");
-    println!("  curl -s {}/api/v1/orgs/{}/runs -H \"authorization: Bearer $(jq -r .api_key {})\"\n", file.url, file.org, path.display());
+    println!(
+        "  curl -s {}/api/v1/orgs/{}/runs -H \"authorization: Bearer $(jq -r .api_key {})\"\n",
+        file.url,
+        file.org,
+        path.display()
+    );
 }

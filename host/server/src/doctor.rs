@@ -70,7 +70,11 @@ fn memory() -> Result<String, String> {
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
         .ok_or("MemAvailable is not told")?;
     let mib = available_kib / 1024;
-    if mib < 512 { Err(format!("{mib} MiB are free: at least 512 are needed")) } else { Ok(format!("{mib} MiB are free")) }
+    if mib < 512 {
+        Err(format!("{mib} MiB are free: at least 512 are needed"))
+    } else {
+        Ok(format!("{mib} MiB are free"))
+    }
 }
 
 async fn listen(config: &Config) -> Result<String, String> {
@@ -93,7 +97,10 @@ async fn database(config: &Config) -> Vec<Finding> {
     let mut findings = vec![finding("root key", Ok("present, for the server's user only".into()))];
     match Store::open(store_config(config, &root_key)).await {
         Ok(store) => {
-            findings.push(finding("database", Ok(format!("{} answers; its schema is this version's", store.database_name()))));
+            findings.push(finding(
+                "database",
+                Ok(format!("{} answers; its schema is this version's", store.database_name())),
+            ));
             store.close().await;
         }
         Err(StoreError::Refused(why)) if why.contains("in use") => {

@@ -40,7 +40,8 @@ pub(crate) enum FirstStart {
 
 fn root_key(config: &Config, first: FirstStart, ambient: &Ambient) -> Result<RootKey> {
     let dir = &config.server.data_dir;
-    let fresh = if config.database.is_postgres() { first == FirstStart::Demo } else { !dir.join("bulkhead.sqlite").exists() };
+    let fresh =
+        if config.database.is_postgres() { first == FirstStart::Demo } else { !dir.join("bulkhead.sqlite").exists() };
     keys::load_or_create(dir, fresh, ambient).with_context(|| {
         "the root key protects secrets and cannot be replaced; for a new PostgreSQL installation make one with \
          `mkdir -p DIR && (umask 077; head -c 32 /dev/urandom | xxd -p -c 64 > DIR/root.key)`"
@@ -58,6 +59,14 @@ pub(crate) fn store_config(config: &Config, root_key: &RootKey) -> StoreConfig {
         Database::Sqlite { dir: config.server.data_dir.clone() }
     };
     StoreConfig { database, connections_max: config.database.connections_max }
+}
+
+/// The owner's address with the application role in the owner's place.
+fn as_application_role(owner_url: &str, password: &str) -> Option<String> {
+    let mut url = url::Url::parse(owner_url).ok()?;
+    url.set_username(bulkhead_store::APP_ROLE).ok()?;
+    url.set_password(Some(password)).ok()?;
+    Some(url.into())
 }
 
 impl Host {
@@ -78,7 +87,8 @@ impl Host {
         if !loopbacks.is_empty() {
             tracing::warn!(addresses = ?config.egress.allow_loopback, "plugins may reach these loopback addresses: for development only");
         }
-        let mut egress = EgressConfig::new(Arc::new(SystemResolver::new()));
+        let mut egress =
+            EgressConfig::new(Arc::new(SystemResolver::from_system().context("the resolver does not start")?));
         egress.allow_loopback.clone_from(&loopbacks);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let guest_threads = if config.sandbox.guest_threads == 0 { cores } else { config.sandbox.guest_threads };
@@ -114,9 +124,11 @@ impl Host {
         let heartbeat = self.store.is_postgres().then(|| {
             let mut own = self.store_config.clone();
             own.connections_max = 1;
-            // The heartbeat neither migrates nor makes roles.
-            if let Database::Postgres { url, owner_url, app_password } = &mut own.database {
-                *url = url.clone().or_else(|| self.store.application_url(owner_url.as_deref(), app_password));
+            // The heartbeat neither migrates nor makes roles: it comes as the application role.
+            if let Database::Postgres { url, owner_url, app_password } = &mut own.database
+                && url.is_none()
+            {
+                *url = owner_url.as_deref().and_then(|owner| as_application_role(owner, app_password));
                 *owner_url = None;
             }
             own

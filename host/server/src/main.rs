@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use bulkhead_app::{AppError, Problem};
 use bulkhead_runtime::CompilerCommand;
 use clap::{CommandFactory as _, Parser, Subcommand};
 
@@ -107,8 +108,26 @@ fn main() -> ExitCode {
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
+        for problem in problems_of(&error) {
+            eprintln!(
+                "  at {}: {}",
+                if problem.path.is_empty() { "the whole" } else { &problem.path },
+                problem.message
+            );
+        }
         ExitCode::from(2)
     })
+}
+
+/// What the use case found wrong with its input, wherever in the chain it is told.
+fn problems_of(error: &anyhow::Error) -> &[Problem] {
+    error
+        .chain()
+        .find_map(|cause| match cause.downcast_ref::<AppError>() {
+            Some(AppError::Invalid { problems, .. }) => Some(problems.as_slice()),
+            _ => None,
+        })
+        .unwrap_or_default()
 }
 
 /// Loads the configuration and runs an asynchronous command with it.

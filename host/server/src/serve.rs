@@ -27,9 +27,9 @@ pub(crate) async fn run(config: Config) -> Result<ExitCode> {
 }
 
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot listen on {address}: is another server running? choose another with --listen or server.listen"))
+    TcpListener::bind(address).await.with_context(|| {
+        format!("cannot listen on {address}: is another server running? choose another with --listen or server.listen")
+    })
 }
 
 /// Serves until a signal, then drains: new requests are refused, those under way and the jobs get their time.
@@ -69,7 +69,10 @@ pub(crate) async fn serve(
 }
 
 /// Fires at the first SIGINT or SIGTERM; the second ends the process.
-#[expect(clippy::disallowed_methods, reason = "the signal listener lives as long as the process, before any supervisor")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the signal listener lives as long as the process, before any supervisor"
+)]
 fn stop_on_signal() -> Result<CancellationToken> {
     let stop = CancellationToken::new();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);

@@ -15,7 +15,7 @@ use crate::tx::{Conn, Tx, TxContext};
 /// A lost race is repeated this often before the caller hears of it.
 const RETRIES_MAX: u32 = 8;
 /// The role that the server works as.
-const APP_ROLE: &str = "bulkhead_app";
+pub const APP_ROLE: &str = "bulkhead_app";
 /// No statement runs longer.
 const STATEMENT_TIMEOUT: &str = "15s";
 /// No lock is waited for longer.

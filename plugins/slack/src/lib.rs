@@ -24,7 +24,7 @@ pub struct Settings {
     /// The address of an incoming web hook. Without it, the plugin speaks as a bot and needs the secret `bot_token`. The part of the address
     /// after `/services/` may be written `{secret}` and stored as the secret `webhook_token`.
     #[serde(default)]
-    #[schemars(regex(pattern = "^https://"), length(max = 500))]
+    #[schemars(regex(pattern = "^https?://"), length(max = 500))]
     webhook_url: Option<String>,
     /// Where a bot writes when a notification names no channel: `#support` or a channel's id.
     #[serde(default)]

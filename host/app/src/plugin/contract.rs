@@ -59,7 +59,8 @@ impl Contract {
     /// The contribution of this name, with its place in the manifest.
     pub(crate) fn find(&self, name: &str) -> Option<(usize, ContributionKind, &Contribution)> {
         let mut all = self.plugin.manifest.contributions().enumerate();
-        all.find(|(_, (_, contribution))| contribution.name.as_str() == name).map(|(at, (kind, found))| (at, kind, found))
+        all.find(|(_, (_, contribution))| contribution.name.as_str() == name)
+            .map(|(at, (kind, found))| (at, kind, found))
     }
 
     /// The validator of one schema of the contribution at `at`; `None` when it has no such schema.
@@ -67,7 +68,8 @@ impl Contract {
     /// # Errors
     /// [`StoreError::Corrupt`]: schemas were checked at upload.
     pub(crate) fn validator(&self, at: usize, which: Which) -> Result<Option<Arc<Validator>>, StoreError> {
-        let (Some(schemas), Some((_, contribution))) = (self.schemas.get(at), self.plugin.manifest.contributions().nth(at))
+        let (Some(schemas), Some((_, contribution))) =
+            (self.schemas.get(at), self.plugin.manifest.contributions().nth(at))
         else {
             return Ok(None);
         };

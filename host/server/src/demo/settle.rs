@@ -153,18 +153,14 @@ async fn install(host: &Host, caller: &Caller, org: OrgId, package: &Package, si
     let grants = grants(manifest, &settings);
     let present = installed(host, caller, org).await?.into_iter().find(|found| found.plugin.name == manifest.name);
     let Some(present) = present else {
-        let new = NewInstallation {
-            plugin: manifest.name.clone(),
-            version: manifest.version.to_string(),
-            settings,
-            grants,
-        };
+        let new =
+            NewInstallation { plugin: manifest.name.clone(), version: manifest.version.to_string(), settings, grants };
         host.app.install(caller, org, new).await.with_context(|| format!("{} cannot be installed", manifest.name))?;
         return Ok(());
     };
     let mut version = present.installation.grant_version;
     let id = present.installation.id;
-    let newer = present.plugin.digest != *package.digest.as_bytes();
+    let newer = present.plugin.digest != package.digest.0;
     if present.installation.settings != settings || newer {
         let patch = InstallationPatch {
             settings: Some(settings.clone()),
