@@ -7,4 +7,5 @@ mod endings;
 mod factors;
 mod hostile;
 mod packages;
+mod requests;
 mod support;
