@@ -36,20 +36,20 @@ use sqlx::Connection as _;
 macro_rules! on_both {
     ($($(#[$doc:meta])* async fn $name:ident($store:ident: TestStore) $body:block)*) => {$(
         $(#[$doc])*
-        mod $name {
-            use super::*;
+        async fn $name($store: $crate::support::TestStore) $body
 
-            async fn body($store: $crate::support::TestStore) $body
+        mod $name {
+            use $crate::support::TestStore;
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                body($crate::support::TestStore::sqlite().await).await;
+                super::$name(TestStore::sqlite().await).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
-                let Some(store) = $crate::support::TestStore::postgres().await else { return };
-                body(store).await;
+                let Some(store) = TestStore::postgres().await else { return };
+                super::$name(store).await;
             }
         }
     )*};
