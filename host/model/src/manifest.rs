@@ -367,8 +367,7 @@ impl<'de> Deserialize<'de> for OriginAsk {
                 struct Setting {
                     from_setting: String,
                 }
-                let Setting { from_setting } =
-                    Setting::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
+                let Setting { from_setting } = Setting::deserialize(serde::de::value::MapAccessDeserializer::new(map))?;
                 Ok(OriginAsk::FromSetting { from_setting })
             }
         }
