@@ -86,6 +86,8 @@ on_both! {
         let (id, org) = (made.installation.id, acme.org);
         let switch = async |seen: i64, enabled: bool| {
             let patch = InstallationPatch { enabled: Some(enabled), ..Default::default() };
+            // Entries of one millisecond have no order.
+            app.ambient.advance(Duration::from_millis(1));
             app.app.update_installation(&acme.caller, org, id, GrantVersion(seen), patch).await.unwrap()
         };
         switch(1, false).await;
@@ -112,7 +114,7 @@ on_both! {
                 assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
                 app.app.replace_grants(&acme.caller, org, id, GrantVersion(1), Grants::default()).await.unwrap();
             };
-            let (call, ()) = within(async { tokio::join!(call, revoke) }).await;
+            let (call, ()) = within(Box::pin(async { tokio::join!(call, revoke) })).await;
             let call = call.unwrap();
             assert_eq!((call.report.outcome, &call.report.output), (Outcome::Revoked, &None), "{name}: {:?}", call.report);
             assert_eq!(call.grant_version, GrantVersion(1));
@@ -138,7 +140,7 @@ on_both! {
             assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
             other_node.replace_grants(&acme.caller, org, id, GrantVersion(1), Grants::default()).await.unwrap();
         };
-        let (call, ()) = within(async { tokio::join!(call, revoke) }).await;
+        let (call, ()) = within(Box::pin(async { tokio::join!(call, revoke) })).await;
         let report = call.unwrap().report;
         assert_eq!((report.outcome, report.output), (Outcome::Revoked, None));
         assert!(report.usage.fuel > 100_000_000, "it ran to its end: {:?}", report.usage);
@@ -182,7 +184,7 @@ on_both! {
             narrow.update_installation(&acme.caller, org, id, GrantVersion(1), patch).await.unwrap();
             second
         };
-        let (first, second) = within(async { tokio::join!(first, second) }).await;
+        let (first, second) = within(Box::pin(async { tokio::join!(first, second) })).await;
         assert!(matches!(second, Err(AppError::Busy { what: "the installation", .. })), "{second:?}");
         assert_eq!(first.unwrap().report.outcome, Outcome::Revoked, "switching off ends what runs");
     }

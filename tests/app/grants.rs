@@ -91,11 +91,11 @@ on_both! {
         let made = app.install(&acme, package(&signs(), &manifest("acme/it", "1.0.0", asks_for_secret(true))), json!({})).await;
         let (id, org) = (made.installation.id, acme.org);
         let mut grants = made.installation.grants.clone();
-        grants.permissions[0].expires_at = Some(app.ambient.now().plus(Duration::from_secs(3600)));
+        grants.permissions[0].expires_at = Some(app.ambient.now().plus(Duration::from_hours(1)));
         app.app.replace_grants(&acme.caller, org, id, GrantVersion(1), grants).await.unwrap();
         let call = async || app.app.call_once(&acme.caller, org, id, "it".into(), json!("x")).await.unwrap().report.outcome;
         assert_eq!(call().await, Outcome::Returned);
-        app.ambient.advance(Duration::from_secs(3600));
+        app.ambient.advance(Duration::from_hours(1));
         assert_eq!(call().await, Outcome::Refused);
         let shown = app.app.show_grants(&acme.only(&[Permission::PluginsRead]), org, id).await.unwrap();
         assert!(shown.layers.effective.is_empty());

@@ -19,17 +19,20 @@ fn new(version: &str, settings: Value, grants: Grants) -> NewInstallation {
 
 /// `acme/it`, with settings of one required text and an origin taken from another.
 fn with_settings(version: &str, change: impl FnOnce(&mut Value)) -> Vec<u8> {
-    package(&echo(), &manifest("acme/it", version, |manifest| {
-        manifest["actions"][0]["settings"] = json!({
-            "type": "object", "additionalProperties": false, "required": ["team"],
-            "properties": { "team": { "type": "string", "maxLength": 5 }, "url": { "type": "string" } },
-        });
-        manifest["permissions"] = json!([{
-            "kind": "http", "reason": "Posts", "required": true, "origins": [{ "from_setting": "url" }],
-            "methods": ["POST"], "paths": ["/in"],
-        }]);
-        change(manifest);
-    }))
+    package(
+        &echo(),
+        &manifest("acme/it", version, |manifest| {
+            manifest["actions"][0]["settings"] = json!({
+                "type": "object", "additionalProperties": false, "required": ["team"],
+                "properties": { "team": { "type": "string", "maxLength": 5 }, "url": { "type": "string" } },
+            });
+            manifest["permissions"] = json!([{
+                "kind": "http", "reason": "Posts", "required": true, "origins": [{ "from_setting": "url" }],
+                "methods": ["POST"], "paths": ["/in"],
+            }]);
+            change(manifest);
+        }),
+    )
 }
 
 async fn patch(

@@ -3,6 +3,8 @@
 //!
 //! Each test has one body and runs as `name::sqlite` and `name::postgres`.
 
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests")]
+
 #[macro_use]
 mod support;
 

@@ -35,20 +35,20 @@ macro_rules! on_both {
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                body($crate::support::TestApp::sqlite().await).await;
+                Box::pin(body($crate::support::TestApp::sqlite().await)).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
                 let Some(app) = $crate::support::TestApp::postgres().await else { return };
-                body(app).await;
+                Box::pin(body(app)).await;
             }
         }
     )*};
 }
 
 /// Patience for what has no time of its own: generous, because the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// The moment at which every test begins: 2026-11-21T08:00:00Z.
 const START_MICROS: i64 = 1_795_248_000_000_000;
 /// The role of this suite. Not the one that the store makes for itself, whose password other suites may set.
@@ -128,7 +128,8 @@ impl TestApp {
         database.execute(&role).unwrap();
         let (_, place) = database.url().rsplit_once('@').unwrap();
         let url = Some(format!("postgres://{APP_ROLE}:app_suite@{place}"));
-        let config = Database::Postgres { url, owner_url: Some(database.url().to_owned()), app_password: "unused".into() };
+        let config =
+            Database::Postgres { url, owner_url: Some(database.url().to_owned()), app_password: "unused".into() };
         let store = Store::open(StoreConfig { database: config, connections_max: 6 }).await.unwrap();
         Some(Self::on(store, Place::Postgres(database), Options::default()))
     }
@@ -218,7 +219,8 @@ pub(crate) fn conflict<T: std::fmt::Debug>(result: Result<T, AppError>) -> &'sta
 
 /// Grants of one secret to sign with.
 pub(crate) fn grant_secret(name: &str) -> Grants {
-    serde_json::from_value(json!({ "permissions": [{ "kind": "secret", "name": name, "inject": { "origins": [] } }] })).unwrap()
+    serde_json::from_value(json!({ "permissions": [{ "kind": "secret", "name": name, "inject": { "origins": [] } }] }))
+        .unwrap()
 }
 
 pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {

@@ -83,7 +83,7 @@ on_both! {
             manifest["factors"] = json!([{ "name": "it", "title": "It" }]);
             manifest.as_object_mut().unwrap().remove("actions");
         }));
-        assert_eq!(refused(factor).await[0].0, "");
+        assert_eq!(refused(factor).await, place("/manifest", "export-unlisted"));
         let undeclared = package(&signs(), &manifest("acme/signs", "1.0.0", |_| ()));
         assert_eq!(refused(undeclared).await, place("/manifest/permissions", "import-undeclared"));
 

@@ -293,15 +293,14 @@ impl App {
             .rights
             .get(&key)
             .filter(|(version, rights)| *version == installation.grant_version && !rights.has_ended(now));
-        let rights = match known {
-            Some((_, rights)) => rights,
-            None => {
-                let rights = Arc::new(Rights::compute(&contract.plugin, &installation, &sandbox.ceiling, now));
-                sandbox.rights.insert(key, (installation.grant_version, Arc::clone(&rights)));
-                rights
-            }
+        let rights = if let Some((_, rights)) = known {
+            rights
+        } else {
+            let rights = Arc::new(Rights::compute(&contract.plugin, &installation, &sandbox.ceiling, now));
+            sandbox.rights.insert(key, (installation.grant_version, Arc::clone(&rights)));
+            rights
         };
-        Ok(Ready { installation, at, kind, limits, rights, contract })
+        Ok(Ready { installation, contract, at, kind, limits, rights })
     }
 
     /// Runs the call to an outcome.

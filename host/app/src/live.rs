@@ -14,7 +14,7 @@ use bulkhead_runtime::CallControl;
 
 /// How long the newest version of a changed installation is remembered: longer than any call takes from its read to its
 /// registration.
-const NEWEST_KEPT: Duration = Duration::from_secs(600);
+const NEWEST_KEPT: Duration = Duration::from_mins(10);
 const NEWEST_MAX: u64 = 100_000;
 
 type Key = (OrgId, InstallationId);

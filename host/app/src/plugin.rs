@@ -132,7 +132,8 @@ impl App {
     where
         L: Future<Output = Result<Vec<u8>, LoadError>> + Send,
     {
-        self.sandbox().runtime.prepare(digest, load).await
+        // On the heap: compiling takes a large future, and it is rarely needed.
+        Box::pin(self.sandbox().runtime.prepare(digest, load)).await
     }
 
     /// Newest first; `name` narrows when given.
