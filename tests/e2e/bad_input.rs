@@ -17,7 +17,7 @@ fn assert_problem(answer: &Answer, status: u16, words: &str) {
 fn steps_of(count: usize) -> Value {
     let mut steps = serde_json::Map::new();
     for number in 0..count {
-        steps.insert(format!("s{number}"), json!({ "type": "set", "vars": {}, "next": format!("s{}", number + 1) }));
+        steps.insert(format!("s{number}"), json!({ "type": "delay", "for_ms": 1, "next": format!("s{}", number + 1) }));
     }
     steps.insert(format!("s{count}"), json!({ "type": "stop" }));
     Value::Object(steps)
@@ -46,7 +46,8 @@ on_both! {
         let refused = api.upload(&other_bytes);
         assert!(matches!(refused.status, 403 | 409 | 422), "{:#}", refused.body);
 
-        let cycle = json!({ "a": { "type": "set", "vars": {}, "next": "b" }, "b": { "type": "set", "vars": {}, "next": "a" } });
+        let pass = |next: &str| json!({ "type": "delay", "for_ms": 1, "next": next });
+        let cycle = json!({ "a": pass("b"), "b": pass("a") });
         assert_problem(&api.post("workflows", &workflow(&cycle, "a")), 422, "cycle");
         assert_problem(&api.post("workflows", &workflow(&json!({ "a": { "type": "stop" } }), "zzz")), 422, "zzz");
         assert_problem(&api.post("workflows", &workflow(&steps_of(10_000), "s0")), 422, "200");

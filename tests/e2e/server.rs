@@ -18,7 +18,7 @@ const START_WITHIN: Duration = Duration::from_secs(120);
 /// Where a server keeps its things: outlives the server.
 pub(crate) struct Place {
     dir: TempDir,
-    database: Option<Database>,
+    database: Option<Database<'static>>,
     port: u16,
 }
 
