@@ -1,1 +1,20 @@
-//! The HTTP layer.
+//! The HTTP layer: the real router on the real application, store and sandbox, one request at a time.
+//!
+//! Each test that touches data has one body and runs as `name::sqlite` and `name::postgres`.
+
+#[macro_use]
+mod support;
+
+#[path = "../app/guests.rs"]
+#[expect(dead_code, reason = "the suite of use cases needs more guests than this one")]
+mod guests;
+
+mod accounts;
+mod edge;
+mod hooks;
+mod input;
+mod isolation;
+mod lists;
+mod openapi;
+mod plugins;
+mod workflows;

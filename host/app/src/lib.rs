@@ -41,6 +41,8 @@ use bulkhead_store::seal::Sealer;
 
 use crate::sandbox::Sandbox;
 
+/// What the compiler's child process runs.
+pub use bulkhead_runtime::compiler::worker_main as compiler_main;
 pub use error::{AppError, Problem};
 pub use permits::CallConcurrency;
 pub use sandbox::SandboxParts;

@@ -9,7 +9,7 @@ use serde_path_to_error::Segment;
 
 use crate::problem::{Kind, Problem};
 
-/// Reads a body of the shape `T`.
+/// Reads a body of the shape `T`, which is an object.
 ///
 /// # Errors
 /// `invalid-json` for text that is no JSON or nests deeper than serde_json follows (127 levels), `invalid-body` with a pointer
@@ -17,6 +17,12 @@ use crate::problem::{Kind, Problem};
 pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(Problem::new(Kind::InvalidJson, "the body is empty: send JSON"));
+    }
+    // serde's derive also reads a struct from a list, field by field, which nobody means.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        parse::<NoRepeatedKeys>(bytes)?;
+        let message = "an object is expected";
+        return Err(Problem::new(Kind::InvalidBody, message).at("", "wrong-type", message));
     }
     // First without a shape, since a repeated key inside free-form JSON would silently win over the one before it.
     parse::<NoRepeatedKeys>(bytes)?;
@@ -196,7 +202,7 @@ mod tests {
             (r#"{"name": "a", "inner": [{"count": 300}]}"#, "invalid-body", "/inner/0/count", "invalid-value"),
             (r#"{"name": 5}"#, "invalid-body", "/name", "wrong-type"),
             (r#"{"inner": []}"#, "invalid-body", "", "missing-field"),
-            (r#"[]"#, "invalid-body", "", "missing-field"),
+            (r#"["a"]"#, "invalid-body", "", "wrong-type"),
             (r#"7"#, "invalid-body", "", "wrong-type"),
             (r#"{"name": "a", "name": "b"}"#, "invalid-body", "", "repeated-key"),
             (r#"{"name": "a", "free": {"x": [{"k": 1, "k": 2}]}}"#, "invalid-body", "/free/x/0", "repeated-key"),

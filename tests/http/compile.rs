@@ -1,0 +1,5 @@
+//! The compiler's child process of this suite.
+
+fn main() -> std::process::ExitCode {
+    bulkhead_app::compiler_main()
+}

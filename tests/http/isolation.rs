@@ -1,0 +1,158 @@
+//! Who may do what: every operation of the OpenAPI document, driven as nobody, as another organization, and as a key of each
+//! single permission. The whole matrix is a text file that reviews see change.
+
+use std::fmt::Write as _;
+
+use bulkhead_model::permission::Permission;
+use serde_json::{Value, json};
+
+use crate::guests::{asks_for_secret, manifest, package, signs};
+use crate::openapi::{compare_with_file, operations};
+use crate::support::{Answer, Ask, TestServer, Tenant, ask, stops_at_once};
+
+/// Ids of one organization's things, by the path parameter that takes them.
+struct Things {
+    values: Vec<(&'static str, String)>,
+}
+
+impl Things {
+    /// One of everything.
+    async fn of(server: &TestServer, tenant: &Tenant) -> Self {
+        let id = |view: &Value| view["id"].as_str().unwrap().to_owned();
+        let name = format!("{}/signer", tenant.slug);
+        let plugin = server.upload(tenant, package(&signs(), &manifest(&name, "1.0.0", asks_for_secret(false)))).await;
+        let body = json!({ "plugin": name, "version": "1.0.0" });
+        let installation = id(&server.post(tenant, "installations", &body).await.json(201));
+        let secret = ask("PUT", tenant.at(&format!("installations/{installation}/secrets/signing_key"))).key(&tenant.key);
+        assert_eq!(server.send(secret.json(&json!({ "value": "canary" }))).await.status.as_u16(), 204);
+        let call = json!({ "contribution": "it", "input": "x" });
+        let call = id(&server.post(tenant, &format!("installations/{installation}/calls"), &call).await.json(200));
+        let workflow = id(&server.save(tenant, &stops_at_once("Private")).await);
+        let run = server.post(tenant, &format!("workflows/{workflow}/runs"), &json!({})).await.json(202);
+        let key = server.post(tenant, "api-keys", &json!({ "name": "k", "permissions": ["org.read"] })).await.json(201);
+        let values = vec![
+            ("plugin", id(&plugin)),
+            ("installation", installation),
+            ("name", "signing_key".to_owned()),
+            ("call", call),
+            ("workflow", workflow),
+            ("version", "1".to_owned()),
+            ("trigger", "hook".to_owned()),
+            ("run", run["run"].as_str().unwrap().to_owned()),
+            ("api_key", id(&key)),
+        ];
+        Self { values }
+    }
+
+    fn fill(&self, path: &str, org: &str) -> String {
+        let path = path.replace("{org}", org);
+        self.values.iter().fold(path, |path, (name, value)| path.replace(&format!("{{{name}}}"), value))
+    }
+}
+
+/// A request that would pass if the caller might. A new operation with a body needs a line here.
+fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
+    let of_match = |parameter: &Value| parameter["name"] == "if-match" && parameter["required"] == true;
+    let tagged = operation["parameters"].as_array().is_some_and(|parameters| parameters.iter().any(of_match));
+    let ask = if tagged { ask.header("if-match", "\"v1\"") } else { ask };
+    if operation.get("requestBody").is_none() {
+        return ask;
+    }
+    let body = match id {
+        "create_api_key" => json!({ "name": "x", "permissions": ["org.read"] }),
+        "install" => json!({ "plugin": "acme/signer", "version": "1.0.0" }),
+        "update_installation" => json!({ "state": "disabled" }),
+        "replace_grants" => json!({ "permissions": [] }),
+        "put_secret" => json!({ "value": "x" }),
+        "make_call" => json!({ "contribution": "it", "input": "x" }),
+        "create_workflow" | "update_workflow" | "validate_workflow" => json!({ "definition": stops_at_once("Taken over") }),
+        "rotate_hook" | "start_run" | "retry_run" => json!({}),
+        "upload_plugin" => return ask.bytes("application/wasm", "no package"),
+        other => panic!("say in tests/http/isolation.rs what `{other}` takes"),
+    };
+    ask.json(&body)
+}
+
+/// What an attacker with the other organization's ids must see: nothing.
+fn assert_hidden(answer: &Answer, at: &str) {
+    assert_eq!(answer.problem(404), "not-found", "{at}");
+    assert!(!answer.text().contains("canary") && !answer.text().contains("Private"), "{at}: {}", answer.text());
+}
+
+on_both! {
+    async fn every_operation_is_closed_to_all_others(server: TestServer) {
+        let (victim, attacker) = (server.tenant("acme").await, server.tenant("other").await);
+        let things = Things::of(&server, &victim).await;
+        let before = snapshot(&server, &victim).await;
+        let mut keys = Vec::new();
+        for permission in Permission::ALL {
+            keys.push((*permission, server.key(&victim, &[*permission]).await));
+        }
+        let before_keys = server.get(&victim, "api-keys").await.json(200);
+        let mut matrix = heading();
+        let mut allowed = Vec::new();
+        for (method, path, operation) in operations(&bulkhead_http::openapi()) {
+            let at = format!("{method} {path}");
+            let Some(permission) = operation["x-bulkhead-permission"].as_str() else {
+                let why = operation["x-bulkhead-public"].as_str().unwrap();
+                writeln!(matrix, "{method:<6} {path:<74} public: {why}").unwrap();
+                continue;
+            };
+            let id = operation["operationId"].as_str().unwrap();
+            let make = |org: &str| complete(ask(&method, things.fill(&path, org)), id, &operation);
+
+            let nobody = server.send(make(&victim.org)).await;
+            assert_eq!(nobody.problem(401), "unauthenticated", "{at}");
+            for org in [&victim.org, &victim.slug] {
+                assert_hidden(&server.send(make(org).key(&attacker.key)).await, &at);
+            }
+            if path.matches('{').count() > 1 {
+                assert_hidden(&server.send(make(&attacker.org).key(&attacker.key)).await, &at);
+            }
+            let mut row = String::new();
+            for (held, key) in &keys {
+                if held.as_str() == permission {
+                    row.push('x');
+                    allowed.push((at.clone(), make(&victim.org).key(key)));
+                    continue;
+                }
+                let refused = server.send(make(&victim.org).key(key)).await;
+                assert_eq!(refused.problem(403), "forbidden", "{at} with {held} only");
+                assert!(refused.text().contains(permission), "{at}: the permission is named: {}", refused.text());
+                row.push('.');
+            }
+            writeln!(matrix, "{method:<6} {path:<74} {row}").unwrap();
+        }
+        assert_eq!(snapshot(&server, &victim).await, before, "nobody changed anything");
+        assert_eq!(server.get(&victim, "api-keys").await.json(200), before_keys);
+        compare_with_file(&matrix, "tests/http/matrix.txt");
+
+        // The declared permission alone is enough. What comes of it depends on the order, so only the refusals are looked at.
+        for (at, request) in allowed {
+            let answer = server.send(request).await;
+            assert!(![401, 403].contains(&answer.status.as_u16()), "{at}: {}", answer.text());
+            assert!(answer.status.as_u16() < 500, "{at}: {}", answer.text());
+        }
+    }
+}
+
+/// What an organization has, as far as the other one could have changed it.
+async fn snapshot(server: &TestServer, tenant: &Tenant) -> Vec<Value> {
+    let mut found = Vec::new();
+    for list in ["plugins", "installations", "workflows", "runs", "audit?action=plugin.called", "events", "jobs"] {
+        found.push(server.get(tenant, list).await.json(200));
+    }
+    found
+}
+
+fn heading() -> String {
+    let mut text = String::from(
+        "Who may do what. One column per permission, in the order below: `x` passes, `.` is refused with 403.\n\
+         Nobody gets 401 from each of these, and another organization's key 404.\n\n",
+    );
+    for (at, permission) in Permission::ALL.iter().enumerate() {
+        writeln!(text, "{:>3} {permission}", at + 1).unwrap();
+    }
+    text.push('\n');
+    text
+}

@@ -1,0 +1,106 @@
+//! The OpenAPI document: complete, current, and true.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use bulkhead_model::permission::Permission;
+use serde_json::Value;
+
+use crate::support::{TestServer, ask};
+
+/// Every operation: method, path, description.
+pub(crate) fn operations(document: &Value) -> Vec<(String, String, Value)> {
+    let mut found = Vec::new();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for (method, operation) in item.as_object().unwrap() {
+            found.push((method.to_uppercase(), path.clone(), operation.clone()));
+        }
+    }
+    found
+}
+
+/// Compares a text with its file, or writes the file when `UPDATE_SNAPSHOTS` is set (`cargo xtask openapi`).
+#[expect(clippy::disallowed_methods, reason = "the variable is for whoever runs the tests")]
+pub(crate) fn compare_with_file(text: &str, file: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(file);
+    if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(kept == text, "{file} is stale: run `cargo xtask openapi` and look at what changed");
+}
+
+#[test]
+fn openapi_snapshot() {
+    let mut text = serde_json::to_string_pretty(&bulkhead_http::openapi()).unwrap();
+    text.push('\n');
+    compare_with_file(&text, "docs/openapi.json");
+}
+
+#[test]
+fn every_operation_declares_who_may_and_what_can_go_wrong() {
+    let document = bulkhead_http::openapi();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    let names: BTreeSet<&str> = Permission::ALL.iter().map(|permission| permission.as_str()).collect();
+    let mut ids = BTreeSet::new();
+    for (method, path, operation) in operations(&document) {
+        let at = format!("{method} {path}");
+        match &operation["x-bulkhead-permission"] {
+            Value::String(permission) => {
+                assert!(names.contains(permission.as_str()), "{at}: {permission}");
+                assert!(path.starts_with("/api/v1/orgs/{org}"), "{at}");
+                assert_eq!(operation["security"], serde_json::json!([{ "api_key": [] }]), "{at}");
+            }
+            Value::Null => assert!(operation["x-bulkhead-public"].as_str().is_some_and(|why| !why.is_empty()), "{at}"),
+            other => panic!("{at}: {other}"),
+        }
+        assert!(operation["x-bulkhead-problems"].as_array().is_some_and(|problems| !problems.is_empty()), "{at}");
+        assert!(operation["summary"].as_str().is_some_and(|summary| summary.ends_with('.')), "{at} has no sentence");
+        assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{at}: the id is taken");
+        for part in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
+            let described = operation["parameters"].as_array().into_iter().flatten();
+            let parameter = described.into_iter().find(|parameter| parameter["in"] == "path" && parameter["name"] == part);
+            let text = parameter.and_then(|parameter| parameter["description"].as_str());
+            assert!(text.is_some_and(|text| !text.is_empty()), "{at}: {part} is not described");
+        }
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn visit(value: &Value, document: &Value) {
+        match value {
+            Value::Object(map) => {
+                if let Some(Value::String(reference)) = map.get("$ref") {
+                    let pointer = reference.strip_prefix('#').unwrap();
+                    assert!(document.pointer(pointer).is_some(), "{reference}");
+                }
+                map.values().for_each(|value| visit(value, document));
+            }
+            Value::Array(items) => items.iter().for_each(|value| visit(value, document)),
+            _ => {}
+        }
+    }
+    let document = bulkhead_http::openapi();
+    visit(&document, &document);
+}
+
+on_both! {
+    async fn the_served_document_is_this_one(server: TestServer) {
+        assert_eq!(server.send(ask("GET", "/api/openapi.json")).await.json(200), bulkhead_http::openapi());
+    }
+
+    async fn every_operation_is_routed(server: TestServer) {
+        check_routed(&server).await;
+    }
+}
+
+async fn check_routed(server: &TestServer) {
+    for (method, path, _) in operations(&bulkhead_http::openapi()) {
+        let answer = server.send(ask(&method, path.replace(['{', '}'], "x"))).await;
+        assert_ne!(answer.status.as_u16(), 405, "{method} {path}");
+        assert!(!answer.text().contains("nothing at this address"), "{method} {path}");
+    }
+}

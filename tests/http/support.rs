@@ -1,0 +1,316 @@
+//! A server on each database, and requests to it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::supervise::Supervisor;
+use bulkhead_app::worker::{Slots, WorkerConfig};
+use bulkhead_app::{App, AppParts, CallConcurrency, SandboxParts};
+use bulkhead_http::{HttpConfig, router};
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::grant::Ceiling;
+use bulkhead_model::permission::{Permission, PermissionSet};
+use bulkhead_model::time::Timestamp;
+use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
+use bulkhead_runtime::{CompilerCommand, Runtime, RuntimeConfig};
+use bulkhead_store::seal::{RootKey, Sealer};
+use bulkhead_store::{Database, Store, StoreConfig};
+use bulkhead_test_support::postgres::{Database as TestDatabase, server_or_skip};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body_util::BodyExt as _;
+use serde_json::{Value, json};
+use tower::ServiceExt as _;
+
+/// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
+macro_rules! on_both {
+    ($($(#[$doc:meta])* async fn $name:ident($server:ident: TestServer) $body:block)*) => {$(
+        $(#[$doc])*
+        mod $name {
+            #[allow(unused_imports, clippy::allow_attributes, reason = "not every body names something of its module")]
+            use super::*;
+
+            async fn body($server: $crate::support::TestServer) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn sqlite() {
+                body($crate::support::TestServer::sqlite().await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                let Some(server) = $crate::support::TestServer::postgres().await else { return };
+                body(server).await;
+            }
+        }
+    )*};
+}
+
+/// Patience for what has no time of its own: generous, because the machine may be busy.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+/// The moment at which every test begins: 2026-11-21T08:00:00Z.
+const START_MICROS: i64 = 1_795_248_000_000_000;
+/// The role of this suite. Not the one that the store makes for itself, whose password other suites may set.
+const APP_ROLE: &str = "bulkhead_http_suite";
+pub(crate) const PUBLIC_URL: &str = "http://bulkhead.test";
+
+pub(crate) struct TestServer {
+    pub(crate) router: Router,
+    pub(crate) app: App,
+    pub(crate) store: Store,
+    pub(crate) ambient: Ambient,
+    supervisor: Supervisor,
+    /// The directory or database that ends with the test.
+    _place: Place,
+}
+
+#[expect(dead_code, reason = "held for what their drop does")]
+enum Place {
+    Sqlite(tempfile::TempDir),
+    Postgres(TestDatabase<'static>),
+}
+
+/// An organization with a key of every permission.
+#[derive(Clone)]
+pub(crate) struct Tenant {
+    pub(crate) org: String,
+    pub(crate) slug: String,
+    pub(crate) key: String,
+}
+
+impl Tenant {
+    /// An address in the organization.
+    pub(crate) fn at(&self, rest: &str) -> String {
+        format!("/api/v1/orgs/{}/{rest}", self.org)
+    }
+}
+
+struct NoNames;
+
+impl Resolve for NoNames {
+    fn resolve<'a>(&'a self, _: &'a str) -> ResolveFuture<'a> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+}
+
+/// One sandbox for all tests: engines are large, and what one test compiled the next one finds.
+fn runtime() -> Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    let start = || {
+        let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("http-suite-{}", std::process::id()));
+        let config = RuntimeConfig {
+            cache_dir: directory,
+            seal_key: [9; 32],
+            compiler: CompilerCommand { program: env!("CARGO_BIN_EXE_http-suite-compile").into(), args: Vec::new() },
+            guest_threads: 2,
+            prepared_bytes_max: 256 * 1024 * 1024,
+            egress: EgressConfig::new(Arc::new(NoNames)),
+        };
+        Runtime::start(config, ambient()).unwrap()
+    };
+    RUNTIME.get_or_init(start).clone()
+}
+
+fn ambient() -> Ambient {
+    Ambient::manual(Timestamp::from_micros(START_MICROS), 42)
+}
+
+/// An answer, taken apart.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Answer {
+    /// The body as JSON, after checking the status.
+    #[track_caller]
+    pub(crate) fn json(&self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text());
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    /// The slug of a problem document, after checking the status and the document's form.
+    #[track_caller]
+    pub(crate) fn problem(&self, status: u16) -> String {
+        let document = self.json(status);
+        assert_eq!(self.header("content-type"), "application/problem+json");
+        assert_eq!(document["status"], status);
+        assert_eq!(document["request_id"], self.header("x-request-id"));
+        assert!(document["title"].as_str().is_some_and(|title| !title.is_empty()), "{document}");
+        assert!(document["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{document}");
+        let kind = document["type"].as_str().unwrap();
+        kind.strip_prefix("https://bulkhead.dev/problems/").unwrap_or_else(|| panic!("{kind}")).to_owned()
+    }
+
+    /// Path and code of a problem's first error.
+    #[track_caller]
+    pub(crate) fn error(&self, status: u16) -> (String, String) {
+        let document = self.json(status);
+        let error = &document["errors"][0];
+        (error["path"].as_str().unwrap().to_owned(), error["code"].as_str().unwrap().to_owned())
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// A request in the making.
+pub(crate) struct Ask {
+    method: Method,
+    path: String,
+    headers: Vec<(String, String)>,
+    body: Body,
+}
+
+pub(crate) fn ask(method: &str, path: impl Into<String>) -> Ask {
+    Ask { method: method.parse().unwrap(), path: path.into(), headers: Vec::new(), body: Body::empty() }
+}
+
+impl Ask {
+    pub(crate) fn key(self, key: &str) -> Self {
+        self.header("authorization", &format!("Bearer {key}"))
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) fn json(self, body: &Value) -> Self {
+        self.bytes("application/json", body.to_string())
+    }
+
+    pub(crate) fn bytes(self, kind: &str, body: impl Into<Body>) -> Self {
+        let mut ask = self.header("content-type", kind);
+        ask.body = body.into();
+        ask
+    }
+
+    pub(crate) async fn send(self, router: &Router) -> Answer {
+        let mut request = Request::builder().method(self.method).uri(self.path);
+        for (name, value) in self.headers {
+            request = request.header(name, value);
+        }
+        let response = router.clone().oneshot(request.body(self.body).unwrap()).await.unwrap();
+        let (parts, body) = response.into_parts();
+        Answer { status: parts.status, headers: parts.headers, body: body.collect().await.unwrap().to_bytes() }
+    }
+}
+
+impl TestServer {
+    pub(crate) async fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite { dir: directory.path().to_owned() };
+        let store = Store::open(StoreConfig { database, connections_max: 4 }).await.unwrap();
+        Self::on(store, Place::Sqlite(directory))
+    }
+
+    pub(crate) async fn postgres() -> Option<Self> {
+        let database = server_or_skip()?.create_database().unwrap();
+        let role = format!(
+            "do $$ begin create role {APP_ROLE} login password 'http_suite'; \
+             exception when duplicate_object or unique_violation then null; end $$"
+        );
+        database.execute(&role).unwrap();
+        let (_, place) = database.url().rsplit_once('@').unwrap();
+        let url = Some(format!("postgres://{APP_ROLE}:http_suite@{place}"));
+        let config = Database::Postgres { url, owner_url: Some(database.url().to_owned()), app_password: "unused".into() };
+        let store = Store::open(StoreConfig { database: config, connections_max: 6 }).await.unwrap();
+        Some(Self::on(store, Place::Postgres(database)))
+    }
+
+    fn on(store: Store, place: Place) -> Self {
+        let (ambient, supervisor) = (ambient(), Supervisor::new());
+        let app = App::new(AppParts {
+            store: store.clone(),
+            sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
+            ambient: ambient.clone(),
+            sandbox: SandboxParts {
+                runtime: runtime(),
+                ceiling: Ceiling::default(),
+                first_party: std::collections::BTreeSet::new(),
+                concurrency: CallConcurrency::default(),
+                supervisor: supervisor.clone(),
+            },
+        });
+        let config = HttpConfig {
+            cursor_key: [5; 32],
+            metrics: Arc::new(|| "bulkhead_up 1\n".to_owned()),
+            public_url: PUBLIC_URL.to_owned(),
+            version: "1.2.3",
+        };
+        Self { router: router(app.clone(), config), app, store, ambient, supervisor, _place: place }
+    }
+
+    /// Lets jobs be done.
+    pub(crate) async fn work(&self) {
+        let config = WorkerConfig { name: "http suite".into(), slots: Slots::default(), heartbeat: None };
+        self.app.start_worker(config, &self.supervisor).await.unwrap();
+    }
+
+    /// A new organization; each name once.
+    pub(crate) async fn tenant(&self, slug: &str) -> Tenant {
+        let org = self.app.create_org(slug.parse().unwrap(), slug.to_uppercase()).await.unwrap();
+        let new = NewApiKey { name: "all".into(), permissions: PermissionSet::all(), expires_in_days: None };
+        let created = self.app.create_first_api_key(org.id, new).await.unwrap();
+        Tenant { org: org.id.to_string(), slug: slug.to_owned(), key: created.secret_text }
+    }
+
+    /// A further key of the organization.
+    pub(crate) async fn key(&self, tenant: &Tenant, permissions: &[Permission]) -> String {
+        let permissions: Vec<&str> = permissions.iter().map(|permission| permission.as_str()).collect();
+        let body = json!({ "name": "narrow", "permissions": permissions });
+        let created = self.post(tenant, "api-keys", &body).await.json(201);
+        created["secret"].as_str().unwrap().to_owned()
+    }
+
+    pub(crate) async fn send(&self, ask: Ask) -> Answer {
+        tokio::time::timeout(PATIENCE, ask.send(&self.router)).await.expect("an answer comes")
+    }
+
+    pub(crate) async fn get(&self, tenant: &Tenant, rest: &str) -> Answer {
+        self.send(ask("GET", tenant.at(rest)).key(&tenant.key)).await
+    }
+
+    pub(crate) async fn post(&self, tenant: &Tenant, rest: &str, body: &Value) -> Answer {
+        self.send(ask("POST", tenant.at(rest)).key(&tenant.key).json(body)).await
+    }
+
+    pub(crate) async fn delete(&self, tenant: &Tenant, rest: &str) -> Answer {
+        self.send(ask("DELETE", tenant.at(rest)).key(&tenant.key)).await
+    }
+
+    /// Uploads a package; the plugin's view.
+    pub(crate) async fn upload(&self, tenant: &Tenant, package: Vec<u8>) -> Value {
+        let ask = ask("POST", tenant.at("plugins")).key(&tenant.key).bytes("application/wasm", package);
+        self.send(ask).await.json(201)
+    }
+
+    /// Saves a workflow; its view.
+    pub(crate) async fn save(&self, tenant: &Tenant, definition: &Value) -> Value {
+        self.post(tenant, "workflows", &json!({ "definition": definition })).await.json(201)
+    }
+}
+
+/// A workflow of one step, started by webhook, by hand or by API.
+pub(crate) fn stops_at_once(name: &str) -> Value {
+    json!({
+        "schema": 1, "name": name,
+        "triggers": [
+            { "id": "hook", "type": "webhook" }, { "id": "hand", "type": "manual" }, { "id": "api", "type": "api" }
+        ],
+        "start": "end",
+        "steps": { "end": { "type": "stop", "output": "{{ trigger.body }}" } },
+    })
+}
