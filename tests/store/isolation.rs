@@ -228,10 +228,8 @@ fn every_method_is_tried_from_another_organization() {
         .map(|rest| rest.split(['(', '<']).next().unwrap())
         .collect();
     assert!(methods.len() > 50, "the sources hold the methods: {methods:?}");
-    let missing: Vec<_> = methods
-        .iter()
-        .filter(|name| !WITHOUT_ROWS.contains(name) && !tried.contains(&format!("tx.{name}(")))
-        .collect();
+    let missing: Vec<_> =
+        methods.iter().filter(|name| !WITHOUT_ROWS.contains(name) && !tried.contains(&format!("tx.{name}("))).collect();
     assert!(missing.is_empty(), "no test tries these from another organization: {missing:?}");
     let stale: Vec<_> = WITHOUT_ROWS.iter().filter(|name| !methods.contains(*name)).collect();
     assert!(stale.is_empty(), "exceptions without a method: {stale:?}");

@@ -79,7 +79,9 @@ impl Queue {
 
     async fn hold(&self, lease: &Lease, deadline: Duration) -> Result<(), StoreError> {
         let (test, now) = (&self.test, self.now());
-        tx!(test.write_locked, &self.tenant.scope(), [lease, deadline, now], |tx| tx.hold_lease(lease, *deadline, *now).await)
+        tx!(test.write_locked, &self.tenant.scope(), [lease, deadline, now], |tx| tx
+            .hold_lease(lease, *deadline, *now)
+            .await)
     }
 
     async fn promote(&self) -> u64 {

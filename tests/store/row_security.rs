@@ -61,7 +61,8 @@ async fn every_tenant_table_has_forced_security_and_a_policy() {
     .unwrap();
     let mut open = BTreeSet::new();
     for row in &rows {
-        let (table, enabled, forced, policies): (String, bool, bool, i64) = (row.get(0), row.get(1), row.get(2), row.get(3));
+        let (table, enabled, forced, policies): (String, bool, bool, i64) =
+            (row.get(0), row.get(1), row.get(2), row.get(3));
         if !(enabled && forced && policies > 0) {
             open.insert(table);
         }
@@ -110,7 +111,11 @@ async fn without_a_context_nothing_is_there() {
     for table in &tables {
         assert_eq!(count(&mut conn, table, "true").await, 0, "{table}");
         let column = org_column(table);
-        assert_eq!(execute(&mut conn, format!("update \"{table}\" set {column} = {column}")).await.unwrap(), 0, "{table}");
+        assert_eq!(
+            execute(&mut conn, format!("update \"{table}\" set {column} = {column}")).await.unwrap(),
+            0,
+            "{table}"
+        );
         assert_eq!(execute(&mut conn, format!("delete from \"{table}\"")).await.unwrap(), 0, "{table}");
     }
     // Context that is no organization at all is nobody's, not everybody's.
@@ -134,10 +139,18 @@ async fn with_one_organizations_context_anothers_rows_can_be_neither_read_nor_ch
         begin(&mut conn, Some(a.org), "").await;
         assert!(count(&mut conn, table, "true").await >= 1, "{table}: the test needs a row of A's in each table");
         assert_eq!(count(&mut conn, table, &of_b).await, 0, "{table}: read");
-        assert_eq!(count(&mut conn, table, &format!("{column} <> '{}'", a.org.uuid())).await, 0, "{table}: read others");
+        assert_eq!(
+            count(&mut conn, table, &format!("{column} <> '{}'", a.org.uuid())).await,
+            0,
+            "{table}: read others"
+        );
         let update = format!("update \"{table}\" set {column} = {column} where {of_b}");
         assert_eq!(execute(&mut conn, update).await.unwrap(), 0, "{table}: update");
-        assert_eq!(execute(&mut conn, format!("delete from \"{table}\" where {of_b}")).await.unwrap(), 0, "{table}: delete");
+        assert_eq!(
+            execute(&mut conn, format!("delete from \"{table}\" where {of_b}")).await.unwrap(),
+            0,
+            "{table}: delete"
+        );
         end(&mut conn).await;
 
         // A's own row, moved to B or copied for B.

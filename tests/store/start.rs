@@ -1,7 +1,7 @@
 //! What the store refuses to start on.
 
 use bulkhead_store::{Database, Store, StoreConfig, StoreError};
-use bulkhead_test_support::postgres::{Cluster, server_or_skip};
+use bulkhead_test_support::postgres::{Cluster, Server, server_or_skip};
 use sqlx::Connection as _;
 
 use crate::support::{app_url, postgres_config, postgres_database, with_role};
@@ -82,10 +82,14 @@ async fn roles_on_a_cluster_of_ones_own() {
         return;
     }
     let cluster = Cluster::start().unwrap();
+    let superuser_url = cluster.superuser_url().to_owned();
+    let server = Server::own(cluster);
+    let database = server.create_database().unwrap();
+    let superuser_url = format!("{}/{}", superuser_url.trim_end_matches("/postgres"), database.name());
     let config = |password: &str| StoreConfig {
         database: Database::Postgres {
             url: None,
-            owner_url: Some(cluster.url().to_owned()),
+            owner_url: Some(database.url().to_owned()),
             app_password: password.to_owned(),
         },
         connections_max: 2,
@@ -96,16 +100,16 @@ async fn roles_on_a_cluster_of_ones_own() {
         store.unwrap().close().await;
     }
     // The owner's address alone made the role, whose password follows the root key.
-    let app = |password: &str| with_role(cluster.url(), "bulkhead_app", password);
+    let app = |password: &str| with_role(database.url(), "bulkhead_app", password);
     Store::open(postgres_config(Some(app("first")), None)).await.unwrap().close().await;
     Store::open(config("it's new")).await.unwrap().close().await;
     assert!(Store::open(postgres_config(Some(app("first")), None)).await.is_err());
 
-    let superuser = Store::open(postgres_config(Some(cluster.superuser_url().to_owned()), None)).await;
+    let superuser = Store::open(postgres_config(Some(superuser_url.clone()), None)).await;
     let text = refusal(superuser);
     assert!(text.contains("superuser"), "{text}");
 
-    let mut conn = sqlx::PgConnection::connect(cluster.superuser_url()).await.unwrap();
+    let mut conn = sqlx::PgConnection::connect(&superuser_url).await.unwrap();
     sqlx::raw_sql("alter role bulkhead_app bypassrls").execute(&mut conn).await.unwrap();
     let text = refusal(Store::open(config("x")).await);
     assert!(text.contains("BYPASSRLS"), "{text}");

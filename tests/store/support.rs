@@ -197,7 +197,8 @@ impl TestStore {
     /// A registered worker.
     pub(crate) async fn worker(&self) -> WorkerId {
         let (id, now) = (WorkerId::new(&self.ambient), self.ambient.now());
-        tx!(self.write, &JOBS, [id, now], |tx| tx.insert_worker(*id, "node", *now, Duration::from_secs(60)).await).unwrap();
+        tx!(self.write, &JOBS, [id, now], |tx| tx.insert_worker(*id, "node", *now, Duration::from_secs(60)).await)
+            .unwrap();
         id
     }
 

@@ -280,7 +280,8 @@ async fn readers_do_not_wait_for_the_writer() {
     for _ in 0..50 {
         let (store, scope) = (test.store.clone(), scope.clone());
         readers.spawn(async move {
-            let org: Result<_, StoreError> = store.read(&scope, (), |tx, ()| Box::pin(async move { tx.require_org().await })).await;
+            let org: Result<_, StoreError> =
+                store.read(&scope, (), |tx, ()| Box::pin(async move { tx.require_org().await })).await;
             org.unwrap().slug.to_string()
         });
     }

@@ -45,7 +45,14 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, key.id, &key.name, &key.secret_hash.0, &permissions, key.created_at, key.expires_at, key.revoked_at
+            org,
+            key.id,
+            &key.name,
+            &key.secret_hash.0,
+            &permissions,
+            key.created_at,
+            key.expires_at,
+            key.revoked_at
         ];
         self.execute(sql, values).await.map(drop)
     }

@@ -49,7 +49,10 @@ fn read(row: &Row) -> Result<Call, StoreError> {
     let report = CallReport {
         outcome: row.parsed("outcome", Outcome::parse)?,
         output: row.get("output")?,
-        error: error.map(|text| serde_json::from_str(&text)).transpose().map_err(|e| StoreError::corrupt("error", e))?,
+        error: error
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .map_err(|e| StoreError::corrupt("error", e))?,
         usage: row.json("usage")?,
         limits: row.json("limits")?,
         log: log.1,
@@ -86,9 +89,25 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, call.id, call.installation, call.plugin, call.run, &call.step, call.attempt, &call.contribution,
-            call.grant_version.0, report.outcome.as_str(), &call.input, &report.output, &error, &usage, &limits, &log, &egress,
-            &refusals, call.created_at
+            org,
+            call.id,
+            call.installation,
+            call.plugin,
+            call.run,
+            &call.step,
+            call.attempt,
+            &call.contribution,
+            call.grant_version.0,
+            report.outcome.as_str(),
+            &call.input,
+            &report.output,
+            &error,
+            &usage,
+            &limits,
+            &log,
+            &egress,
+            &refusals,
+            call.created_at
         ];
         self.execute(sql, values).await.map(drop)
     }

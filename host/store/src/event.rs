@@ -32,8 +32,15 @@ fn read(row: &Row) -> Result<Event, StoreError> {
 }
 
 impl Tx {
-    pub async fn record_event(&mut self, kind: &str, subject: &str, detail: &Value, ambient: &Ambient) -> Result<(), StoreError> {
-        let sql = sql!("insert into event (org_id, id, kind, subject, detail, created_at) values ($1, $2, $3, $4, $5, $6)");
+    pub async fn record_event(
+        &mut self,
+        kind: &str,
+        subject: &str,
+        detail: &Value,
+        ambient: &Ambient,
+    ) -> Result<(), StoreError> {
+        let sql =
+            sql!("insert into event (org_id, id, kind, subject, detail, created_at) values ($1, $2, $3, $4, $5, $6)");
         let (org, id, detail) = (self.org()?, EventId::new(ambient), detail.to_string());
         self.execute(sql, binds![org, id, kind, subject, &detail, ambient.now()]).await.map(drop)
     }

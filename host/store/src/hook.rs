@@ -40,7 +40,14 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, hook.id, hook.workflow, &hook.trigger, &hook.secret_hash.0, &hook.ciphertext, hook.created_at, hook.expires_at
+            org,
+            hook.id,
+            hook.workflow,
+            &hook.trigger,
+            &hook.secret_hash.0,
+            &hook.ciphertext,
+            hook.created_at,
+            hook.expires_at
         ];
         self.execute(sql, values).await.map(drop)
     }
@@ -65,7 +72,12 @@ impl Tx {
     }
 
     /// Lets the current addresses of a trigger end at `at`.
-    pub async fn expire_hooks(&mut self, workflow: WorkflowId, trigger: &str, at: Timestamp) -> Result<u64, StoreError> {
+    pub async fn expire_hooks(
+        &mut self,
+        workflow: WorkflowId,
+        trigger: &str,
+        at: Timestamp,
+    ) -> Result<u64, StoreError> {
         let sql = sql!(
             "update hook set expires_at = $4 where org_id = $1 and workflow_id = $2 and trigger_id = $3 and expires_at is null"
         );

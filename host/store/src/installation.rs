@@ -72,8 +72,15 @@ impl Tx {
         let org = self.org()?;
         let (settings, grants) = (installation.settings.to_string(), grants_text(&installation.grants)?);
         let values = binds![
-            org, installation.id, installation.plugin, installation.state.as_str(), &settings, &grants,
-            installation.grant_version.0, installation.created_at, installation.updated_at
+            org,
+            installation.id,
+            installation.plugin,
+            installation.state.as_str(),
+            &settings,
+            &grants,
+            installation.grant_version.0,
+            installation.created_at,
+            installation.updated_at
         ];
         self.execute(sql, values).await.map(drop)
     }
@@ -116,9 +123,8 @@ impl Tx {
         );
         let org = self.org()?;
         let (settings, grants) = (next.settings.to_string(), grants_text(&next.grants)?);
-        let values = binds![
-            org, next.id, seen.0, next.plugin, next.state.as_str(), &settings, &grants, next.updated_at
-        ];
+        let values =
+            binds![org, next.id, seen.0, next.plugin, next.state.as_str(), &settings, &grants, next.updated_at];
         Ok(self.execute(sql, values).await? > 0)
     }
 
@@ -148,13 +154,15 @@ impl Tx {
         let org = self.org()?;
         let row = if self.is_postgres() {
             // `for share`: SQLite has one writer and no row locks.
-            let sql = sql_postgres!("select grant_version, state from installation where org_id = $1 and id = $2 for share");
+            let sql =
+                sql_postgres!("select grant_version, state from installation where org_id = $1 and id = $2 for share");
             self.fetch_optional(sql, binds![org, id]).await?
         } else {
             let sql = sql!("select grant_version, state from installation where org_id = $1 and id = $2");
             self.fetch_optional(sql, binds![org, id]).await?
         };
-        row.map(|row| Ok((GrantVersion(row.get("grant_version")?), row.parsed("state", InstallationState::parse)?))).transpose()
+        row.map(|row| Ok((GrantVersion(row.get("grant_version")?), row.parsed("state", InstallationState::parse)?)))
+            .transpose()
     }
 }
 

@@ -104,8 +104,17 @@ impl Tx {
              returning id"
         );
         let values = binds![
-            org, id, job.payload.kind(), job.payload.lane().as_str(), state, &payload, job.priority, job.run_at,
-            &job.dedupe_key, job.attempts_max, now
+            org,
+            id,
+            job.payload.kind(),
+            job.payload.lane().as_str(),
+            state,
+            &payload,
+            job.priority,
+            job.run_at,
+            &job.dedupe_key,
+            job.attempts_max,
+            now
         ];
         let answered: Option<JobId> = self.fetch_optional(sql, values).await?.map(|row| row.get("id")).transpose()?;
         Ok(answered.filter(|answered| *answered == id))
@@ -248,7 +257,11 @@ impl Tx {
                  deadline_at = null
              where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased' and rerun_at is not null"
         );
-        if self.execute(sql, binds![org, lease.job, lease.worker, lease.fence]).await? > 0 { Ok(()) } else { Err(StoreError::LostLease) }
+        if self.execute(sql, binds![org, lease.job, lease.worker, lease.fence]).await? > 0 {
+            Ok(())
+        } else {
+            Err(StoreError::LostLease)
+        }
     }
 
     /// Puts a held job back for `run_at`. `count` says whether the attempt counts: a shutdown's and a full house's do not, and a
@@ -296,7 +309,13 @@ impl Tx {
     }
 
     /// Registers a serving process. Its heartbeat expires `ttl` after the database's clock.
-    pub async fn insert_worker(&mut self, id: WorkerId, name: &str, now: Timestamp, ttl: Duration) -> Result<(), StoreError> {
+    pub async fn insert_worker(
+        &mut self,
+        id: WorkerId,
+        name: &str,
+        now: Timestamp,
+        ttl: Duration,
+    ) -> Result<(), StoreError> {
         self.require_reason(SystemReason::Jobs)?;
         if self.is_postgres() {
             // The lease's clock is the database's, never a node's.

@@ -1,7 +1,7 @@
 //! The migrations, embedded: the same names for both databases, applied in order, frozen by checksum.
 
-use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::SqlStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
 
 /// Name, SQLite text, PostgreSQL text.
 const ALL: &[(&str, &str, &str)] = &[(

@@ -37,7 +37,12 @@ pub(crate) fn read(row: &Row) -> Result<Plugin, StoreError> {
 
 impl Tx {
     /// Stores a package's bytes; the same bytes again are no change.
-    pub async fn insert_artifact(&mut self, digest: &[u8; 32], package: &[u8], now: Timestamp) -> Result<(), StoreError> {
+    pub async fn insert_artifact(
+        &mut self,
+        digest: &[u8; 32],
+        package: &[u8],
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let sql = sql!(
             "insert into artifact (org_id, digest, package, created_at) values ($1, $2, $3, $4)
              on conflict (org_id, digest) do nothing"
@@ -61,7 +66,14 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, plugin.id, plugin.name.as_str(), &plugin.version, &plugin.digest, &manifest, plugin.size_bytes, plugin.created_at
+            org,
+            plugin.id,
+            plugin.name.as_str(),
+            &plugin.version,
+            &plugin.digest,
+            &manifest,
+            plugin.size_bytes,
+            plugin.created_at
         ];
         Ok(self.execute(sql, values).await? > 0)
     }

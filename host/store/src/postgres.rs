@@ -5,7 +5,9 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _,
+};
 
 use crate::error::StoreError;
 use crate::migrations;
@@ -35,9 +37,12 @@ fn refused(text: impl Into<String>) -> StoreError {
 }
 
 fn parse(url: &str) -> Result<PgConnectOptions, StoreError> {
+    let is_postgres = url.starts_with("postgres://") || url.starts_with("postgresql://");
     url.parse::<PgConnectOptions>()
+        .ok()
+        .filter(|_| is_postgres)
         .map(|options| options.log_statements(tracing::log::LevelFilter::Trace))
-        .map_err(|_| refused("the database address is not of the form postgres://user:password@host:port/name"))
+        .ok_or_else(|| refused("the database address is not of the form postgres://user:password@host:port/name"))
 }
 
 /// Whether the connection is gone (rather than a statement refused).
@@ -96,7 +101,9 @@ impl PostgresBackend {
     /// The server does not start when row-level security would not hold.
     async fn refuse_unsafe_role(&self) -> Result<(), StoreError> {
         let mut conn = self.pool.acquire().await?;
-        let role = sqlx::query("select rolsuper, rolbypassrls from pg_roles where rolname = current_user").fetch_one(&mut *conn).await?;
+        let role = sqlx::query("select rolsuper, rolbypassrls from pg_roles where rolname = current_user")
+            .fetch_one(&mut *conn)
+            .await?;
         if role.try_get::<bool, _>(0)? || role.try_get::<bool, _>(1)? {
             return Err(refused(
                 "the database role of database.url is a superuser or has BYPASSRLS: give an ordinary role, or only \
@@ -121,7 +128,11 @@ impl PostgresBackend {
         .await?;
         if let Some(row) = unsafe_tables.first() {
             let (table, owned): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
-            let why = if owned { "is owned by the application role (or a role that it may become)" } else { "has no forced row-level security" };
+            let why = if owned {
+                "is owned by the application role (or a role that it may become)"
+            } else {
+                "has no forced row-level security"
+            };
             return Err(refused(format!("the table {table} {why}: the server does not start on it")));
         }
         Ok(())
@@ -163,7 +174,8 @@ impl PostgresBackend {
                 }
             };
             // A lost race is repeated even if the closure made something else of the error.
-            let lost_race = contended || matches!(&result, Err(error) if error.store().is_some_and(StoreError::is_contention));
+            let lost_race =
+                contended || matches!(&result, Err(error) if error.store().is_some_and(StoreError::is_contention));
             if !lost_race || attempt >= RETRIES_MAX {
                 return result;
             }
@@ -238,7 +250,9 @@ async fn prepare_role(owner: &mut PgConnection, role: &str, create_password: Opt
         match sqlx::query(AssertSqlSafe(text)).execute(&mut *transaction).await {
             Ok(_) => {}
             // Another server (of another database in this cluster, whose advisory lock is its own) was quicker.
-            Err(sqlx::Error::Database(error)) if matches!(error.code().as_deref(), Some("42710" | "23505" | "XX000")) => {
+            Err(sqlx::Error::Database(error))
+                if matches!(error.code().as_deref(), Some("42710" | "23505" | "XX000")) =>
+            {
                 transaction.rollback().await?;
                 return Box::pin(prepare_role(owner, role, None)).await;
             }

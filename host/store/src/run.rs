@@ -137,13 +137,28 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, run.id, run.workflow, run.version, run.status.as_str(), &run.trigger_kind, &run.trigger_data, &run.state,
-            run.generation, &run.dedupe_key, run.log_seq, run.created_at, run.updated_at
+            org,
+            run.id,
+            run.workflow,
+            run.version,
+            run.status.as_str(),
+            &run.trigger_kind,
+            &run.trigger_data,
+            &run.state,
+            run.generation,
+            &run.dedupe_key,
+            run.log_seq,
+            run.created_at,
+            run.updated_at
         ];
         Ok(self.execute(sql, values).await? > 0)
     }
 
-    pub async fn load_run_by_dedupe_key(&mut self, workflow: WorkflowId, key: &str) -> Result<Option<RunId>, StoreError> {
+    pub async fn load_run_by_dedupe_key(
+        &mut self,
+        workflow: WorkflowId,
+        key: &str,
+    ) -> Result<Option<RunId>, StoreError> {
         let sql = sql!("select id from run where org_id = $1 and workflow_id = $2 and dedupe_key = $3");
         let org = self.org()?;
         self.fetch_optional(sql, binds![org, workflow, key]).await?.map(|row| row.get("id")).transpose()
@@ -183,8 +198,17 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, run.id, run.status.as_str(), &run.state, run.generation, &run.output, &run.error, run.log_seq,
-            run.waiting_until, run.updated_at, run.finished_at
+            org,
+            run.id,
+            run.status.as_str(),
+            &run.state,
+            run.generation,
+            &run.output,
+            &run.error,
+            run.log_seq,
+            run.waiting_until,
+            run.updated_at,
+            run.finished_at
         ];
         self.execute(sql, values).await.map(drop)
     }
@@ -234,8 +258,21 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, run, &step.step, step.iteration, step.position, step.status.as_str(), &step.outcome, step.attempts,
-            &step.input, &step.output, &step.error, &step.usage, step.call, step.started_at, step.finished_at
+            org,
+            run,
+            &step.step,
+            step.iteration,
+            step.position,
+            step.status.as_str(),
+            &step.outcome,
+            step.attempts,
+            &step.input,
+            &step.output,
+            &step.error,
+            &step.usage,
+            step.call,
+            step.started_at,
+            step.finished_at
         ];
         self.execute(sql, values).await.map(drop)
     }

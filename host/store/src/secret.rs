@@ -39,17 +39,22 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, secret.id, secret.installation, secret.name.as_str(), secret.key_version, &secret.ciphertext,
-            secret.created_at, secret.updated_at
+            org,
+            secret.id,
+            secret.installation,
+            secret.name.as_str(),
+            secret.key_version,
+            &secret.ciphertext,
+            secret.created_at,
+            secret.updated_at
         ];
         self.execute(sql, values).await.map(drop)
     }
 
     /// Replaces the value of an existing row (its id, and so its binding, stays).
     pub async fn update_secret(&mut self, secret: &Secret) -> Result<(), StoreError> {
-        let sql = sql!(
-            "update secret set key_version = $3, ciphertext = $4, updated_at = $5 where org_id = $1 and id = $2"
-        );
+        let sql =
+            sql!("update secret set key_version = $3, ciphertext = $4, updated_at = $5 where org_id = $1 and id = $2");
         let org = self.org()?;
         let values = binds![org, secret.id, secret.key_version, &secret.ciphertext, secret.updated_at];
         self.execute(sql, values).await.map(drop)
@@ -64,7 +69,11 @@ impl Tx {
         self.fetch(sql, binds![org, installation]).await?.iter().map(read).collect()
     }
 
-    pub async fn load_secret(&mut self, installation: InstallationId, name: &SecretName) -> Result<Option<Secret>, StoreError> {
+    pub async fn load_secret(
+        &mut self,
+        installation: InstallationId,
+        name: &SecretName,
+    ) -> Result<Option<Secret>, StoreError> {
         let sql = sql!(
             "select id, installation_id, name, key_version, ciphertext, created_at, updated_at
              from secret where org_id = $1 and installation_id = $2 and name = $3"

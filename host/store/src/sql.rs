@@ -99,7 +99,19 @@ macro_rules! bind_ids {
     )*};
 }
 bind_ids!(
-    OrgId, ApiKeyId, PluginId, InstallationId, CallId, WorkflowId, HookId, RunId, JobId, EventId, AuditId, WorkerId, SecretId
+    OrgId,
+    ApiKeyId,
+    PluginId,
+    InstallationId,
+    CallId,
+    WorkflowId,
+    HookId,
+    RunId,
+    JobId,
+    EventId,
+    AuditId,
+    WorkerId,
+    SecretId
 );
 
 /// A row of either database.
@@ -160,7 +172,10 @@ impl sqlx::Type<Postgres> for PgTime {
 }
 
 impl sqlx::Encode<'_, Postgres> for PgTime {
-    fn encode_by_ref(&self, buffer: &mut sqlx::postgres::PgArgumentBuffer) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+    fn encode_by_ref(
+        &self,
+        buffer: &mut sqlx::postgres::PgArgumentBuffer,
+    ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
         let micros = self.0.as_micros().saturating_sub(POSTGRES_EPOCH_MICROS);
         sqlx::Encode::<Postgres>::encode_by_ref(&micros, buffer)
     }

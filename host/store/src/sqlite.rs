@@ -122,7 +122,8 @@ where
     }
 
     fn answer(self: Box<Self>) {
-        let result = self.result.unwrap_or_else(|| Err(StoreError::Misuse("a write was answered before it ran").into()));
+        let result =
+            self.result.unwrap_or_else(|| Err(StoreError::Misuse("a write was answered before it ran").into()));
         // A caller who no longer listens (a closed connection) loses only the answer.
         drop(self.reply.send(result));
     }
@@ -147,8 +148,14 @@ fn options(path: &Path) -> SqliteConnectOptions {
 }
 
 impl SqliteBackend {
-    pub(crate) async fn open(dir: &Path, readers_max: u32, fault: FaultHook, opened_at: Instant) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir).map_err(|error| StoreError::Refused(format!("cannot create {}: {error}", dir.display())))?;
+    pub(crate) async fn open(
+        dir: &Path,
+        readers_max: u32,
+        fault: FaultHook,
+        opened_at: Instant,
+    ) -> Result<Self, StoreError> {
+        std::fs::create_dir_all(dir)
+            .map_err(|error| StoreError::Refused(format!("cannot create {}: {error}", dir.display())))?;
         let lock = lock_dir(dir)?;
         let path = dir.join("bulkhead.sqlite");
         let mut conn = options(&path).create_if_missing(true).connect().await?;
@@ -201,7 +208,12 @@ impl SqliteBackend {
     pub(crate) fn stats(&self) -> WriterStats {
         let Counters { writes, commits, replacements, reruns } = &*self.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
-        WriterStats { writes: read(writes), commits: read(commits), replacements: read(replacements), reruns: read(reruns) }
+        WriterStats {
+            writes: read(writes),
+            commits: read(commits),
+            replacements: read(replacements),
+            reruns: read(reruns),
+        }
     }
 
     pub(crate) async fn close(&self) {
@@ -222,7 +234,13 @@ fn closed() -> StoreError {
 fn lock_dir(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("bulkhead.lock");
     let refused = |why: String| StoreError::Refused(format!("cannot lock {}: {why}", path.display()));
-    let file = File::options().create(true).truncate(false).write(true).read(true).open(&path).map_err(|e| refused(e.to_string()))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .read(true)
+        .open(&path)
+        .map_err(|e| refused(e.to_string()))?;
     match fs4::FileExt::try_lock(&file) {
         Ok(()) => Ok(file),
         Err(fs4::TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
@@ -233,7 +251,10 @@ fn lock_dir(dir: &Path) -> Result<File, StoreError> {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the writer lives as long as the store; it ends when the last sender does")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the writer lives as long as the store; it ends when the last sender does"
+)]
 fn spawn_writer(writer: Writer, queue: mpsc::Receiver<Message>) {
     tokio::spawn(writer.serve(queue));
 }
@@ -319,7 +340,8 @@ impl Writer {
                 }
             }
         }
-        metrics::histogram!("bulkhead_database_batch_writes").record(f64::from(u32::try_from(members.len()).unwrap_or(u32::MAX)));
+        metrics::histogram!("bulkhead_database_batch_writes")
+            .record(f64::from(u32::try_from(members.len()).unwrap_or(u32::MAX)));
         if whole && self.commit().await.is_ok() {
             // A refusal may rest on what other members wrote, so it is told only when that is durable.
             members.into_iter().chain(rejected).for_each(|member| self.answer(member));
@@ -468,7 +490,9 @@ impl Writer {
             return;
         }
         // SQLite raises the first to the pages that there are; the second is its own default.
-        let applied = self.statement(if wanted { "pragma max_page_count = 1" } else { "pragma max_page_count = 4294967294" }).await;
+        let applied = self
+            .statement(if wanted { "pragma max_page_count = 1" } else { "pragma max_page_count = 4294967294" })
+            .await;
         if let (Some(open), Ok(())) = (&mut self.open, applied) {
             open.disk_full = wanted;
         }

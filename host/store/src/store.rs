@@ -231,7 +231,13 @@ impl Store {
         self.write_with(Isolation::ReadCommitted, scope, args, closure).await
     }
 
-    async fn write_with<A, T, E, F>(&self, isolation: Isolation, scope: &impl Scoped, args: A, closure: F) -> Result<T, E>
+    async fn write_with<A, T, E, F>(
+        &self,
+        isolation: Isolation,
+        scope: &impl Scoped,
+        args: A,
+        closure: F,
+    ) -> Result<T, E>
     where
         A: Send + Sync + 'static,
         T: Send + 'static,

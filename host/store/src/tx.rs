@@ -126,9 +126,10 @@ impl Tx {
     pub(crate) async fn execute(&mut self, sql: Sql, values: &[Bind<'_>]) -> Result<u64, StoreError> {
         self.before_statement(values)?;
         let result = match &mut self.conn {
-            Conn::SqliteWriter(conn) => {
-                bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros).execute(conn).await.map(|done| done.rows_affected())
-            }
+            Conn::SqliteWriter(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
+                .execute(conn)
+                .await
+                .map(|done| done.rows_affected()),
             Conn::SqliteReader(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
                 .execute(&mut **conn)
                 .await

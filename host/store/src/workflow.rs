@@ -66,20 +66,36 @@ impl Tx {
         );
         let org = self.org()?;
         let values = binds![
-            org, workflow.id, &workflow.name, state(workflow.active), workflow.current_version, workflow.revision,
-            workflow.created_at, workflow.updated_at
+            org,
+            workflow.id,
+            &workflow.name,
+            state(workflow.active),
+            workflow.current_version,
+            workflow.revision,
+            workflow.created_at,
+            workflow.updated_at
         ];
         Ok(self.execute(sql, values).await? > 0)
     }
 
-    pub async fn insert_workflow_version(&mut self, id: WorkflowId, version: &WorkflowVersion) -> Result<(), StoreError> {
+    pub async fn insert_workflow_version(
+        &mut self,
+        id: WorkflowId,
+        version: &WorkflowVersion,
+    ) -> Result<(), StoreError> {
         let sql = sql!(
             "insert into workflow_version (org_id, workflow_id, version, definition, summary, author, created_at)
              values ($1, $2, $3, $4, $5, $6, $7)"
         );
         let org = self.org()?;
         let values = binds![
-            org, id, version.version, &version.definition, &version.summary, &version.author, version.created_at
+            org,
+            id,
+            version.version,
+            &version.definition,
+            &version.summary,
+            &version.author,
+            version.created_at
         ];
         self.execute(sql, values).await.map(drop)
     }
@@ -127,7 +143,11 @@ impl Tx {
         Ok(self.execute(sql, values).await? > 0)
     }
 
-    pub async fn load_workflow_version(&mut self, id: WorkflowId, version: i64) -> Result<Option<WorkflowVersion>, StoreError> {
+    pub async fn load_workflow_version(
+        &mut self,
+        id: WorkflowId,
+        version: i64,
+    ) -> Result<Option<WorkflowVersion>, StoreError> {
         let sql = sql!(
             "select version, definition, summary, author, created_at from workflow_version
              where org_id = $1 and workflow_id = $2 and version = $3"
