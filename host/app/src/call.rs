@@ -595,3 +595,42 @@ fn count(kind: ContributionKind, report: &CallReport, took: Duration) {
         tracing::error!(kind, reason, "a plugin call failed by a fault of the host");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_taken_apart_or_refused_with_its_place() {
+        let good = json!({ "leads": [{ "id": "lead_1", "fields": { "a": 1 } }, { "id": "lead_2", "fields": {} }] });
+        let leads = batch(&good, 2).unwrap();
+        assert_eq!(leads[0], ("/input/leads/0/fields".to_owned(), json!({ "a": 1 })));
+        assert_eq!(leads[1].0, "/input/leads/1/fields");
+        for (bad, path) in [
+            (json!([]), "/input"),
+            (json!({}), "/input"),
+            (json!({ "leads": {} }), "/input"),
+            (json!({ "leads": [], "settings": {} }), "/input"),
+            (json!({ "leads": [{ "id": "a", "fields": {} }, { "id": 1, "fields": {} }] }), "/input/leads/1"),
+            (json!({ "leads": [{ "id": "a", "fields": [] }] }), "/input/leads/0"),
+            (json!({ "leads": [{ "id": "a" }] }), "/input/leads/0"),
+            (json!({ "leads": [{ "id": "a", "fields": {}, "more": 1 }] }), "/input/leads/0"),
+            (json!({ "leads": vec![json!({ "id": "a", "fields": {} }); 3] }), "/input/leads"),
+        ] {
+            assert_eq!(batch(&bad, 2).unwrap_err().path, path, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_the_hosts_own_faults_are_tried_again() {
+        let not_made = |error| not_made(error).map(|error| (error.code, error.retryable));
+        assert_eq!(
+            not_made(AppError::NotFound { what: "installation" }).unwrap(),
+            ("unknown-installation".to_owned(), false)
+        );
+        assert_eq!(not_made(AppError::conflict("installation-disabled", "off")).unwrap().0, "installation-disabled");
+        assert!(matches!(not_made(AppError::Busy { what: "x", retry_after_ms: 1 }), Err(AppError::Busy { .. })));
+        let unavailable = AppError::Store(StoreError::TimedOut);
+        assert!(matches!(not_made(unavailable), Err(AppError::Store(_))));
+    }
+}

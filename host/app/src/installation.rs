@@ -510,3 +510,97 @@ async fn used_by(tx: &mut Tx, installation: &Installation, plugin: &Plugin) -> R
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bulkhead_model::ambient::Ambient;
+    use bulkhead_model::grant::{Ceiling, EffectiveGrants};
+    use bulkhead_model::id::PluginId;
+    use bulkhead_model::time::Timestamp;
+    use proptest::prelude::*;
+    use proptest::sample::{select, subsequence};
+
+    const ORIGINS: &[&str] = &["https://*", "https://*.example.com", "https://a.example.com", "https://b.example.net"];
+    const METHODS: &[&str] = &["GET", "POST", "PUT"];
+    const PATHS: &[&str] = &["/", "/in", "/in/deep", "/out"];
+
+    /// One permission of either kind, in the shape that asks and grants share.
+    fn permission() -> impl Strategy<Value = Value> {
+        let some = |all: &'static [&'static str]| subsequence(all.to_vec(), 1..=all.len());
+        let http = (some(ORIGINS), some(METHODS), some(PATHS));
+        let http = http.prop_map(|(origins, methods, paths)| {
+            json!({ "kind": "http", "origins": origins, "methods": methods, "paths": paths })
+        });
+        let secret = (some(ORIGINS), subsequence(vec!["authorization", "x-token"], 0..=2), any::<bool>());
+        let secret = secret.prop_map(|(origins, headers, body)| {
+            json!({ "kind": "secret", "name": "token", "inject": { "origins": origins, "headers": headers, "body": body } })
+        });
+        prop_oneof![http, secret]
+    }
+
+    fn permissions() -> impl Strategy<Value = Vec<Value>> {
+        let at_most_one_secret = |all: Vec<Value>| {
+            let mut seen = false;
+            all.into_iter().filter(|one| one["kind"] == "http" || !std::mem::replace(&mut seen, true)).collect()
+        };
+        prop::collection::vec(permission(), 0..4).prop_map(at_most_one_secret)
+    }
+
+    fn manifest(asks: &[Value]) -> Manifest {
+        let with_reason = |ask: &Value| {
+            let mut ask = ask.clone();
+            ask["reason"] = json!("it needs it");
+            ask
+        };
+        let asks: Vec<Value> = asks.iter().map(with_reason).collect();
+        serde_json::from_value(json!({
+            "name": "acme/it", "version": "1.0.0", "wit": "bulkhead:plugin@0.1", "title": "It", "permissions": asks,
+        }))
+        .unwrap()
+    }
+
+    proptest! {
+        /// What a change of version leaves in force was in force before, whatever the admin granted and the new version asks.
+        #[test]
+        fn carrying_over_never_widens(
+            (old, new, granted) in (permissions(), permissions(), permissions()),
+            method in select(METHODS.to_vec()),
+            host in select(vec!["a.example.com", "c.example.com", "b.example.net", "other.org"]),
+            path in select(vec!["/", "/in", "/in/deep/x", "/out", "/else"]),
+        ) {
+            let (old, new) = (manifest(&old), manifest(&new));
+            let now = Timestamp::from_micros(0);
+            let ambient = Ambient::manual(now, 1);
+            let installation = Installation {
+                id: InstallationId::new(&ambient),
+                plugin: PluginId::new(&ambient),
+                state: InstallationState::Enabled,
+                settings: json!({}),
+                grants: serde_json::from_value(json!({ "permissions": granted })).unwrap(),
+                grant_version: GrantVersion(1),
+                created_at: now,
+                updated_at: now,
+            };
+            let Ok(carried) = carried_over(&installation, &old, &new) else { return Ok(()) };
+            prop_assert!(carried.validate(&new).is_ok());
+            let ceiling = Ceiling::default();
+            let before = EffectiveGrants::compute(&old, &installation.grants, &ceiling, &json!({}), now);
+            let after = EffectiveGrants::compute(&new, &carried, &ceiling, &json!({}), now);
+            let url = format!("https://{host}{path}").parse().unwrap();
+            prop_assert!(after.http(method, &url).is_err() || before.http(method, &url).is_ok(), "{carried:?}");
+            // The same manifest once more changes nothing that is in force.
+            let same = carried_over(&installation, &old, &old).unwrap();
+            let same = EffectiveGrants::compute(&old, &same, &ceiling, &json!({}), now);
+            prop_assert_eq!(same.http(method, &url).is_ok(), before.http(method, &url).is_ok());
+            if let Some(secret) = after.secret("token") {
+                let held = before.secret("token");
+                prop_assert!(held.is_some_and(|held| {
+                    secret.inject.headers.iter().all(|header| held.inject.headers.contains(header))
+                        && (held.inject.body || !secret.inject.body)
+                        && secret.inject.meet(&held.inject).origins == secret.inject.meet(&secret.inject).origins
+                }), "{secret:?} {held:?}");
+            }
+        }
+    }
+}
