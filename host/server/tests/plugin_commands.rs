@@ -52,6 +52,9 @@ fn first_party_plugins_build_and_pass_the_check() {
         let file = build(plugin, dir.path());
         let report = json_of(bulkhead().args(["plugin", "check"]).arg(&file));
         assert_eq!((&report["passed"], &report["pure"]), (&json!(true), &json!(pure)), "{report:#}");
+        let bytes = fs::read(&file).expect("the package");
+        let own = workspace().display().to_string();
+        assert!(!bytes.windows(own.len()).any(|window| window == own.as_bytes()), "{plugin} names {own}");
         let imports = report["imports"].as_array().expect("a list");
         let forbidden = ["wasi:http/", "wasi:config/", "bulkhead:plugin/secrets"];
         let is_effectful =

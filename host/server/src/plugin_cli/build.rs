@@ -110,6 +110,7 @@ struct Project {
     dir: PathBuf,
     package_id: String,
     target_dir: PathBuf,
+    workspace_root: PathBuf,
     has_profile: bool,
 }
 
@@ -157,7 +158,13 @@ impl Project {
         let has_profile = root
             .parse::<toml::Table>()
             .is_ok_and(|root| root.get("profile").and_then(|profiles| profiles.get(PROFILE)).is_some());
-        Ok(Self { dir: dir.to_owned(), package_id: package.id, target_dir: metadata.target_directory, has_profile })
+        Ok(Self {
+            dir: dir.to_owned(),
+            package_id: package.id,
+            target_dir: metadata.target_directory,
+            workspace_root: metadata.workspace_root,
+            has_profile,
+        })
     }
 
     /// Compiles the library and gives the component's file.
@@ -172,6 +179,7 @@ impl Project {
             .env("CARGO_TARGET_DIR", self.target_dir.join("plugins/cargo"))
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
+        command.args(["--config", &without_own_paths(&self.workspace_root)]);
         if !self.has_profile {
             command.args(PROFILE_DEFAULT.iter().flat_map(|setting| ["--config", setting]));
         }
@@ -213,6 +221,19 @@ fn component_in(line: &str, package_id: &str) -> Option<PathBuf> {
 
 fn no_cargo(error: &std::io::Error) -> anyhow::Error {
     anyhow::anyhow!("cargo cannot be started ({error}); install Rust from https://rustup.rs")
+}
+
+/// Panic messages name source files. With these flags they name them without the author's home, the same on every machine.
+#[expect(clippy::disallowed_methods, reason = "cargo's own variable, which this command's cargo reads too")]
+fn without_own_paths(workspace_root: &Path) -> String {
+    let cargo_home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let cargo_home = cargo_home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let sources = [(Some(workspace_root), "/project"), (cargo_home.as_deref(), "/cargo")];
+    let flags: Vec<toml::Value> = sources
+        .into_iter()
+        .filter_map(|(path, name)| Some(format!("--remap-path-prefix={}={name}", path?.display()).into()))
+        .collect();
+    format!("target.{TARGET}.rustflags={}", toml::Value::Array(flags))
 }
 
 /// Says how to install the target before cargo says something longer.
