@@ -107,7 +107,7 @@ impl Subject {
         let (test, worker, now) = (&self.test, self.worker, self.test.ambient.now());
         let claimed = tx!(test.write_locked, &JOBS, [worker, limit, now], |tx| {
             tx.promote_jobs(*now, 100).await?;
-            tx.claim_jobs(*worker, Lane::Interactive, *limit, *now, Duration::from_secs(3600)).await
+            tx.claim_jobs(*worker, Lane::Interactive, *limit, *now, Duration::from_hours(1)).await
         });
         self.leases.extend(claimed.as_ref().unwrap().iter().map(|job| job.lease.clone()));
         told(claimed)
@@ -122,7 +122,7 @@ impl Subject {
             0 | 1 => tx.finish_job(lease).await,
             2 => tx.release_job(lease, *run_at, *count, Some("again"), *now).await,
             3 => tx.bury_job(lease, "dead", *now).await,
-            _ => tx.hold_lease(lease, Duration::from_secs(3600), *now).await,
+            _ => tx.hold_lease(lease, Duration::from_hours(1), *now).await,
         }))
     }
 

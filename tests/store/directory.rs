@@ -88,7 +88,7 @@ async fn holds_the_directory_that_the_environment_names() {
         .await;
     written.unwrap();
     std::fs::write(dir.join("ready"), "").unwrap();
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    tokio::time::sleep(Duration::from_mins(2)).await;
 }
 
 #[tokio::test]
@@ -101,7 +101,7 @@ async fn the_lock_goes_with_a_killed_process() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let ready = wait_until(Duration::from_secs(60), || dir.path().join("ready").exists());
+    let ready = wait_until(Duration::from_mins(1), || dir.path().join("ready").exists());
     let while_held = Store::open(sqlite_config(dir.path())).await;
     child.kill().unwrap();
     child.wait().unwrap();

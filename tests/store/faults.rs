@@ -75,7 +75,7 @@ on_both! {
 
     async fn committing_a_step_under_its_lease_is_all_or_nothing(test: TestStore) {
         let tenant = test.tenant("acme").await;
-        let (worker, now, minute) = (test.worker().await, test.ambient.now(), std::time::Duration::from_secs(60));
+        let (worker, now, minute) = (test.worker().await, test.ambient.now(), std::time::Duration::from_mins(1));
         let lease = tx!(test.write_locked, &crate::support::JOBS, [worker, now, minute], |tx| {
             tx.claim_jobs(*worker, bulkhead_model::job::Lane::Interactive, 1, *now, *minute).await
         });

@@ -57,7 +57,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
     .unwrap()
 }
 
-fn refused(result: Result<(), StoreError>) -> bool {
+fn refused(result: &Result<(), StoreError>) -> bool {
     matches!(result, Err(StoreError::Conflict { .. } | StoreError::NotFound { .. } | StoreError::LostLease))
 }
 
@@ -145,7 +145,7 @@ on_both! {
         let event = tx!(test.write, &scope, [a], |tx| tx.record_run_event(a.run.id, &a.run_event).await);
         let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await);
         for result in [plugin, installation, grants, secret, version, hook, run, step, event, call] {
-            assert!(refused(result));
+            assert!(refused(&result), "{result:?}");
         }
 
         // The same ids, keys and bytes may exist in B on their own: nothing of A shows through a conflict.
@@ -164,7 +164,7 @@ on_both! {
 
     async fn a_lease_is_worth_nothing_in_another_organization(test: TestStore) {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
-        let (worker, now, minute) = (test.worker().await, test.ambient.now(), Duration::from_secs(60));
+        let (worker, now, minute) = (test.worker().await, test.ambient.now(), Duration::from_mins(1));
         let claimed = tx!(test.write_locked, &JOBS, [worker, now, minute], |tx| {
             tx.claim_jobs(*worker, Lane::Interactive, 9, *now, *minute).await
         });
@@ -185,7 +185,7 @@ on_both! {
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {
         let (a, worker, now) = (test.tenant("a").await, test.worker().await, test.ambient.now());
-        let minute = Duration::from_secs(60);
+        let minute = Duration::from_mins(1);
         for reason in [SystemReason::SignIn, SystemReason::Admin, SystemReason::Worker, SystemReason::Hook] {
             let system = bulkhead_model::permission::SystemScope::new(reason);
             macro_rules! refused {

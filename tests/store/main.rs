@@ -1,5 +1,8 @@
 //! The store's contract, on both databases: each test has one body and runs as `name::sqlite` and `name::postgres`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
+#![expect(clippy::large_futures, reason = "a test's future is polled where it stands, and once")]
+
 #[macro_use]
 mod support;
 

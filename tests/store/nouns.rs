@@ -50,7 +50,8 @@ macro_rules! walk {
 
 #[track_caller]
 fn assert_conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) {
-    assert!(matches!(result, Err(StoreError::Conflict { .. })), "{result:?}");
+    let error = result.expect_err("a conflict");
+    assert!(matches!(error, StoreError::Conflict { .. }), "{error:?}");
 }
 
 fn descending<T: Ord>(mut ids: Vec<T>) -> Vec<T> {
@@ -324,7 +325,7 @@ on_both! {
         let second = workflow(&test.ambient, "Second");
         assert!(tx!(test.write, &scope, [second], |tx| tx.insert_workflow(second).await).unwrap());
         let mut taken = next.clone();
-        taken.name = "Second".to_owned();
+        taken.name.clone_from(&second.name);
         assert_conflict(tx!(test.write, &scope, [taken], |tx| tx.update_workflow(taken, 2).await));
         assert_eq!(walk!(test, scope, |tx, page| tx.list_workflows(*page).await, |w| w.id), [second.id, id]);
     }
@@ -345,7 +346,7 @@ on_both! {
         };
         assert_eq!(list().await, ["another", "incoming"]);
 
-        let end = test.ambient.now().plus(Duration::from_secs(3600));
+        let end = test.ambient.now().plus(Duration::from_hours(1));
         let expired = tx!(test.write, &scope, [workflow, end], |tx| tx.expire_hooks(*workflow, "incoming", *end).await);
         assert_eq!(expired.unwrap(), 1);
         assert_eq!(list().await, ["another"]);

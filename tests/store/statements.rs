@@ -37,7 +37,7 @@ on_both! {
         let statements = statements("sql!(");
         assert!(statements.len() > 60, "only {} were found", statements.len());
         for (file, sql) in statements {
-            test.store.check_statement(&sql).await.unwrap_or_else(|error| panic!("{file}: {sql}\n{:?}", error));
+            test.store.check_statement(&sql).await.unwrap_or_else(|error| panic!("{file}: {sql}\n{error:?}"));
         }
         let error = test.store.check_statement("select colour from run").await;
         assert!(error.is_err(), "the check can fail");
@@ -50,7 +50,7 @@ async fn every_statement_for_postgres_prepares() {
     let statements = statements("sql_postgres!(");
     assert!(statements.len() >= 8, "only {} were found", statements.len());
     for (file, sql) in statements {
-        test.store.check_statement(&sql).await.unwrap_or_else(|error| panic!("{file}: {sql}\n{:?}", error));
+        test.store.check_statement(&sql).await.unwrap_or_else(|error| panic!("{file}: {sql}\n{error:?}"));
     }
 }
 

@@ -197,7 +197,7 @@ impl TestStore {
     /// A registered worker.
     pub(crate) async fn worker(&self) -> WorkerId {
         let (id, now) = (WorkerId::new(&self.ambient), self.ambient.now());
-        tx!(self.write, &JOBS, [id, now], |tx| tx.insert_worker(*id, "node", *now, Duration::from_secs(60)).await)
+        tx!(self.write, &JOBS, [id, now], |tx| tx.insert_worker(*id, "node", *now, Duration::from_mins(1)).await)
             .unwrap();
         id
     }
@@ -317,7 +317,7 @@ pub(crate) fn api_key(ambient: &Ambient, name: &str) -> ApiKey {
         secret_hash: SecretHash(ambient.random()),
         permissions: PermissionSet::all(),
         created_at: ambient.now(),
-        expires_at: Some(ambient.now().plus(Duration::from_secs(60))),
+        expires_at: Some(ambient.now().plus(Duration::from_mins(1))),
         revoked_at: None,
     }
 }

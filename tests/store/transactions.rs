@@ -41,6 +41,15 @@ async fn counts(test: &TestStore, tenant: &Tenant) -> (usize, usize) {
     .unwrap()
 }
 
+/// What each way of beginning answers.
+async fn nested(store: &Store, scope: &bulkhead_model::permission::OrgScope) -> [Result<(), StoreError>; 3] {
+    [
+        store.write(scope, (), |_, ()| Box::pin(async { Ok(()) })).await,
+        store.write_locked(scope, (), |_, ()| Box::pin(async { Ok(()) })).await,
+        store.read(scope, (), |_, ()| Box::pin(async { Ok(()) })).await,
+    ]
+}
+
 on_both! {
     async fn audit_is_written_with_the_change_or_not_at_all(test: TestStore) {
         let tenant = test.tenant("acme").await;
@@ -126,13 +135,6 @@ on_both! {
     async fn a_transaction_inside_a_transaction_is_a_typed_error(test: TestStore) {
         let scope = scope(test.org("acme").await);
         let store = test.store.clone();
-        async fn nested(store: &Store, scope: &bulkhead_model::permission::OrgScope) -> [Result<(), StoreError>; 3] {
-            [
-                store.write(scope, (), |_, ()| Box::pin(async { Ok(()) })).await,
-                store.write_locked(scope, (), |_, ()| Box::pin(async { Ok(()) })).await,
-                store.read(scope, (), |_, ()| Box::pin(async { Ok(()) })).await,
-            ]
-        }
         let in_write = tx!(test.write, &scope, [store, scope], |_tx| Ok(nested(store, scope).await)).unwrap();
         let in_read = tx!(test.read, &scope, [store, scope], |_tx| Ok(nested(store, scope).await)).unwrap();
         for result in in_write.into_iter().chain(in_read) {
@@ -244,7 +246,7 @@ on_both! {
         let result = tx!(test.write, &tenant.scope(), [key], |tx| {
             tx.insert_api_key(key).await?;
             // The cap is ten seconds.
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_mins(1)).await;
             Ok(())
         });
         assert!(matches!(result, Err(StoreError::TimedOut)), "{result:?}");

@@ -194,7 +194,11 @@ async fn a_full_disk_inside_a_savepoint_costs_only_the_write_that_was_too_large(
         match write.await.unwrap() {
             Ok(()) => kept.push(digest),
             Err(StoreError::Unavailable(error)) => {
-                let code = error.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+                let code = error
+                    .as_database_error()
+                    .and_then(sqlx::error::DatabaseError::code)
+                    .unwrap_or_default()
+                    .into_owned();
                 assert_eq!(code, "13", "SQLITE_FULL, from the database itself: {error}");
             }
             Err(other) => panic!("{other:?}"),
@@ -255,7 +259,7 @@ async fn a_closure_that_takes_too_long_is_given_up_and_the_others_are_kept() {
                 Box::pin(async move {
                     tx.insert_artifact(&[2; 32], b"", bulkhead_model::time::Timestamp::from_micros(0)).await?;
                     // The cap is ten seconds.
-                    tokio::time::sleep(Duration::from_secs(60)).await;
+                    tokio::time::sleep(Duration::from_mins(1)).await;
                     Ok(())
                 })
             })

@@ -56,10 +56,9 @@ impl From<sqlx::Error> for StoreError {
             return Self::Conflict { constraint };
         }
         match code.as_str() {
-            // PostgreSQL: serialization_failure, deadlock_detected.
-            "40001" | "40P01" => Self::Contended(error),
-            // SQLite: SQLITE_BUSY, SQLITE_BUSY_RECOVERY, SQLITE_BUSY_SNAPSHOT.
-            "5" | "261" | "517" => Self::Contended(error),
+            // PostgreSQL: serialization_failure, deadlock_detected; SQLite: SQLITE_BUSY, SQLITE_BUSY_RECOVERY,
+            // SQLITE_BUSY_SNAPSHOT.
+            "40001" | "40P01" | "5" | "261" | "517" => Self::Contended(error),
             // PostgreSQL: query_canceled (statement_timeout), lock_not_available (lock_timeout): the wait was long enough.
             "57014" | "55P03" => Self::TimedOut,
             _ => Self::Unavailable(error),

@@ -405,6 +405,22 @@ impl Tx {
         self.fetch(sql, &[]).await?.iter().map(|row| Ok((row.get("lane")?, row.get("jobs")?))).collect()
     }
 
+    /// Whether a worker holds the job of this kind and key now.
+    pub async fn is_job_held(&mut self, kind: &str, dedupe_key: &str) -> Result<bool, StoreError> {
+        let sql = sql!(
+            "select id from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state = 'leased'"
+        );
+        let org = self.org()?;
+        Ok(self.fetch_optional(sql, binds![org, kind, dedupe_key]).await?.is_some())
+    }
+
+    /// Whether a lane has ready jobs. Needs the scope of `SystemReason::Jobs`.
+    pub async fn has_ready_jobs(&mut self, lane: Lane) -> Result<bool, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!("select id from job where state = 'ready' and lane = $1 order by priority, run_at, id limit 1");
+        Ok(self.fetch_optional(sql, binds![lane.as_str()]).await?.is_some())
+    }
+
     /// The organization's jobs, newest first; `state` narrows when given.
     pub async fn list_jobs(&mut self, state: Option<&str>, page: PageRequest) -> Result<Page<Job>, StoreError> {
         let sql = sql!(

@@ -287,10 +287,10 @@ impl Writer {
                 Message::Close(done) => Some(done),
             };
             if let Some(done) = closing {
-                if let Some(Open { tx: Tx { conn: Conn::SqliteWriter(conn), .. }, .. }) = self.open.take() {
-                    if let Err(error) = conn.close().await {
-                        tracing::warn!(error = %error, "closing the database failed");
-                    }
+                if let Some(Open { tx: Tx { conn: Conn::SqliteWriter(conn), .. }, .. }) = self.open.take()
+                    && let Err(error) = conn.close().await
+                {
+                    tracing::warn!(error = %error, "closing the database failed");
                 }
                 drop((self, queue));
                 done.send(()).ok();
