@@ -91,6 +91,7 @@ async fn failures_keep_their_meaning() {
 #[tokio::test]
 async fn a_contribution_that_is_not_there_is_the_hosts_fault() {
     let guest = action_that("", "", "");
-    let report = host().run_with(ContributionKind::Action, &guest, |request| request.contribution = "other".to_owned()).await;
+    let report =
+        host().run_with(ContributionKind::Action, &guest, |request| request.contribution = "other".to_owned()).await;
     assert_ended(&report, Outcome::HostFault, None);
 }

@@ -48,7 +48,8 @@ async fn score(guest: &[u8], leads: u32) -> CallReport {
 #[tokio::test]
 async fn a_batch_is_scored_in_order() {
     // The points are the length of the fields' text: `{"n":1}` has 7 bytes, `{"n":10}` has 8.
-    let points = "(f64.convert_i32_u (i32.load offset=12 (i32.add (local.get 4) (i32.mul (local.get $n) (i32.const 16)))))";
+    let points =
+        "(f64.convert_i32_u (i32.load offset=12 (i32.add (local.get 4) (i32.mul (local.get $n) (i32.const 16)))))";
     let report = score(&factor("", "(local.get 5)", points), 11).await;
     assert_ended(&report, Outcome::Returned, None);
     let scores: Value = serde_json::from_str(report.output.as_deref().unwrap()).unwrap();
@@ -81,7 +82,9 @@ async fn a_wrong_number_of_rows_is_refused() {
 async fn a_factors_own_error_is_an_error_of_the_plugin() {
     let text = module(
         "",
-        &format!("{SCORE} (i32.store8 (i32.const 16) (i32.const 1)) (i32.store (i32.const 20) (i32.const 1024)) (i32.store (i32.const 24) (i32.const 4)) (i32.const 16))"),
+        &format!(
+            "{SCORE} (i32.store8 (i32.const 16) (i32.const 1)) (i32.store (i32.const 20) (i32.const 1024)) (i32.store (i32.const 24) (i32.const 4)) (i32.const 16))"
+        ),
     );
     let report = score(&component("factor-plugin", &text), 1).await;
     assert_ended(&report, Outcome::PluginError, None);
@@ -137,7 +140,11 @@ fn a_package_of_factors_is_pure() {
         (r#"(import "wasi:config/store@0.2.0-rc.1" "get-all" (func (param i32)))"#, "wasi:config/store@0.2.0-rc.1"),
     ] {
         let text = module(import, &format!("{SCORE} unreachable)"));
-        let guest = crate::support::component_in("factor-plugin", &text, "import wasi:http/types@0.2.12; import wasi:config/store@0.2.0-rc.1;");
+        let guest = crate::support::component_in(
+            "factor-plugin",
+            &text,
+            "import wasi:http/types@0.2.12; import wasi:config/store@0.2.0-rc.1;",
+        );
         let error = rules::inspect(&package(FACTOR, &guest)).expect_err(name);
         assert!(matches!(&error, PackageError::NotPure { import } if import == name), "{error}");
     }

@@ -73,7 +73,11 @@ fn check(case: &Case, report: &CallReport, took: Duration) -> Result<(), String>
         "had too many table elements"
     } else if report.log.len() > case.limits.log_lines as usize || report.usage.log_bytes > case.limits.log_bytes {
         "logged too much"
-    } else if report.error.as_ref().is_some_and(|error| error.message.len() > 8 * 1024 || error.message.contains('\u{1b}')) {
+    } else if report
+        .error
+        .as_ref()
+        .is_some_and(|error| error.message.len() > 8 * 1024 || error.message.contains('\u{1b}'))
+    {
         "has a message that is too long or not harmless"
     } else if took > Duration::from_millis(case.limits.wall_ms) + Duration::from_secs(20) {
         "took far too long"

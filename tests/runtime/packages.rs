@@ -9,7 +9,7 @@ use bulkhead_model::manifest::MANIFEST_SECTION;
 use bulkhead_runtime::{Digest, PackageError, PrepareError, Runtime, embed_manifest, package as rules};
 use serde_json::json;
 use wasm_encoder::{
-    Component, ComponentSection as _, CustomSection, Instruction, ModuleSection, NestedComponentSection,
+    Component, ComponentSection as _, CustomSection, ModuleSection, NestedComponentSection,
 };
 
 use crate::support::{
@@ -74,9 +74,15 @@ fn with_sections(sections: &[&[u8]]) -> Vec<u8> {
 fn manifests_are_there_once_small_and_true() {
     assert!(matches!(rules::inspect(&plain()), Err(PackageError::ManifestMissing)));
     assert!(matches!(rules::inspect(&with_sections(&[b"{}", b"{}"])), Err(PackageError::ManifestRepeated(2))));
-    assert!(matches!(rules::inspect(&with_sections(&[&vec![b' '; 300_000]])), Err(PackageError::ManifestTooLarge { .. })));
+    assert!(matches!(
+        rules::inspect(&with_sections(&[&vec![b' '; 300_000]])),
+        Err(PackageError::ManifestTooLarge { .. })
+    ));
     for bad in ["", "{}", "[", "null", "\u{0}", &"[".repeat(100_000)] {
-        assert!(matches!(rules::inspect(&with_sections(&[bad.as_bytes()])), Err(PackageError::Manifest(_))), "{bad:.20}");
+        assert!(
+            matches!(rules::inspect(&with_sections(&[bad.as_bytes()])), Err(PackageError::Manifest(_))),
+            "{bad:.20}"
+        );
     }
     let mut other = serde_json::to_value(manifest(ACTION, &json!([]))).unwrap();
     other["wit"] = json!("bulkhead:plugin@0.9");
@@ -95,23 +101,19 @@ fn a_manifest_is_replaced_and_not_added() {
 #[test]
 fn promises_and_exports_are_the_same() {
     let wrong = embed_manifest(&plain(), &manifest(ContributionKind::Channel, &json!([]))).unwrap();
-    assert!(matches!(rules::inspect(&wrong), Err(PackageError::ExportUnlisted { .. } | PackageError::ExportMissing { .. })));
+    assert!(matches!(
+        rules::inspect(&wrong),
+        Err(PackageError::ExportUnlisted { .. } | PackageError::ExportMissing { .. })
+    ));
 }
 
 #[test]
 fn imports_need_permissions_and_names_are_named() {
-    let secrets = action_that(
-        r#"(import "bulkhead:plugin/secrets@0.1.0" "placeholder" (func (param i32 i32 i32)))"#,
-        "",
-        "",
-    );
+    let secrets =
+        action_that(r#"(import "bulkhead:plugin/secrets@0.1.0" "placeholder" (func (param i32 i32 i32)))"#, "", "");
     let error = refusal(&package(ACTION, &secrets));
     assert!(error.contains("bulkhead:plugin/secrets@0.1.0") && error.contains("`secret`"), "{error}");
-    let http = action_that(
-        r#"(import "wasi:http/types@0.2.12" "[constructor]fields" (func (result i32)))"#,
-        "",
-        "",
-    );
+    let http = action_that(r#"(import "wasi:http/types@0.2.12" "[constructor]fields" (func (result i32)))"#, "", "");
     let error = refusal(&package(ACTION, &http));
     assert!(error.contains("wasi:http/types@0.2.12") && error.contains("`http`"), "{error}");
     let unknown = wat::parse_str(r#"(component (import "evil:host/shell@1.0.0" (instance)))"#).unwrap();
@@ -146,9 +148,9 @@ fn doubling_components_are_counted_and_not_unrolled() {
     let mut inner = String::from("(component $c0 (core module $m) (core instance (instantiate $m)))");
     for level in 1..40 {
         let below = level - 1;
-        inner.push_str(&format!(
+        inner += &format!(
             "(component $c{level} (alias outer 1 $c{below} (component $below)) (instance (instantiate $below)) (instance (instantiate $below)))"
-        ));
+        );
     }
     let bomb = wat::parse_str(format!("(component {inner} (instance (instantiate $c39)))")).unwrap();
     let error = rules::inspect(&embed_manifest(&bomb, &manifest(ACTION, &json!([]))).unwrap()).expect_err("refused");
@@ -164,9 +166,9 @@ fn nesting_is_bounded() {
         outer.section(&NestedComponentSection(&nested));
         nested = outer;
     }
-    let error = rules::inspect(&embed_manifest(&nested.finish(), &manifest(ACTION, &json!([]))).unwrap()).expect_err("refused");
+    let error =
+        rules::inspect(&embed_manifest(&nested.finish(), &manifest(ACTION, &json!([]))).unwrap()).expect_err("refused");
     assert!(matches!(error, PackageError::TooMany { .. }), "{error}");
-    let _ = Instruction::Nop;
 }
 
 #[test]
@@ -185,7 +187,10 @@ fn proposals_that_are_off_are_refused() {
         let bytes = embed_manifest(&outer.finish(), &manifest(ACTION, &json!([]))).unwrap();
         let error = rules::inspect(&bytes).expect_err(what);
         assert!(
-            matches!(error, PackageError::Invalid { .. } | PackageError::Unsupported { .. } | PackageError::TooMany { .. }),
+            matches!(
+                error,
+                PackageError::Invalid { .. } | PackageError::Unsupported { .. } | PackageError::TooMany { .. }
+            ),
             "{what}: {error}"
         );
     }
@@ -193,10 +198,12 @@ fn proposals_that_are_off_are_refused() {
 
 #[tokio::test]
 async fn other_bytes_under_a_digest_are_refused() {
-    let (good, other) = (package(ACTION, &action_that("", "", "nop nop")), package(ACTION, &action_that("", "", "nop")));
+    let (good, other) =
+        (package(ACTION, &action_that("", "", "nop nop")), package(ACTION, &action_that("", "", "nop")));
     let error = host().runtime.prepare(Digest::of(&good), async { Ok(other) }).await.expect_err("replaced bytes");
     assert!(matches!(*error, PrepareError::Replaced { .. }), "{error}");
-    let error = host().runtime.prepare(Digest::of(b"nowhere"), async { Err("gone".into()) }).await.expect_err("no bytes");
+    let error =
+        host().runtime.prepare(Digest::of(b"nowhere"), async { Err("gone".into()) }).await.expect_err("no bytes");
     assert!(matches!(*error, PrepareError::Load(_)) && error.is_retryable(), "{error}");
 }
 

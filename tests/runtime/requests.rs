@@ -218,10 +218,15 @@ fn host(server: &Server, names: Names) -> Host {
     config.egress = EgressConfig::new(Arc::new(names));
     config.egress.allow_loopback = vec![format!("127.0.0.1:{}", server.port).parse().unwrap()];
     let ambient = crate::support::host().ambient.clone();
-    Host { runtime: Runtime::start(config, ambient.clone()).unwrap(), ambient, directory }
+    Host { runtime: Runtime::start(config, ambient.clone()).unwrap(), ambient, _directory: directory }
 }
 
-async fn call(host: &Host, guest: &[u8], grants: Arc<EffectiveGrants>, change: impl FnOnce(&mut CallRequest)) -> CallReport {
+async fn call(
+    host: &Host,
+    guest: &[u8],
+    grants: Arc<EffectiveGrants>,
+    change: impl FnOnce(&mut CallRequest),
+) -> CallReport {
     let prepared = host.prepare(&package(guest)).await;
     let mut request = request(ACTION);
     request.grants = grants;
@@ -285,10 +290,31 @@ async fn forbidden_hosts_are_refused_in_every_spelling() {
     let host = host(&server, names);
     let port = server.port;
     for authority in [
-        "127.0.0.1:1", "127.1:1", "2130706433:1", "0x7f.0.0.1:1", "0177.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1",
-        "10.0.0.1", "192.168.1.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "255.255.255.255", "224.0.0.1",
-        "[fe80::1]", "[fc00::1]", "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "inside.example", "metadata.example", "mapped.example",
-        "unique.example", "user@inside.example",
+        "127.0.0.1:1",
+        "127.1:1",
+        "2130706433:1",
+        "0x7f.0.0.1:1",
+        "0177.0.0.1:1",
+        "[::1]:1",
+        "[::ffff:127.0.0.1]:1",
+        "localhost:1",
+        "10.0.0.1",
+        "192.168.1.1",
+        "172.16.0.1",
+        "169.254.169.254",
+        "100.64.0.1",
+        "0.0.0.0",
+        "255.255.255.255",
+        "224.0.0.1",
+        "[fe80::1]",
+        "[fc00::1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "inside.example",
+        "metadata.example",
+        "mapped.example",
+        "unique.example",
+        "user@inside.example",
     ] {
         for scheme in ["http", "https"] {
             let url = format!("{scheme}://{authority}/");
@@ -313,7 +339,13 @@ async fn a_name_that_changes_its_address_gains_nothing() {
     let url = format!("http://rebind.example:{}/", server.port);
     let guest = guest(&url, ONE);
     for _ in 0..3 {
-        let report = call(&host, &guest, grants(&get(&format!("http://rebind.example:{}", server.port)), "https://x.example"), |_| ()).await;
+        let report = call(
+            &host,
+            &guest,
+            grants(&get(&format!("http://rebind.example:{}", server.port)), "https://x.example"),
+            |_| (),
+        )
+        .await;
         assert_ne!(answer(&report), "200");
     }
     assert_eq!(server.connections(), 0);
@@ -324,7 +356,8 @@ async fn a_redirect_is_shown_and_not_followed() {
     let moved = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest/meta-data/\r\ncontent-length: 0\r\n\r\n";
     let server = Server::start(moved, Duration::ZERO).await;
     let host = host(&server, Names::default());
-    let report = call(&host, &guest(&server.url("/"), ONE), grants(&get(&server.origin()), "https://x.example"), |_| ()).await;
+    let report =
+        call(&host, &guest(&server.url("/"), ONE), grants(&get(&server.origin()), "https://x.example"), |_| ()).await;
     assert_eq!(answer(&report), "302");
     assert_eq!((report.egress.len(), server.connections()), (1, 1));
 }
@@ -335,10 +368,11 @@ async fn requests_are_counted() {
     let host = host(&server, Names::default());
     let run = "(loop $again (drop (call $send (call $fields))) (br $again)) unreachable";
     let limits = Limits { requests: 3, ..Limits::default_for(ACTION) };
-    let report = call(&host, &guest(&server.url("/"), run), grants(&get(&server.origin()), "https://x.example"), |request| {
-        request.limits = limits;
-    })
-    .await;
+    let report =
+        call(&host, &guest(&server.url("/"), run), grants(&get(&server.origin()), "https://x.example"), |request| {
+            request.limits = limits;
+        })
+        .await;
     assert_ended(&report, Outcome::LimitExceeded, Some("requests"));
     assert_eq!((report.usage.requests, server.connections()), (3, 3));
 }
@@ -351,7 +385,8 @@ async fn a_secret_reaches_its_place_and_the_guest_never_sees_it() {
     let run = "(local $h i32) (local.set $h (call $with_secret (i32.const 2900) (i32.const 13)))
         (call $log (i32.const 2) (i32.const 0) (i32.const 0) (i32.load (i32.const 384)) (i32.load (i32.const 388)))
         (call $answer (i32.const 3000) (call $print (call $send (local.get $h))))";
-    let report = call(&host, &guest(&server.url("/"), run), grants(&get(&server.origin()), &server.origin()), |_| ()).await;
+    let report =
+        call(&host, &guest(&server.url("/"), run), grants(&get(&server.origin()), &server.origin()), |_| ()).await;
     assert_eq!(answer(&report), "200");
     assert!(server.received.lock().unwrap().contains(SECRET_VALUE));
     let shown = format!("{report:?}");
@@ -364,7 +399,9 @@ async fn a_secret_in_the_wrong_place_is_refused() {
     let server = Server::start(OK, Duration::ZERO).await;
     let host = host(&server, Names::default());
     let send = |name: &str, len: u32| {
-        format!("(call $answer (i32.const 3000) (call $print (call $send (call $with_secret (i32.const {name}) (i32.const {len})))))")
+        format!(
+            "(call $answer (i32.const 3000) (call $print (call $send (call $with_secret (i32.const {name}) (i32.const {len})))))"
+        )
     };
     // Another header; and the right header toward another origin.
     for (run, origin) in [(send("2940", 7), server.origin()), (send("2900", 13), "https://slack.com".to_owned())] {
@@ -378,7 +415,8 @@ async fn a_secret_in_the_wrong_place_is_refused() {
         (memory.copy (i32.add (i32.const 2400) (global.get $path_len)) (i32.load (i32.const 384)) (i32.load (i32.const 388)))
         (global.set $path_len (i32.add (global.get $path_len) (i32.load (i32.const 388))))
         (call $answer (i32.const 3000) (call $print (call $send (call $fields))))";
-    let report = call(&host, &guest(&server.url("/?t="), query), grants(&get(&server.origin()), &server.origin()), |_| ()).await;
+    let report =
+        call(&host, &guest(&server.url("/?t="), query), grants(&get(&server.origin()), &server.origin()), |_| ()).await;
     assert_eq!(answer(&report), DENIED);
     assert_eq!(server.connections(), 0);
 }
@@ -401,7 +439,7 @@ async fn a_placeholder_in_the_result_is_refused() {
 /// The server never answers: the call ends when its grants are taken away, or when its time is over, and the request is on record.
 #[tokio::test]
 async fn a_call_that_waits_for_a_server_can_be_ended() {
-    let server = Server::start(OK, Duration::from_secs(3_600)).await;
+    let server = Server::start(OK, Duration::from_hours(1)).await;
     let host = host(&server, Names::default());
     let guest = guest(&server.url("/slow"), ONE);
     let granted = grants(&get(&server.origin()), "https://x.example");
@@ -428,10 +466,11 @@ async fn a_call_that_waits_for_a_server_can_be_ended() {
 async fn nothing_is_sent_after_a_revocation() {
     let server = Server::start(OK, Duration::ZERO).await;
     let host = host(&server, Names::default());
-    let report = call(&host, &guest(&server.url("/"), ONE), grants(&get(&server.origin()), "https://x.example"), |request| {
-        request.control.revoke();
-    })
-    .await;
+    let report =
+        call(&host, &guest(&server.url("/"), ONE), grants(&get(&server.origin()), "https://x.example"), |request| {
+            request.control.revoke();
+        })
+        .await;
     assert_ended(&report, Outcome::Revoked, None);
     assert_eq!(server.connections(), 0);
 }

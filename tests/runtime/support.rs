@@ -21,7 +21,7 @@ use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 use wit_parser::Resolve as Wit;
 
 /// Patience for what has no time of its own: generous, because the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The moment at which every test happens: 2026-11-21T08:00:00Z.
 pub(crate) const NOW: Timestamp = Timestamp::from_micros(1_795_248_000_000_000);
@@ -54,11 +54,12 @@ pub(crate) fn module(imports: &str, body: &str) -> String {
 /// The parameters of an action's and a channel's function in core WebAssembly: beyond sixteen flat ones, a pointer.
 pub(crate) const RUN: &str = r#"(func (export "bulkhead:plugin/action@0.1.0#run") (param i32) (result i32)"#;
 pub(crate) const SEND: &str = r#"(func (export "bulkhead:plugin/channel@0.1.0#send") (param i32) (result i32)"#;
-pub(crate) const SCORE: &str = r#"(func (export "bulkhead:plugin/factor@0.1.0#score") (param i32 i32 i32 i32 i32 i32) (result i32)"#;
+pub(crate) const SCORE: &str =
+    r#"(func (export "bulkhead:plugin/factor@0.1.0#score") (param i32 i32 i32 i32 i32 i32) (result i32)"#;
 
 /// Instructions and data that answer `ok(json)`.
 pub(crate) fn answers(json: &str) -> (String, String) {
-    let escaped: String = json.bytes().map(|byte| format!("\\{byte:02x}")).collect();
+    let escaped = json.bytes().fold(String::new(), |escaped, byte| escaped + &format!("\\{byte:02x}"));
     let data = format!(r#"(data (i32.const 2048) "{escaped}")"#);
     let code = format!(
         "(i32.store (i32.const {ANSWER}) (i32.const 0))
@@ -130,7 +131,8 @@ pub(crate) fn package(kind: ContributionKind, component: &[u8]) -> Vec<u8> {
 pub(crate) struct Host {
     pub(crate) runtime: Runtime,
     pub(crate) ambient: Ambient,
-    pub(crate) directory: tempfile::TempDir,
+    /// Kept, and removed with the host.
+    pub(crate) _directory: tempfile::TempDir,
 }
 
 impl Host {
@@ -138,7 +140,7 @@ impl Host {
         let directory = tempfile::tempdir().unwrap();
         let ambient = Ambient::manual(NOW, 7);
         let runtime = Runtime::start(config(directory.path().join("cache")), ambient.clone()).unwrap();
-        Self { runtime, ambient, directory }
+        Self { runtime, ambient, _directory: directory }
     }
 
     pub(crate) async fn prepare(&self, package: &[u8]) -> Arc<Prepared> {

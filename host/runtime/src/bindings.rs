@@ -1,11 +1,5 @@
 //! Bindings of `bulkhead:plugin@0.1.0`, the newest contract; a later one converts to and from its predecessor in a file of its own.
 
-#![expect(
-    clippy::pedantic,
-    clippy::allow_attributes,
-    reason = "written by wasmtime's bindgen"
-)]
-
 wasmtime::component::bindgen!({
     path: "../../wit/0.1.0",
     inline: "

@@ -25,10 +25,10 @@ use crate::bindings::bulkhead::plugin::types::{CallContext as WitContext, Failur
 use crate::bindings::exports::bulkhead::plugin::factor::{Contribution, LeadFacts};
 use crate::capability::{baseline, config};
 use crate::control::{CallControl, Stop};
+use crate::egress::EgressGuard;
 use crate::engine::EngineKind;
 use crate::guest::{self, Guest};
 use crate::registry::Prepared;
-use crate::egress::EgressGuard;
 use crate::scope::{Parts, Scope};
 use crate::secret_source::SecretSource;
 use crate::ticker::Ticker;
@@ -138,8 +138,7 @@ async fn run_registered(
     started: Instant,
     io: Handle,
 ) -> CallReport {
-    let CallRequest { kind, contribution, context, settings, input, grants, secrets, limits, control } =
-        request;
+    let CallRequest { kind, contribution, context, settings, input, grants, secrets, limits, control } = request;
     let installation = context.installation.clone();
     let input_bytes = u64::try_from(input.len()).unwrap_or(u64::MAX);
     let baseline = match prepared.kind {
@@ -148,7 +147,7 @@ async fn run_registered(
     };
     let (arguments, settings) = match arguments(prepared, kind, &contribution, context, settings, input, &limits) {
         Ok(arguments) => arguments,
-        Err(message) => return report_without_instance(Ending::host_fault(message), limits, input_bytes),
+        Err(message) => return report_without_instance(Ending::host_fault(&message), limits, input_bytes),
     };
     let scope = Scope::new(Parts {
         control,
@@ -238,7 +237,7 @@ fn arguments(
     input: String,
     limits: &Limits,
 ) -> Result<(Arguments, String), String> {
-    if !prepared.info.manifest.contribution(contribution).is_some_and(|(listed, _)| listed == kind) {
+    if prepared.info.manifest.contribution(contribution).is_none_or(|(listed, _)| listed != kind) {
         return Err(format!("the package has no {} named {contribution}", kind.as_str()));
     }
     let context = WitContext {
@@ -331,6 +330,6 @@ pub(crate) fn report_without_instance(ending: Ending, limits: Limits, input_byte
 }
 
 /// The report of a call whose task broke down: our bug.
-pub(crate) fn host_fault(message: String, limits: Limits) -> CallReport {
+pub(crate) fn host_fault(message: &str, limits: Limits) -> CallReport {
     report_without_instance(Ending::host_fault(message), limits, 0)
 }

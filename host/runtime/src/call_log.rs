@@ -166,7 +166,12 @@ mod tests {
         log.message("info", "three\nfour");
         assert_eq!(
             texts(&log),
-            (["stdout: one", "stdout: two", "info: three", "info: four", "stderr: panic"].map(str::to_owned).to_vec(), false)
+            (
+                ["stdout: one", "stdout: two", "info: three", "info: four", "stderr: panic"]
+                    .map(str::to_owned)
+                    .to_vec(),
+                false
+            )
         );
     }
 

@@ -139,18 +139,14 @@ fn work() -> Result<(), (u8, String)> {
     let limits = PackageLimits::platform();
     limit_self(&limits).map_err(|error| broken(&error))?;
     let mut input = Vec::new();
-    std::io::stdin()
-        .take(limits.package_bytes + 2)
-        .read_to_end(&mut input)
-        .map_err(|error| broken(&error))?;
+    std::io::stdin().take(limits.package_bytes + 2).read_to_end(&mut input).map_err(|error| broken(&error))?;
     let kind = match input.first() {
         Some(b'e') => EngineKind::Effectful,
         Some(b'p') => EngineKind::Pure,
         _ => return Err(broken(&"no engine selected")),
     };
     let engine = engine::for_compilation(kind).map_err(|error| broken(&error))?;
-    let artifact =
-        engine.precompile_component(&input[1..]).map_err(|error| (EXIT_REFUSED, format!("{error:#}")))?;
+    let artifact = engine.precompile_component(&input[1..]).map_err(|error| (EXIT_REFUSED, format!("{error:#}")))?;
     std::io::stdout().write_all(&artifact).map_err(|error| broken(&error))
 }
 

@@ -129,7 +129,13 @@ mod tests {
 
     #[test]
     fn every_reason_survives() {
-        for stop in [Stop::Deadline, Stop::Revoked, Stop::Cancelled, Stop::Limit("requests"), Stop::Limit("host_bytes_per_call")] {
+        for stop in [
+            Stop::Deadline,
+            Stop::Revoked,
+            Stop::Cancelled,
+            Stop::Limit("requests"),
+            Stop::Limit("host_bytes_per_call"),
+        ] {
             let control = CallControl::new();
             control.stop(stop);
             assert_eq!(control.stopped(), Some(stop));

@@ -4,8 +4,7 @@
 //! the same bits). The compiler process builds the same configuration without a pool, because the allocation strategy does not
 //! touch compiled code; that the two agree is checked by wasmtime when an artifact is loaded.
 //!
-//! Measured on the development machine (`bench-call`, release, one thread, a fresh instance and one JSON call): see
-//! `docs/decisions` for the figures behind `pagemap_scan`, `concurrency_support(false)` and the resident sizes.
+//! Why these settings, with figures: `docs/decisions/0002-one-fresh-pooled-instance-per-call.md`.
 
 use std::hash::{Hash as _, Hasher};
 

@@ -46,7 +46,9 @@ impl Check<'_> {
     fn count<E: serde::de::Error>(self, count: u64) -> Result<(), E> {
         if count > self.limits.json_list_len {
             let limit = self.limits.json_list_len;
-            return Err(E::custom(format_args!("a list or object of more than {limit} elements (limit json_list_len)")));
+            return Err(E::custom(format_args!(
+                "a list or object of more than {limit} elements (limit json_list_len)"
+            )));
         }
         Ok(())
     }
@@ -163,8 +165,20 @@ mod tests {
             assert_eq!(check_json(good, &small()), Ok(()), "{good}");
         }
         for bad in [
-            "", "nul", "[1,]", "1 2", "[[[[1]]]]", r#""123456""#, "[1,2,3,4,5]", r#"{"123456":1}"#, "NaN", "Infinity", "1e999",
-            r#"{"a":1,"b":1,"c":1,"d":1,"e":1}"#, "\u{feff}1", "'a'",
+            "",
+            "nul",
+            "[1,]",
+            "1 2",
+            "[[[[1]]]]",
+            r#""123456""#,
+            "[1,2,3,4,5]",
+            r#"{"123456":1}"#,
+            "NaN",
+            "Infinity",
+            "1e999",
+            r#"{"a":1,"b":1,"c":1,"d":1,"e":1}"#,
+            "\u{feff}1",
+            "'a'",
         ] {
             assert!(check_json(bad, &small()).is_err(), "{bad}");
         }

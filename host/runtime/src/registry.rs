@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use bulkhead_model::limits::{ContributionKind, PackageLimits};
 use moka::future::Cache as Memory;
-use wasmtime::component::{Component, InstancePre, Linker};
 use wasmtime::Engine;
+use wasmtime::component::{Component, InstancePre, Linker};
 
 use crate::bindings::exports::bulkhead::plugin::{action, channel, factor};
 use crate::cache::{Cache, Entry};
@@ -71,7 +71,7 @@ impl Prepared {
 
 impl std::fmt::Debug for Prepared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("name", &self.info.manifest.name).field("digest", &self.info.digest).finish()
+        f.debug_struct("Prepared").field("name", &self.info.manifest.name).field("digest", &self.info.digest).finish_non_exhaustive()
     }
 }
 
@@ -92,7 +92,10 @@ impl Side {
         Ok(Self { kind, engine, allocation, linker, compatibility })
     }
 
-    #[expect(unsafe_code, reason = "artifacts are native code; the seal was verified, or our own child process made it just now")]
+    #[expect(
+        unsafe_code,
+        reason = "artifacts are native code; the seal was verified, or our own child process made it just now"
+    )]
     fn deserialize(&self, artifact: &[u8]) -> wasmtime::Result<Component> {
         // SAFETY: `artifact` is in memory that nobody else writes, and it is what the compiler of this version wrote: it comes from the child process
         // of this binary, or from an entry whose seal only this host can make. wasmtime checks version and settings itself.
@@ -110,13 +113,7 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    pub(crate) fn new(
-        effectful: Side,
-        pure: Side,
-        cache: Cache,
-        compiler: Compiler,
-        prepared_bytes_max: u64,
-    ) -> Self {
+    pub(crate) fn new(effectful: Side, pure: Side, cache: Cache, compiler: Compiler, prepared_bytes_max: u64) -> Self {
         let memory = Memory::builder()
             .max_capacity(prepared_bytes_max / 1024)
             .weigher(|_, prepared: &Arc<Prepared>| u32::try_from(prepared.image_bytes / 1024 + 1).unwrap_or(u32::MAX))
@@ -143,7 +140,7 @@ impl Registry {
         L: Future<Output = Result<Vec<u8>, LoadError>>,
     {
         for side in [&self.effectful, &self.pure] {
-            if let Some(prepared) = self.from_cache(side, digest).await {
+            if let Some(prepared) = self.cached(side, digest).await {
                 return Ok(Arc::new(prepared));
             }
         }
@@ -168,7 +165,7 @@ impl Registry {
         .await
     }
 
-    async fn from_cache(&self, side: &Arc<Side>, digest: Digest) -> Option<Prepared> {
+    async fn cached(&self, side: &Arc<Side>, digest: Digest) -> Option<Prepared> {
         let (side, cache) = (Arc::clone(side), Arc::clone(&self.cache));
         blocking(move || {
             let entry = cache.load(digest, side.compatibility)?;

@@ -127,7 +127,9 @@ impl Scope {
         &self,
         work: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, String> {
-        AbortOnDropHandle::new(self.io.spawn(work)).await.map_err(|error| format!("work for a guest broke down: {error}"))
+        AbortOnDropHandle::new(self.io.spawn(work))
+            .await
+            .map_err(|error| format!("work for a guest broke down: {error}"))
     }
 
     fn done(&self) -> MutexGuard<'_, Done> {
@@ -135,8 +137,8 @@ impl Scope {
     }
 
     /// Records that something was refused for lack of a grant.
-    pub(crate) fn refuse(&self, kind: &str, target: String, reason: &str) {
-        let target = harmless(&self.vault.redact(&target));
+    pub(crate) fn refuse(&self, kind: &str, target: &str, reason: &str) {
+        let target = harmless(&self.vault.redact(target));
         let refusal = Refusal { kind: kind.to_owned(), target, reason: reason.to_owned() };
         let mut done = self.done();
         if done.refusals.len() < REFUSALS_MAX && !done.refusals.contains(&refusal) {

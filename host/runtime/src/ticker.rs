@@ -74,15 +74,12 @@ impl Ticker {
         let shard = self.shared.next_shard.fetch_add(1, Ordering::Relaxed) % SHARDS;
         let slot = {
             let mut shard = lock(&self.shared.shards[shard]);
-            match shard.free.pop() {
-                Some(slot) => {
-                    shard.slots[slot] = Some((deadline, control));
-                    slot
-                }
-                None => {
-                    shard.slots.push(Some((deadline, control)));
-                    shard.slots.len() - 1
-                }
+            if let Some(slot) = shard.free.pop() {
+                shard.slots[slot] = Some((deadline, control));
+                slot
+            } else {
+                shard.slots.push(Some((deadline, control)));
+                shard.slots.len() - 1
             }
         };
         self.shared.active.fetch_add(1, Ordering::SeqCst);
@@ -173,7 +170,7 @@ mod tests {
     fn only_overdue_calls_end() {
         let ticker = Ticker::start(Vec::new()).unwrap();
         let (late, early) = (CallControl::new(), CallControl::new());
-        let _late = ticker.register(Instant::now() + Duration::from_secs(600), late.clone());
+        let _late = ticker.register(Instant::now() + Duration::from_mins(10), late.clone());
         let _early = ticker.register(Instant::now(), early.clone());
         wait_until(|| early.stopped() == Some(Stop::Deadline));
         assert_eq!(late.stopped(), None);
@@ -194,7 +191,7 @@ mod tests {
     fn slots_are_used_again() {
         let ticker = Ticker::start(Vec::new()).unwrap();
         for _ in 0..1_000 {
-            drop(ticker.register(Instant::now() + Duration::from_secs(600), CallControl::new()));
+            drop(ticker.register(Instant::now() + Duration::from_mins(10), CallControl::new()));
         }
         assert!(ticker.shared.shards.iter().all(|shard| lock(shard).slots.len() <= 1));
     }

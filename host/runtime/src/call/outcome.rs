@@ -44,9 +44,9 @@ impl Ending {
         self
     }
 
-    pub(crate) fn host_fault(message: String) -> Self {
+    pub(crate) fn host_fault(message: &str) -> Self {
         tracing::error!(message, "a plugin call failed through a fault of the host");
-        Self::error(Outcome::HostFault, "host-fault", &message, true)
+        Self::error(Outcome::HostFault, "host-fault", message, true)
     }
 
     /// `limit` is the field's name in [`Limits`], `what` a clause that says what happened.
@@ -62,13 +62,21 @@ impl Ending {
         let (limit, message) = match refused {
             Refused::Memory { wanted_bytes } => (
                 "memory_bytes",
-                format!("{wanted_bytes} bytes of memory were wanted; the limit memory_bytes is {}", limits.memory_bytes),
+                format!(
+                    "{wanted_bytes} bytes of memory were wanted; the limit memory_bytes is {}",
+                    limits.memory_bytes
+                ),
             ),
             Refused::Table { wanted_elements } => (
                 "table_elements",
-                format!("{wanted_elements} table elements were wanted; the limit table_elements is {}", limits.table_elements),
+                format!(
+                    "{wanted_elements} table elements were wanted; the limit table_elements is {}",
+                    limits.table_elements
+                ),
             ),
-            Refused::Own => ("memory_bytes", "a memory or table cannot grow past the maximum that the package declares".to_owned()),
+            Refused::Own => {
+                ("memory_bytes", "a memory or table cannot grow past the maximum that the package declares".to_owned())
+            }
         };
         Self::error(Outcome::OutOfMemory, "memory", &message, false).with_limit(limit)
     }
@@ -176,7 +184,7 @@ pub(crate) fn classify(error: &wasmtime::Error, guest: &Guest, instantiated: boo
         return match ended {
             Ended::Stopped(stop) => Ending::stopped(*stop, limits),
             Ended::Limit(limit) => Ending::limit(limit, "the host stopped the guest", limits),
-            Ended::HostFault(message) => Ending::host_fault(message.clone()),
+            Ended::HostFault(message) => Ending::host_fault(message),
         };
     }
     match error.downcast_ref::<Trap>() {
@@ -185,7 +193,8 @@ pub(crate) fn classify(error: &wasmtime::Error, guest: &Guest, instantiated: boo
             return Ending::error(Outcome::OutOfFuel, "fuel", &message, false).with_limit("fuel");
         }
         Some(Trap::StackOverflow) => {
-            let what = format!("the guest's calls are nested too deeply for a stack of {} KiB", STACK_BYTES as u64 / KIB);
+            let what =
+                format!("the guest's calls are nested too deeply for a stack of {} KiB", STACK_BYTES as u64 / KIB);
             return Ending::limit("stack_bytes", &what, limits);
         }
         _ => {}
@@ -194,7 +203,7 @@ pub(crate) fn classify(error: &wasmtime::Error, guest: &Guest, instantiated: boo
         return Ending::out_of_memory(refused, limits);
     }
     if error.is::<PoolConcurrencyLimitError>() {
-        return Ending::host_fault(format!("the pool of instances is exhausted: {error}"));
+        return Ending::host_fault(&format!("the pool of instances is exhausted: {error}"));
     }
     if let Some(ending) = untyped_limit(error, limits) {
         return ending;
@@ -205,7 +214,12 @@ pub(crate) fn classify(error: &wasmtime::Error, guest: &Guest, instantiated: boo
     }
     // The allocator's answer for the arguments, which the host reads before there is any result.
     if error.root_cause().to_string().starts_with("realloc return") {
-        return Ending::error(Outcome::Trapped, "trap", "the guest's allocator returned an address outside of its memory", false);
+        return Ending::error(
+            Outcome::Trapped,
+            "trap",
+            "the guest's allocator returned an address outside of its memory",
+            false,
+        );
     }
     // Without guest frames on the stack it was reading the result that failed: bad UTF-8, a pointer outside of memory.
     if instantiated && error.downcast_ref::<WasmBacktrace>().is_none() {
@@ -248,10 +262,8 @@ fn trap_message(error: &wasmtime::Error) -> String {
     if let Some(backtrace) = error.downcast_ref::<WasmBacktrace>() {
         for frame in backtrace.frames().iter().take(FRAMES_MAX) {
             message.push_str("\n  in ");
-            match frame.func_name() {
-                Some(name) => message.push_str(name),
-                None => message.push_str(&format!("function {}", frame.func_index())),
-            }
+            let number = || std::borrow::Cow::Owned(format!("function {}", frame.func_index()));
+            message.push_str(&frame.func_name().map_or_else(number, std::borrow::Cow::Borrowed));
         }
     }
     message

@@ -23,8 +23,8 @@ use crate::scope::Scope;
 
 /// How finely a guest can tell time: enough for dates and time-outs, too coarse to measure the machine.
 const CLOCK_RESOLUTION: Duration = Duration::from_millis(1);
-/// A pure guest's moment: 2020-01-01T00:00:00Z. Some libraries mistrust the year 1970.
-const FIXED_NOW: Duration = Duration::from_secs(1_577_836_800);
+/// A pure guest's moment: 2020-01-01T00:00:00Z, 18,262 days after the epoch. Some libraries mistrust the year 1970.
+const FIXED_NOW: Duration = Duration::from_hours(18_262 * 24);
 /// Bytes that one write to stdout or stderr may hold, as wasmtime's own streams allow.
 const WRITE_BYTES: usize = 64 * 1024;
 

@@ -95,7 +95,7 @@ async fn send(scope: &Arc<Scope>, request: http::Request<WasiBody>) -> Result<ht
     };
     let body = collect(scope, body).await?;
     let Some(grants) = scope.live_grants() else {
-        scope.refuse("http", format!("{} {url}", head.method), "the grants have expired");
+        scope.refuse("http", &format!("{} {}{}", head.method, origin(&head.uri), head.uri.path()), "the grants have expired");
         return Err(Error::HttpRequestDenied);
     };
     let context = EgressContext {
@@ -112,11 +112,11 @@ async fn send(scope: &Arc<Scope>, request: http::Request<WasiBody>) -> Result<ht
     let result = result.inspect_err(|error| {
         if error.is_refusal() {
             let target = format!("{} {}{}", record.method, record.origin, record.path);
-            scope.refuse("http", target, &error.to_string());
+            scope.refuse("http", &target, &error.to_string());
         }
     });
     scope.end_request(place, record);
-    result.map_err(told)
+    result.map_err(|error| told(&error))
 }
 
 /// Scheme, host and port for the record, without a user.
@@ -149,13 +149,15 @@ async fn collect(scope: &Scope, mut body: WasiBody) -> Result<Bytes, Error> {
 }
 
 /// What the guest learns of a failure.
-fn told(error: EgressError) -> Error {
+fn told(error: &EgressError) -> Error {
     match error {
         EgressError::Refused(_) | EgressError::SecretLeak { .. } => Error::HttpRequestDenied,
         EgressError::NonPublic(_) => Error::DestinationIpProhibited,
         EgressError::BadUrl { .. } => Error::HttpRequestUriInvalid,
-        EgressError::Header { .. } | EgressError::SecretUnusable { .. } => Error::InternalError(Some(error.to_string())),
-        EgressError::RequestTooLarge { bytes_max } => Error::HttpRequestBodySize(u64::try_from(bytes_max).ok()),
+        EgressError::Header { .. } | EgressError::SecretUnusable { .. } => {
+            Error::InternalError(Some(error.to_string()))
+        }
+        EgressError::RequestTooLarge { bytes_max } => Error::HttpRequestBodySize(u64::try_from(*bytes_max).ok()),
         EgressError::TooManyConnections { .. } | EgressError::RateLimited { .. } | EgressError::Busy => {
             Error::ConnectionLimitReached
         }
@@ -168,6 +170,6 @@ fn told(error: EgressError) -> Error {
         EgressError::Protocol(_) => Error::HttpProtocolError,
         EgressError::Upgraded => Error::HttpUpgradeFailed,
         EgressError::Encoded => Error::HttpResponseContentCoding(None),
-        EgressError::ResponseTooLarge { bytes_max } => Error::HttpResponseBodySize(Some(bytes_max)),
+        EgressError::ResponseTooLarge { bytes_max } => Error::HttpResponseBodySize(Some(*bytes_max)),
     }
 }

@@ -21,7 +21,7 @@ pub(crate) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
 async fn hold(scope: &Arc<Scope>, name: &str) -> Result<Result<String, SecretError>, Ended> {
     let Some(rule) = scope.live_grants().and_then(|grants| grants.secret(name)) else {
         let shown: String = name.chars().take(NAME_BYTES_MAX).collect();
-        scope.refuse("secret", shown.clone(), "no grant covers this secret");
+        scope.refuse("secret", &shown, "no grant covers this secret");
         return Ok(Err(SecretError::NotGranted(shown)));
     };
     if let Some(placeholder) = scope.vault.placeholder(name) {

@@ -75,7 +75,8 @@ pub(super) fn read<'a>(package: &'a [u8], limits: &PackageLimits) -> Result<Shap
     let mut frames: Vec<Frame> = Vec::new();
     let mut functions = 0_u64;
     for payload in Parser::new(0).parse_all(package) {
-        let payload = payload.map_err(|error| if frames.is_empty() { not_wasm() } else { PackageError::invalid(&error) })?;
+        let payload =
+            payload.map_err(|error| if frames.is_empty() { not_wasm() } else { PackageError::invalid(&error) })?;
         match &payload {
             Payload::Version { encoding, .. } => {
                 if frames.is_empty() && *encoding == Encoding::Module {
@@ -84,7 +85,11 @@ pub(super) fn read<'a>(package: &'a [u8], limits: &PackageLimits) -> Result<Shap
                 }
                 if frames.len() >= NESTING_MAX {
                     let limit = offset(NESTING_MAX);
-                    return Err(PackageError::TooMany { what: "components nested in each other", count: limit + 1, limit });
+                    return Err(PackageError::TooMany {
+                        what: "components nested in each other",
+                        count: limit + 1,
+                        limit,
+                    });
                 }
                 frames.push(Frame { is_module: *encoding == Encoding::Module, ..Frame::default() });
             }
@@ -203,7 +208,7 @@ fn count_section(payload: &Payload<'_>, frames: &mut [Frame]) -> Result<(), Pack
         }
         Payload::ComponentAliasSection(section) => {
             for alias in section.clone() {
-                define_alias(alias.map_err(invalid)?, frames);
+                define_alias(&alias.map_err(invalid)?, frames);
             }
         }
         Payload::ImportSection(section) if top(frames).is_module => {
@@ -228,15 +233,13 @@ fn known(definitions: &[Option<Counts>], index: u32, at: usize) -> Result<Counts
     let definition = usize::try_from(index).ok().and_then(|index| definitions.get(index));
     match definition {
         Some(Some(counts)) => Ok(*counts),
-        Some(None) => {
-            Err(unsupported(at, "an instance of an imported module or component"))
-        }
+        Some(None) => Err(unsupported(at, "an instance of an imported module or component")),
         None => Err(PackageError::Invalid { offset: offset(at), message: format!("no definition with index {index}") }),
     }
 }
 
-fn define_alias(alias: ComponentAlias<'_>, frames: &mut [Frame]) {
-    match alias {
+fn define_alias(alias: &ComponentAlias<'_>, frames: &mut [Frame]) {
+    match *alias {
         ComponentAlias::InstanceExport { kind, .. } => top(frames).define_unknown(kind),
         ComponentAlias::Outer { kind, count, index } => {
             let level = usize::try_from(count).ok().and_then(|count| (frames.len() - 1).checked_sub(count));
