@@ -8,9 +8,7 @@ use bulkhead_model::limits::{ContributionKind, PackageLimits};
 use bulkhead_model::manifest::MANIFEST_SECTION;
 use bulkhead_runtime::{Digest, PackageError, PrepareError, Runtime, embed_manifest, package as rules};
 use serde_json::json;
-use wasm_encoder::{
-    Component, ComponentSection as _, CustomSection, ModuleSection, NestedComponentSection,
-};
+use wasm_encoder::{Component, ComponentSection as _, CustomSection, ModuleSection, NestedComponentSection};
 
 use crate::support::{
     ALLOCATOR, RUN, action_that, assert_ended, component, config, host, manifest, module, package, request, within,
@@ -148,9 +146,10 @@ fn doubling_components_are_counted_and_not_unrolled() {
     let mut inner = String::from("(component $c0 (core module $m) (core instance (instantiate $m)))");
     for level in 1..40 {
         let below = level - 1;
-        inner += &format!(
+        let component = format!(
             "(component $c{level} (alias outer 1 $c{below} (component $below)) (instance (instantiate $below)) (instance (instantiate $below)))"
         );
+        inner.push_str(&component);
     }
     let bomb = wat::parse_str(format!("(component {inner} (instance (instantiate $c39)))")).unwrap();
     let error = rules::inspect(&embed_manifest(&bomb, &manifest(ACTION, &json!([]))).unwrap()).expect_err("refused");

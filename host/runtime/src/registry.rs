@@ -71,7 +71,10 @@ impl Prepared {
 
 impl std::fmt::Debug for Prepared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Prepared").field("name", &self.info.manifest.name).field("digest", &self.info.digest).finish_non_exhaustive()
+        f.debug_struct("Prepared")
+            .field("name", &self.info.manifest.name)
+            .field("digest", &self.info.digest)
+            .finish_non_exhaustive()
     }
 }
 

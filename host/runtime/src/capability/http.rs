@@ -95,7 +95,11 @@ async fn send(scope: &Arc<Scope>, request: http::Request<WasiBody>) -> Result<ht
     };
     let body = collect(scope, body).await?;
     let Some(grants) = scope.live_grants() else {
-        scope.refuse("http", &format!("{} {}{}", head.method, origin(&head.uri), head.uri.path()), "the grants have expired");
+        scope.refuse(
+            "http",
+            &format!("{} {}{}", head.method, origin(&head.uri), head.uri.path()),
+            "the grants have expired",
+        );
         return Err(Error::HttpRequestDenied);
     };
     let context = EgressContext {
