@@ -1,6 +1,10 @@
 //! What every request passes: ids, headers, unknown addresses, probes, the start page.
 
-use crate::support::{Answer, ask};
+use std::sync::Arc;
+
+use bulkhead_http::{HttpConfig, router};
+
+use crate::support::{Answer, ask, config};
 
 on_both! {
     async fn every_answer_has_an_id_and_the_headers_of_a_careful_server(server: TestServer) {
@@ -73,5 +77,23 @@ on_both! {
         }
         assert!(!page.text().contains("{{"), "every placeholder is filled");
         assert!(!page.header("content-security-policy").contains("script"));
+    }
+
+    async fn a_panic_is_answered_and_harms_no_other_request(server: TestServer) {
+        let breaks = HttpConfig { metrics: Arc::new(|| panic!("the recorder is gone: secret")), ..config() };
+        let router = router(server.app.clone(), breaks);
+        for _ in 0..2 {
+            let answer = ask("GET", "/metrics").send(&router).await;
+            assert_eq!(answer.problem(500), "internal");
+            assert!(!answer.text().contains("recorder"), "{}", answer.text());
+        }
+        assert_eq!(ask("GET", "/healthz").send(&router).await.status.as_u16(), 200);
+    }
+
+    async fn behind_tls_browsers_are_asked_to_stay_there(server: TestServer) {
+        assert_eq!(server.send(ask("GET", "/")).await.header("strict-transport-security"), "");
+        let secure = HttpConfig { public_url: "https://bulkhead.test".to_owned(), ..config() };
+        let answer = ask("GET", "/").send(&router(server.app.clone(), secure)).await;
+        assert!(answer.header("strict-transport-security").starts_with("max-age="));
     }
 }

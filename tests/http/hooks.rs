@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Ask, PUBLIC_URL, TestServer, Tenant, ask, stops_at_once};
+use crate::support::{Ask, PUBLIC_URL, Tenant, TestServer, ask, stops_at_once};
 use crate::workflows::ended;
 
 /// An active workflow, and the path of its webhook.
@@ -102,7 +102,7 @@ on_both! {
         for path in [&old, &new] {
             server.send(deliver(path, &json!({}))).await.json(202);
         }
-        server.ambient.advance(std::time::Duration::from_secs(60));
+        server.ambient.advance(std::time::Duration::from_mins(1));
         assert_eq!(server.send(deliver(&old, &json!({}))).await.problem(404), "not-found");
         server.send(deliver(&new, &json!({}))).await.json(202);
         assert_eq!(server.post(&tenant, &rotate, &json!({ "grace_s": 2_592_001 })).await.problem(422), "invalid-grace");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::guests::{asks_for_secret, manifest, package, signs};
 use crate::openapi::{compare_with_file, operations};
-use crate::support::{Answer, Ask, TestServer, Tenant, ask, stops_at_once};
+use crate::support::{Answer, Ask, Tenant, TestServer, ask, stops_at_once};
 
 /// Ids of one organization's things, by the path parameter that takes them.
 struct Things {
@@ -23,7 +23,8 @@ impl Things {
         let plugin = server.upload(tenant, package(&signs(), &manifest(&name, "1.0.0", asks_for_secret(false)))).await;
         let body = json!({ "plugin": name, "version": "1.0.0" });
         let installation = id(&server.post(tenant, "installations", &body).await.json(201));
-        let secret = ask("PUT", tenant.at(&format!("installations/{installation}/secrets/signing_key"))).key(&tenant.key);
+        let secret =
+            ask("PUT", tenant.at(&format!("installations/{installation}/secrets/signing_key"))).key(&tenant.key);
         assert_eq!(server.send(secret.json(&json!({ "value": "canary" }))).await.status.as_u16(), 204);
         let call = json!({ "contribution": "it", "input": "x" });
         let call = id(&server.post(tenant, &format!("installations/{installation}/calls"), &call).await.json(200));
@@ -65,7 +66,9 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "replace_grants" => json!({ "permissions": [] }),
         "put_secret" => json!({ "value": "x" }),
         "make_call" => json!({ "contribution": "it", "input": "x" }),
-        "create_workflow" | "update_workflow" | "validate_workflow" => json!({ "definition": stops_at_once("Taken over") }),
+        "create_workflow" | "update_workflow" | "validate_workflow" => {
+            json!({ "definition": stops_at_once("Taken over") })
+        }
         "rotate_hook" | "start_run" | "retry_run" => json!({}),
         "upload_plugin" => return ask.bytes("application/wasm", "no package"),
         other => panic!("say in tests/http/isolation.rs what `{other}` takes"),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::support::{TestServer, Tenant};
+use crate::support::{Tenant, TestServer};
 
 /// Every id of a list, page by page.
 async fn all(server: &TestServer, tenant: &Tenant, list: &str, limit: u32) -> Vec<String> {
@@ -28,7 +28,10 @@ async fn all(server: &TestServer, tenant: &Tenant, list: &str, limit: u32) -> Ve
 async fn make_keys(server: &TestServer, tenant: &Tenant, count: usize) {
     for at in 0..count {
         server.ambient.advance(std::time::Duration::from_millis(1));
-        server.post(tenant, "api-keys", &json!({ "name": format!("k{at}"), "permissions": ["org.read"] })).await.json(201);
+        server
+            .post(tenant, "api-keys", &json!({ "name": format!("k{at}"), "permissions": ["org.read"] }))
+            .await
+            .json(201);
     }
 }
 
@@ -85,6 +88,8 @@ on_both! {
             ("runs?workflow=x", "?workflow", "invalid-value"),
             ("jobs?state=lost", "?state", "unknown-value"),
             ("plugins?name=Acme", "?name", "invalid-value"),
+            ("runs/run_01h455vb4pex5vsknk084sn02q?limit=1", "?limit", "unknown-field"),
+            ("installations/inst_01h455vb4pex5vsknk084sn02q/secrets?x", "?x", "unknown-field"),
         ] {
             let answer = server.get(&tenant, query).await;
             assert_eq!(answer.problem(400), "invalid-query", "{query}");

@@ -2,6 +2,8 @@
 //!
 //! Each test that touches data has one body and runs as `name::sqlite` and `name::postgres`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics, its helpers too")]
+
 #[macro_use]
 mod support;
 

@@ -61,7 +61,8 @@ fn every_operation_declares_who_may_and_what_can_go_wrong() {
         assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{at}: the id is taken");
         for part in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
             let described = operation["parameters"].as_array().into_iter().flatten();
-            let parameter = described.into_iter().find(|parameter| parameter["in"] == "path" && parameter["name"] == part);
+            let parameter =
+                described.into_iter().find(|parameter| parameter["in"] == "path" && parameter["name"] == part);
             let text = parameter.and_then(|parameter| parameter["description"].as_str());
             assert!(text.is_some_and(|text| !text.is_empty()), "{at}: {part} is not described");
         }

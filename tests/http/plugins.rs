@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::guests::{acme_echo, asks_for_secret, echo, manifest, package, signs};
-use crate::support::{TestServer, Tenant, ask};
+use crate::support::{Tenant, TestServer, ask};
 
 async fn upload(server: &TestServer, tenant: &Tenant, package: Vec<u8>) -> crate::support::Answer {
     server.send(ask("POST", tenant.at("plugins")).key(&tenant.key).bytes("application/wasm", package)).await

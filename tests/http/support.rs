@@ -51,7 +51,7 @@ macro_rules! on_both {
 }
 
 /// Patience for what has no time of its own: generous, because the machine may be busy.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// The moment at which every test begins: 2026-11-21T08:00:00Z.
 const START_MICROS: i64 = 1_795_248_000_000_000;
 /// The role of this suite. Not the one that the store makes for itself, whose password other suites may set.
@@ -225,7 +225,8 @@ impl TestServer {
         database.execute(&role).unwrap();
         let (_, place) = database.url().rsplit_once('@').unwrap();
         let url = Some(format!("postgres://{APP_ROLE}:http_suite@{place}"));
-        let config = Database::Postgres { url, owner_url: Some(database.url().to_owned()), app_password: "unused".into() };
+        let config =
+            Database::Postgres { url, owner_url: Some(database.url().to_owned()), app_password: "unused".into() };
         let store = Store::open(StoreConfig { database: config, connections_max: 6 }).await.unwrap();
         Some(Self::on(store, Place::Postgres(database)))
     }
@@ -244,13 +245,8 @@ impl TestServer {
                 supervisor: supervisor.clone(),
             },
         });
-        let config = HttpConfig {
-            cursor_key: [5; 32],
-            metrics: Arc::new(|| "bulkhead_up 1\n".to_owned()),
-            public_url: PUBLIC_URL.to_owned(),
-            version: "1.2.3",
-        };
-        Self { router: router(app.clone(), config), app, store, ambient, supervisor, _place: place }
+        let router = router(app.clone(), config());
+        Self { router, app, store, ambient, supervisor, _place: place }
     }
 
     /// Lets jobs be done.
@@ -300,6 +296,15 @@ impl TestServer {
     /// Saves a workflow; its view.
     pub(crate) async fn save(&self, tenant: &Tenant, definition: &Value) -> Value {
         self.post(tenant, "workflows", &json!({ "definition": definition })).await.json(201)
+    }
+}
+
+pub(crate) fn config() -> HttpConfig {
+    HttpConfig {
+        cursor_key: [5; 32],
+        metrics: Arc::new(|| "bulkhead_up 1\n".to_owned()),
+        public_url: PUBLIC_URL.to_owned(),
+        version: "1.2.3",
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, PUBLIC_URL, TestServer, Tenant, ask, stops_at_once};
+use crate::support::{PATIENCE, PUBLIC_URL, Tenant, TestServer, ask, stops_at_once};
 
 /// The run once it has ended.
 pub(crate) async fn ended(server: &TestServer, tenant: &Tenant, run: &str) -> Value {
@@ -100,7 +100,9 @@ on_both! {
             (json!({ "definition": stops_at_once("X"), "summary": "x".repeat(501) }), 422, "invalid-summary"),
             (json!({ "definition": stops_at_once("X"), "summary": "a\u{0}b" }), 422, "invalid-body"),
         ] {
-            assert_eq!(server.post(&tenant, "workflows", &body).await.problem(status), slug, "{body}");
+            let answer = server.post(&tenant, "workflows", &body).await;
+            assert_eq!(answer.status.as_u16(), status, "{body}: {}", answer.text());
+            assert_eq!(answer.problem(status), slug, "{body}");
         }
         assert_eq!(server.get(&tenant, "workflows").await.json(200)["items"], json!([]), "nothing was saved");
         let fine = server.post(&tenant, "workflows/validate", &json!({ "definition": stops_at_once("Fine") })).await;

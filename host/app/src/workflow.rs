@@ -18,9 +18,9 @@ use serde_json::json;
 use crate::{App, AppError, Problem};
 
 /// After a rotation the old address stays valid for this long, unless another time is asked for.
-pub const HOOK_GRACE_DEFAULT: Duration = Duration::from_secs(24 * 3600);
+pub const HOOK_GRACE_DEFAULT: Duration = Duration::from_hours(24);
 /// … and at most this long.
-pub const HOOK_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const HOOK_GRACE_MAX: Duration = Duration::from_hours(30 * 24);
 /// Characters of a change summary.
 const SUMMARY_LEN_MAX: usize = 500;
 /// Versions in one page, and one more, by which a caller knows that there is a next page.

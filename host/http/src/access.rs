@@ -10,9 +10,12 @@ use bulkhead_model::permission::{Caller, Permission};
 use http::request::Parts;
 use http::{HeaderMap, header};
 use serde_json::{Value, json};
+use utoipa::openapi::RefOr;
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn, Paths};
 use utoipa_axum::router::UtoipaMethodRouter;
 
 use crate::HttpState;
+use crate::page::{NoFilter, filter};
 use crate::problem::Problem;
 
 /// In the OpenAPI document: the permission that an operation needs, or null.
@@ -20,14 +23,18 @@ pub(crate) const PERMISSION_KEY: &str = "x-bulkhead-permission";
 /// … and why it needs none.
 pub(crate) const PUBLIC_KEY: &str = "x-bulkhead-public";
 
-/// The permission that the matched route declares.
+/// What the matched route declares.
 #[derive(Clone, Copy, Debug)]
-struct Required(Permission);
+struct Required {
+    permission: Permission,
+    takes_query: bool,
+}
 
 /// Routes that need an API key of the path's organization, with this permission.
 pub(crate) fn guarded(permission: Permission, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
-    let (schemas, paths, router) = annotate(routes, PERMISSION_KEY, &json!(permission.as_str()));
-    (schemas, paths, router.route_layer(Extension(Required(permission))))
+    let (schemas, mut paths, router) = annotate(routes, PERMISSION_KEY, &json!(permission.as_str()));
+    let takes_query = operations(&mut paths).any(|operation| operation.parameters.iter().flatten().any(is_of_query));
+    (schemas, paths, router.route_layer(Extension(Required { permission, takes_query })))
 }
 
 /// Routes for anybody, for the reason given.
@@ -37,13 +44,20 @@ pub(crate) fn public(reason: &str, routes: UtoipaMethodRouter<HttpState>) -> Uto
 
 fn annotate(routes: UtoipaMethodRouter<HttpState>, key: &str, value: &Value) -> UtoipaMethodRouter<HttpState> {
     let (schemas, mut paths, router) = routes;
-    for item in paths.paths.values_mut() {
-        let operations = [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete];
-        for operation in operations.into_iter().flatten() {
-            operation.extensions.get_or_insert_default().insert(key.to_owned(), value.clone());
-        }
+    for operation in operations(&mut paths) {
+        operation.extensions.get_or_insert_default().insert(key.to_owned(), value.clone());
     }
     (schemas, paths, router)
+}
+
+fn operations(paths: &mut Paths) -> impl Iterator<Item = &mut Operation> {
+    paths.paths.values_mut().flat_map(|item| {
+        [&mut item.get, &mut item.post, &mut item.put, &mut item.patch, &mut item.delete].into_iter().flatten()
+    })
+}
+
+fn is_of_query(parameter: &RefOr<Parameter>) -> bool {
+    matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query)
 }
 
 /// An authenticated caller whose organization is the path's and who holds the route's permission. The first argument of every
@@ -61,7 +75,7 @@ impl FromRequestParts<HttpState> for OrgCaller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
-        let Required(permission) =
+        let Required { permission, takes_query } =
             *parts.extensions.get::<Required>().ok_or_else(|| Problem::internal(&NoPermissionDeclared))?;
         let presented = bearer(&parts.headers).ok_or(AppError::Unauthenticated)?;
         let identity = state.app.authenticate(presented).await?;
@@ -72,6 +86,9 @@ impl FromRequestParts<HttpState> for OrgCaller {
         let org = identity.resolve(&named)?;
         if !identity.caller.permissions().contains(permission) {
             return Err(AppError::Forbidden(permission).into());
+        }
+        if !takes_query {
+            filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;
         }
         parts.extensions.insert(Bound(org));
         Ok(Self { caller: identity.caller, org })

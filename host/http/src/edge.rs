@@ -157,14 +157,10 @@ struct Panicked(String);
 /// Ends a request that takes too long. The host's work under way is dropped where it waits; a write that was handed to the
 /// store ends there either way.
 pub(crate) async fn deadline(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => {
-            let detail =
-                format!("no answer within {} seconds: try again, and report it if it stays so", limit.as_secs());
-            Problem::new(Kind::TimedOut, detail).into_response()
-        }
-    }
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+        let detail = format!("no answer within {} seconds: try again, and report it if it stays so", limit.as_secs());
+        Problem::new(Kind::TimedOut, detail).into_response()
+    })
 }
 
 /// No route has this path.
@@ -199,5 +195,24 @@ mod tests {
         ] {
             assert_eq!(of(bad), None, "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_takes_too_long_is_given_up() {
+        use axum::Router;
+        use axum::routing::get;
+        use http::StatusCode;
+        use tower::ServiceExt as _;
+
+        let limit = Duration::from_millis(20);
+        let router: Router = Router::new()
+            .route("/never", get(std::future::pending::<()>))
+            .route("/soon", get(|| async { "here" }))
+            .layer(axum::middleware::from_fn_with_state(limit, deadline));
+        let ask = |path: &str| Request::builder().uri(path).body(Body::empty()).unwrap();
+        let late = router.clone().oneshot(ask("/never")).await.unwrap();
+        assert_eq!(late.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(late.extensions().get::<Arc<Problem>>().unwrap().slug(), "timed-out");
+        assert_eq!(router.oneshot(ask("/soon")).await.unwrap().status(), StatusCode::OK);
     }
 }

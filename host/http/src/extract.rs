@@ -228,4 +228,16 @@ mod tests {
             assert_eq!(is_json(text), json, "{text}");
         }
     }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_arrive_is_given_up() {
+        let never = futures_util::stream::pending::<Result<Bytes, std::convert::Infallible>>();
+        let request = Request::builder().body(Body::from_stream(never)).unwrap();
+        let problem = read_body(request, "body", 10, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(problem.slug(), "body-timeout");
+        let broken = futures_util::stream::once(async { Err::<Bytes, _>(std::io::Error::other("cut")) });
+        let request = Request::builder().body(Body::from_stream(broken)).unwrap();
+        let problem = read_body(request, "body", 10, JSON_BODY_TIME).await.unwrap_err();
+        assert_eq!(problem.slug(), "invalid-request");
+    }
 }

@@ -78,13 +78,12 @@ pub(crate) async fn check_liveness(State(state): State<HttpState>) -> Json<Healt
     responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)),
 )]
 pub(crate) async fn check_readiness(State(state): State<HttpState>) -> (StatusCode, Json<ReadinessView>) {
-    let ready = match state.readiness.recent() {
-        Some(ready) => ready,
-        None => {
-            let ready = matches!(tokio::time::timeout(CHECK_TIME, state.app.check_database()).await, Ok(Ok(())));
-            state.readiness.keep(ready);
-            ready
-        }
+    let ready = if let Some(ready) = state.readiness.recent() {
+        ready
+    } else {
+        let ready = matches!(tokio::time::timeout(CHECK_TIME, state.app.check_database()).await, Ok(Ok(())));
+        state.readiness.keep(ready);
+        ready
     };
     let (code, status, database) = if ready {
         (StatusCode::OK, "ready", "ok")

@@ -203,7 +203,7 @@ mod tests {
             (r#"{"name": 5}"#, "invalid-body", "/name", "wrong-type"),
             (r#"{"inner": []}"#, "invalid-body", "", "missing-field"),
             (r#"["a"]"#, "invalid-body", "", "wrong-type"),
-            (r#"7"#, "invalid-body", "", "wrong-type"),
+            ("7", "invalid-body", "", "wrong-type"),
             (r#"{"name": "a", "name": "b"}"#, "invalid-body", "", "repeated-key"),
             (r#"{"name": "a", "free": {"x": [{"k": 1, "k": 2}]}}"#, "invalid-body", "/free/x/0", "repeated-key"),
             (r#"{"name": "a""#, "invalid-json", "", "syntax"),

@@ -59,7 +59,7 @@ pub use openapi::document as openapi;
 const TIME_QUICK: Duration = Duration::from_secs(30);
 /// A package has to arrive and be compiled (60 s at most); a call may have to wait for its turn, for a compilation, and then
 /// run for as long as the ceiling of its wall time (60 s).
-const TIME_SLOW: Duration = Duration::from_secs(180);
+const TIME_SLOW: Duration = Duration::from_mins(3);
 
 /// What the HTTP layer is told by whoever starts it.
 pub struct HttpConfig {
@@ -83,7 +83,6 @@ pub(crate) struct HttpState {
 }
 
 /// Everything that the server answers.
-#[must_use]
 pub fn router(app: App, config: HttpConfig) -> Router {
     let state = HttpState { app, config: Arc::new(config), readiness: Arc::default() };
     let (router, _) = routes().split_for_parts();

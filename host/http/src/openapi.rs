@@ -29,10 +29,10 @@ struct Base;
 /// The document that routes are added to.
 pub(crate) fn base() -> utoipa::openapi::OpenApi {
     let mut base = Base::openapi();
-    base.info.title = "Bulkhead".to_owned();
+    "Bulkhead".clone_into(&mut base.info.title);
     base.info.description = Some(DESCRIPTION.to_owned());
     // The description's own version: it changes with the API, not with each build.
-    base.info.version = "1".to_owned();
+    "1".clone_into(&mut base.info.version);
     base.info.license = None;
     base.info.contact = None;
     base
@@ -74,19 +74,13 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     add(&[Kind::Internal, Kind::TimedOut]);
     if guarded {
         operation.insert("security".to_owned(), json!([{ "api_key": [] }]));
-        add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable]);
+        add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable, Kind::InvalidQuery]);
     }
     if operation.contains_key("requestBody") {
         add(&[Kind::InvalidJson, Kind::InvalidBody, Kind::TooLarge, Kind::UnsupportedMediaType, Kind::BodyTimeout]);
         add(&[Kind::InvalidRequest]);
     }
-    let of_query = |parameter: &Value, name: Option<&str>| {
-        parameter["in"] == "query" && name.is_none_or(|name| parameter["name"] == name)
-    };
-    if parameters.iter().any(|parameter| of_query(parameter, None)) {
-        add(&[Kind::InvalidQuery]);
-    }
-    if parameters.iter().any(|parameter| of_query(parameter, Some("cursor"))) {
+    if parameters.iter().any(|parameter| parameter["in"] == "query" && parameter["name"] == "cursor") {
         add(&[Kind::InvalidCursor]);
     }
     if parameters.iter().any(|parameter| parameter["name"] == "if-match") {

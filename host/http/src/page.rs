@@ -157,10 +157,10 @@ pub(crate) fn filter<F: DeserializeOwned>(query: &str) -> Result<F, Problem> {
     let Query(filter) = Query::<F>::try_from_uri(&uri).map_err(|rejection| {
         let text = rejection.body_text();
         let message = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
-        // "name: what is wrong", as serde_path_to_error writes it, or only what is wrong.
+        // "name: what is wrong", as serde_path_to_error writes it, or what is wrong with `name`.
         let (name, message) = match message.split_once(": ") {
             Some((name, rest)) if !name.contains(' ') => (name, rest),
-            _ => ("", message),
+            _ => (message.split('`').nth(1).unwrap_or_default(), message),
         };
         invalid_query(name, json::code(message), message.to_owned())
     })?;

@@ -51,6 +51,9 @@ impl Reader {
             self.problem("/schema", "schema", format!("this version reads schema {SCHEMA}"));
         }
         self.chars("/name", &wire.name, 1, NAME_CHARS_MAX);
+        if wire.name.chars().any(char::is_control) {
+            self.problem("/name", "name", "a name holds no control characters");
+        }
         self.chars("/description", &wire.description, 0, DESCRIPTION_CHARS_MAX);
         let bounded = [
             ("/steps", "too-many-steps", wire.steps.len(), STEPS_MAX),
