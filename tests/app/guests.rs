@@ -53,22 +53,17 @@ pub(crate) fn echo() -> Vec<u8> {
     component("", "", "")
 }
 
-/// An action that computes for some hundred million turns and then answers its input.
-pub(crate) fn slow_echo() -> Vec<u8> {
-    let work = "
-        (global.set $turns (i32.const 150000000))
-        (loop $again
-            (global.set $turns (i32.sub (global.get $turns) (i32.const 1)))
-            (br_if $again (global.get $turns)))";
-    component("", "(global $turns (mut i32) (i32.const 0))", work)
+/// An action that waits for `wait_ms` and then answers its input.
+pub(crate) fn waits_for(wait_ms: u64) -> Vec<u8> {
+    let imports = r#"
+        (import "wasi:clocks/monotonic-clock@0.2.12" "subscribe-duration" (func $subscribe (param i64) (result i32)))
+        (import "wasi:io/poll@0.2.12" "[method]pollable.block" (func $block (param i32)))"#;
+    component(imports, "", &format!("(call $block (call $subscribe (i64.const {})))", wait_ms * 1_000_000))
 }
 
 /// An action that waits until it is ended.
 pub(crate) fn waits() -> Vec<u8> {
-    let imports = r#"
-        (import "wasi:clocks/monotonic-clock@0.2.12" "subscribe-duration" (func $subscribe (param i64) (result i32)))
-        (import "wasi:io/poll@0.2.12" "[method]pollable.block" (func $block (param i32)))"#;
-    component(imports, "", "(call $block (call $subscribe (i64.const -1)))")
+    waits_for(1_000_000_000)
 }
 
 /// An action that computes until it is ended.
