@@ -20,6 +20,8 @@ const WITHOUT_ROWS: &[&str] = &[
     "count_ready_jobs",
     "delete_worker",
     "free_stuck_jobs",
+    "has_ready_jobs",
+    "has_ready_jobs",
     "insert_org",
     "insert_worker",
     "load_org_by_slug",
@@ -126,6 +128,7 @@ on_both! {
             tx.update_run(&a.run).await?;
             assert!(!tx.hasten_job("advance_run", &key, *now).await?);
             assert!(!tx.remove_waiting_job("advance_run", &key).await?);
+            assert!(!tx.is_job_held("advance_run", &key).await?);
             Ok(())
         })
         .unwrap();
@@ -171,6 +174,9 @@ on_both! {
         let lease = claimed.unwrap().remove(0).lease;
         assert_eq!(lease.org, a.org);
         let scope = crate::support::scope(b);
+        let key = a.run.id.to_string();
+        let seen = tx!(test.read, &scope, [key], |tx| tx.is_job_held("advance_run", key).await);
+        assert!(!seen.unwrap());
         let hold = tx!(test.write, &scope, [lease, minute, now], |tx| tx.hold_lease(lease, *minute, *now).await);
         let release = tx!(test.write, &scope, [lease, now], |tx| {
             tx.release_job(lease, *now, Attempt::Counts, None, *now).await
@@ -200,6 +206,7 @@ on_both! {
                     refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);
                     refused!($scope, [], |tx| tx.next_job_at().await);
                     refused!($scope, [], |tx| tx.count_ready_jobs().await);
+                    refused!($scope, [], |tx| tx.has_ready_jobs(Lane::Interactive).await);
                     refused!($scope, [worker, now, minute], |tx| tx.insert_worker(*worker, "x", *now, *minute).await);
                     refused!($scope, [worker, now, minute], |tx| tx.renew_worker(*worker, *now, *minute).await);
                     refused!($scope, [worker], |tx| tx.delete_worker(*worker).await);

@@ -267,9 +267,19 @@ on_both! {
         let remove = async |key: &'static str| {
             tx!(test.write, &scope, [key], |tx| tx.remove_waiting_job("advance_run", key).await).unwrap()
         };
+        let held = async || tx!(test.read, &scope, [], |tx| tx.is_job_held("advance_run", "k").await).unwrap();
+        let ready = async || {
+            tx!(test.read, &JOBS, [], |tx| {
+                Ok((tx.has_ready_jobs(Lane::Interactive).await?, tx.has_ready_jobs(Lane::Bulk).await?))
+            })
+            .unwrap()
+        };
+        assert_eq!(ready().await, (false, false));
         assert!(hasten().await);
         assert!(!hasten().await, "it is no longer in the future");
+        assert_eq!((ready().await, held().await), ((true, false), false));
         let lease = queue.claim_one().await;
+        assert_eq!((ready().await, held().await), ((false, false), true));
         assert!(!hasten().await);
         assert!(!remove("k").await, "a held job is its worker's");
         queue.finish(&lease).await.unwrap();

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use bulkhead_model::permission::OrgScope;
 use bulkhead_store::page::PageRequest;
-use bulkhead_store::{Store, StoreError, WriterStats};
+use bulkhead_store::{StoreError, WriterStats};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::{TestStore, api_key, scope};
+use crate::support::{TestStore, api_key, audit, scope};
 
 /// A gate that keeps the writer inside a transaction until it is opened, so that what is started meanwhile waits together.
 struct Gate {
@@ -51,32 +51,38 @@ impl Gate {
     }
 }
 
-/// A write of one row with a value of so many bytes.
-fn insert(store: &Store, scope: &OrgScope, digest: u8, bytes: usize) -> JoinHandle<Result<(), StoreError>> {
-    let (store, scope) = (store.clone(), scope.clone());
-    let now = bulkhead_model::time::Timestamp::from_micros(0);
+/// A write of a mark, which is another row each time that the closure commits, and a value of so many bytes.
+fn insert(test: &TestStore, scope: &OrgScope, digest: u8, bytes: usize) -> JoinHandle<Result<(), StoreError>> {
+    let (store, scope, ambient) = (test.store.clone(), scope.clone(), test.ambient.clone());
     spawn(async move {
         store
-            .write(&scope, (), move |tx, ()| {
-                Box::pin(async move { tx.insert_artifact(&[digest; 32], &vec![digest; bytes], now).await })
+            .write(&scope, ambient, move |tx, ambient| {
+                Box::pin(async move {
+                    tx.record_audit(&audit("value.stored", &digest.to_string()), ambient).await?;
+                    tx.insert_artifact(&[digest; 32], &vec![digest; bytes], ambient.now()).await
+                })
             })
             .await
     })
 }
 
-/// Which of the rows are there, after opening the file anew.
+/// Which of the rows are there, after opening the file anew. Each must have one mark: it was committed exactly once.
 async fn present(test: &mut TestStore, scope: &OrgScope, digests: std::ops::Range<u8>) -> Vec<u8> {
     test.reopen().await;
-    tx!(test.read, scope, [digests], |tx| {
+    let found = tx!(test.read, scope, [digests], |tx| {
         let mut found = Vec::new();
         for digest in digests.clone() {
-            if tx.load_artifact(&[digest; 32]).await?.is_some() {
-                found.push(digest);
-            }
+            let value = tx.load_artifact(&[digest; 32]).await?;
+            let marks = tx.list_audit(Some("value.stored"), Some(&digest.to_string()), PageRequest::default()).await?;
+            found.push((digest, value.is_some(), marks.items.len()));
         }
         Ok(found)
-    })
-    .unwrap()
+    });
+    let found = found.unwrap();
+    for (digest, is_there, marks) in &found {
+        assert_eq!(*marks, usize::from(*is_there), "value {digest} was committed {marks} times: {found:?}");
+    }
+    found.into_iter().filter(|(_, is_there, _)| *is_there).map(|(digest, ..)| digest).collect()
 }
 
 fn stats(test: &TestStore) -> WriterStats {
@@ -131,7 +137,7 @@ async fn a_member_that_fails_or_panics_takes_nobody_along() {
     let scope = scope(test.org("acme").await);
     let before = stats(&test);
     let gate = Gate::shut(&test, &scope).await;
-    let good = insert(&test.store, &scope, 1, 10);
+    let good = insert(&test, &scope, 1, 10);
     settle().await;
     let store = test.store.clone();
     let its_scope = scope.clone();
@@ -161,7 +167,7 @@ async fn a_member_that_fails_or_panics_takes_nobody_along() {
             .await
     });
     settle().await;
-    let last = insert(&test.store, &scope, 4, 10);
+    let last = insert(&test, &scope, 4, 10);
     settle().await;
     gate.release().await;
     good.await.unwrap().unwrap();
@@ -185,7 +191,7 @@ async fn a_full_disk_inside_a_savepoint_costs_only_the_write_that_was_too_large(
     test.store.fault_hook().fill_disk(true);
     let mut writes = Vec::new();
     for (digest, bytes) in [(1, 10), (2, 10), (3, 1 << 20), (4, 10), (5, 1 << 20), (6, 10)] {
-        writes.push((digest, insert(&test.store, &scope, digest, bytes)));
+        writes.push((digest, insert(&test, &scope, digest, bytes)));
         settle().await;
     }
     gate.release().await;
@@ -211,7 +217,7 @@ async fn a_full_disk_inside_a_savepoint_costs_only_the_write_that_was_too_large(
     assert_eq!(present(&mut test, &scope, 0..8).await, kept, "after opening the file anew");
 
     // Space again: everything goes on.
-    insert(&test.store, &scope, 7, 1 << 20).await.unwrap().unwrap();
+    insert(&test, &scope, 7, 1 << 20).await.unwrap().unwrap();
     assert_eq!(present(&mut test, &scope, 0..8).await, [1, 2, 4, 6, 7]);
 }
 
@@ -222,7 +228,7 @@ async fn a_full_disk_that_is_passed_over_commits_nothing_in_autocommit() {
     let scope = scope(test.org("acme").await);
     let gate = Gate::shut(&test, &scope).await;
     test.store.fault_hook().fill_disk(true);
-    let first = insert(&test.store, &scope, 1, 10);
+    let first = insert(&test, &scope, 1, 10);
     settle().await;
     let (store, its_scope) = (test.store.clone(), scope.clone());
     let careless: JoinHandle<Result<(), StoreError>> = spawn(async move {
@@ -250,7 +256,7 @@ async fn a_closure_that_takes_too_long_is_given_up_and_the_others_are_kept() {
     let mut test = TestStore::sqlite().await;
     let scope = scope(test.org("acme").await);
     let gate = Gate::shut(&test, &scope).await;
-    let first = insert(&test.store, &scope, 1, 10);
+    let first = insert(&test, &scope, 1, 10);
     settle().await;
     let (store, its_scope) = (test.store.clone(), scope.clone());
     let slow: JoinHandle<Result<(), StoreError>> = spawn(async move {
@@ -266,7 +272,7 @@ async fn a_closure_that_takes_too_long_is_given_up_and_the_others_are_kept() {
             .await
     });
     settle().await;
-    let last = insert(&test.store, &scope, 3, 10);
+    let last = insert(&test, &scope, 3, 10);
     settle().await;
     gate.release().await;
     first.await.unwrap().unwrap();
