@@ -58,6 +58,9 @@ fn every_operation_declares_who_may_and_what_can_go_wrong() {
         }
         assert!(operation["x-bulkhead-problems"].as_array().is_some_and(|problems| !problems.is_empty()), "{at}");
         assert!(operation["summary"].as_str().is_some_and(|summary| summary.ends_with('.')), "{at} has no sentence");
+        for (status, response) in operation["responses"].as_object().unwrap() {
+            assert!(response["description"].as_str().is_some_and(|text| !text.is_empty()), "{at}: {status}");
+        }
         assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()), "{at}: the id is taken");
         for part in path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}')) {
             let described = operation["parameters"].as_array().into_iter().flatten();
@@ -91,6 +94,14 @@ fn every_reference_leads_somewhere() {
 on_both! {
     async fn the_served_document_is_this_one(server: TestServer) {
         assert_eq!(server.send(ask("GET", "/api/openapi.json")).await.json(200), bulkhead_http::openapi());
+    }
+
+    async fn the_shapes_of_documents_are_published(server: TestServer) {
+        let workflow = server.send(ask("GET", "/api/schemas/workflow.json")).await;
+        assert_eq!(workflow.json(200), bulkhead_model::workflow::json_schema());
+        assert_eq!(workflow.header("content-type"), "application/schema+json");
+        let manifest = server.send(ask("GET", "/api/schemas/manifest.json")).await;
+        assert!(manifest.json(200)["properties"]["permissions"].is_object());
     }
 
     async fn every_operation_is_routed(server: TestServer) {

@@ -36,6 +36,7 @@ mod page;
 mod plugin;
 mod problem;
 mod run;
+mod schema;
 mod secret;
 mod view;
 mod workflow;
@@ -109,6 +110,8 @@ fn platform_routes() -> OpenApiRouter<HttpState> {
         .routes(public("probes have no key", routes!(health::check_readiness)))
         .routes(public("the numbers name no tenant", routes!(health::show_metrics)))
         .routes(public("the description is no secret", routes!(openapi::show_openapi)))
+        .routes(public("the shapes are no secret", routes!(schema::show_workflow_schema)))
+        .routes(public("the shapes are no secret", routes!(schema::show_manifest_schema)))
         .routes(public("the address itself is the credential", routes!(hook::receive_delivery)))
 }
 

@@ -86,6 +86,7 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     if parameters.iter().any(|parameter| parameter["name"] == "if-match") {
         add(&[Kind::IfMatchRequired, Kind::Stale, Kind::InvalidHeader]);
     }
+    describe_successes(operation);
     add_responses(operation, &problems);
     operation.insert(PROBLEMS_KEY.to_owned(), json!(problems));
     if !parameters.is_empty() {
@@ -93,6 +94,17 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     }
     debug_assert!(operation.contains_key(PERMISSION_KEY), "{method} {path} declares no permission");
     debug_assert!(guarded != operation.contains_key(PUBLIC_KEY), "{method} {path} is neither guarded nor public");
+}
+
+/// OpenAPI 3.1 wants a sentence with each response; where the handler has none, the operation's own says it.
+fn describe_successes(operation: &mut Map<String, Value>) {
+    let summary = operation.get("summary").cloned().unwrap_or_default();
+    let responses = operation.get_mut("responses").and_then(Value::as_object_mut);
+    for response in responses.into_iter().flat_map(Map::values_mut).filter_map(Value::as_object_mut) {
+        if response.get("description").is_none_or(|text| text == "") {
+            response.insert("description".to_owned(), summary.clone());
+        }
+    }
 }
 
 /// One response per status, naming the types that have it.
