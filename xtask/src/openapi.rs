@@ -1,4 +1,4 @@
-//! `openapi`: the snapshot of the OpenAPI document.
+//! `openapi`: the snapshots of the OpenAPI document and of the matrix of permissions.
 
 use anyhow::Result;
 
@@ -8,7 +8,8 @@ use crate::tools;
 /// mode fails on a stale snapshot, so `test` needs no chore for that.
 pub(crate) fn chore() -> Result<()> {
     let mut test = tools::cargo();
-    test.args(["test", "--package", "bulkhead-http", "openapi_snapshot"]).env("UPDATE_SNAPSHOTS", "1");
+    test.args(["test", "--package", "bulkhead-http", "--test", "http", "--", "openapi_snapshot", "isolation"])
+        .env("UPDATE_SNAPSHOTS", "1");
     tools::run(&mut test)?;
     tools::run(tools::program("git").args(["status", "--short", "--", "docs/openapi.json", "tests/http"]))
 }
