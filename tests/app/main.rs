@@ -12,5 +12,6 @@ mod calls;
 mod grants;
 mod guests;
 mod installations;
+mod runs;
 mod secrets;
 mod uploads;

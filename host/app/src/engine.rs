@@ -25,7 +25,7 @@ use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
 
 use crate::call::{Attempted, PluginCall};
-use crate::run::{log_event, read_state, state_text};
+use crate::run::{log_event, read_state, read_trigger, state_text};
 use crate::worker::Leash;
 use crate::{App, AppError};
 
@@ -33,7 +33,7 @@ use crate::{App, AppError};
 /// time that permits, egress quotas and a slow disk may take.
 pub(crate) const ATTEMPT_DEADLINE: Duration = Duration::from_secs(150);
 /// Pauses after the host's own failures (the store away, the compiler failing).
-const FAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+const FAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 
 /// How the engine left a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,8 +211,7 @@ impl App {
             return self.finish(&scope, lease).await;
         }
         let definition = self.definition(&scope, run.workflow, run.version).await?;
-        let trigger = serde_json::from_str(&run.trigger_data)
-            .map_err(|error| StoreError::Corrupt { what: "run trigger", why: error.to_string() })?;
+        let trigger = read_trigger(&run)?;
         let state = read_state(&run)?;
         let mut journey = Journey { scope, lease: lease.clone(), run, trigger, definition, state };
         let Advance { mut records, mut next } = journey.advance(self.ambient().now());
@@ -302,7 +301,9 @@ impl App {
         };
         Ok(match self.run_plugin(&journey.scope, call).await? {
             Attempted::Made(call) => Made::Call(call),
-            Attempted::NotMade(error) => Made::Not(error),
+            Attempted::NotMade(error) => {
+                Made::Not(CallError { message: format!("{}: {}", planned.plugin, error.message), ..error })
+            }
         })
     }
 

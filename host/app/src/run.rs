@@ -6,7 +6,7 @@ use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{OrgId, RunId, WorkflowId};
 use bulkhead_model::job::JobPayload;
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
-use bulkhead_model::run::{self, RunState, RunStatus};
+use bulkhead_model::run::{self, RunFacts, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
 use bulkhead_store::job::NewJob;
@@ -93,6 +93,12 @@ pub(crate) fn state_text(state: &RunState) -> Result<String, AppError> {
 pub(crate) fn read_state(run: &Run) -> Result<RunState, AppError> {
     serde_json::from_str(&run.state)
         .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run state", why: error.to_string() }))
+}
+
+/// The `trigger` that conditions and templates see.
+pub(crate) fn read_trigger(run: &Run) -> Result<Value, AppError> {
+    serde_json::from_str(&run.trigger_data)
+        .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run trigger", why: error.to_string() }))
 }
 
 impl App {
@@ -252,7 +258,13 @@ impl App {
         self.store()
             .read(&scope, id, |tx, id| {
                 Box::pin(async move {
-                    let run = tx.require_run(*id).await?;
+                    let mut run = tx.require_run(*id).await?;
+                    // A run whose first step is under way has committed nothing yet; its job tells.
+                    let may_be_held = matches!(run.status, RunStatus::Queued | RunStatus::Waiting);
+                    if may_be_held && tx.is_job_held("advance_run", &id.to_string()).await? {
+                        run.status = RunStatus::Running;
+                        run.waiting_until = None;
+                    }
                     let steps = tx.list_steps(*id).await?;
                     Ok::<_, AppError>(RunDetail { run, steps })
                 })
@@ -305,6 +317,13 @@ impl App {
                     }
                     let now = ambient.now();
                     let mut state = read_state(&run)?;
+                    // What the worker may have planned since the last commit: the step under way is the one that is cancelled.
+                    let trigger = read_trigger(&run)?;
+                    let org = tx.org()?;
+                    let facts = RunFacts { run: run.id, workflow: run.workflow, org, started_at: run.created_at };
+                    for record in run::advance(definition, &mut state, &trigger, &facts, now).records {
+                        crate::engine::save_record(tx, &state, &mut run, &record, None, now).await?;
+                    }
                     if let Some(record) = run::cancel(definition, &mut state, &format!("cancelled by {actor}")) {
                         crate::engine::save_record(tx, &state, &mut run, &record, None, now).await?;
                     }

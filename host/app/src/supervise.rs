@@ -33,11 +33,9 @@ impl Supervisor {
     {
         let task = tokio::spawn(self.tracker.track_future(future));
         tokio::spawn(async move {
-            if let Err(error) = task.await {
-                if error.is_panic() {
-                    metrics::counter!("bulkhead_task_panics_total", "task" => name).increment(1);
-                    tracing::error!(task = name, "a background task panicked");
-                }
+            if task.await.is_err_and(|error| error.is_panic()) {
+                metrics::counter!("bulkhead_task_panics_total", "task" => name).increment(1);
+                tracing::error!(task = name, "a background task panicked");
             }
         });
     }

@@ -137,6 +137,9 @@ struct Worker {
     lanes: Vec<(Lane, Arc<Semaphore>)>,
     /// Set while the heartbeat is overdue: nothing is claimed.
     fenced: AtomicBool,
+    /// Whether a thread of its own renews the heartbeat; without one the recovery loop does.
+    has_heartbeat_thread: bool,
+    name: String,
     supervisor: Supervisor,
 }
 
@@ -172,10 +175,12 @@ impl App {
             id,
             lanes: lanes.into_iter().map(|(lane, slots)| (lane, Arc::new(Semaphore::new(slots)))).collect(),
             fenced: AtomicBool::new(false),
+            has_heartbeat_thread: config.heartbeat.is_some(),
+            name: config.name,
             supervisor: supervisor.clone(),
         });
         if let Some(store) = config.heartbeat {
-            spawn_heartbeat(Arc::clone(&worker), store, config.name);
+            spawn_heartbeat(Arc::clone(&worker), store);
         }
         let claiming = Arc::clone(&worker);
         supervisor.spawn_loop("claim", move || Arc::clone(&claiming).claim_loop());
@@ -225,19 +230,23 @@ impl Worker {
         if free.is_empty() {
             return Ok(0);
         }
-        let work = self
+        // Looked at from a reader first, so that an idle process does not trouble the writer.
+        let (due, wanted) = self
             .app
             .store()
-            .read(&SCOPE, self.app.ambient().clone(), |tx, ambient| {
+            .read(&SCOPE, (free, self.app.ambient().clone()), |tx, (free, ambient)| {
                 Box::pin(async move {
                     let due = tx.next_job_at().await?.is_some_and(|at| at <= ambient.now());
-                    Ok::<_, StoreError>((due, tx.count_ready_jobs().await?))
+                    let mut wanted = Vec::new();
+                    for (lane, limit) in free {
+                        if due || tx.has_ready_jobs(*lane).await? {
+                            wanted.push((*lane, *limit));
+                        }
+                    }
+                    Ok::<_, StoreError>((due, wanted))
                 })
             })
             .await?;
-        let (due, ready) = work;
-        let wanted: Vec<(Lane, u32)> =
-            free.into_iter().filter(|(lane, _)| due || ready.iter().any(|(name, _)| name == lane.as_str())).collect();
         if wanted.is_empty() {
             return Ok(0);
         }
@@ -307,12 +316,37 @@ impl Worker {
         }
     }
 
+    /// Renews the heartbeat. `Ok(false)` when the row had expired: it is registered anew, and everything that was held under
+    /// the old one is lost.
+    async fn renew(&self, store: &Store) -> Result<bool, StoreError> {
+        let args = (self.id, self.name.clone(), self.app.ambient().clone());
+        store
+            .write_locked(&SCOPE, args, |tx, (id, name, ambient)| {
+                Box::pin(async move {
+                    if tx.renew_worker(*id, ambient.now(), LEASE_TTL).await? {
+                        return Ok(true);
+                    }
+                    tx.delete_worker(*id).await?;
+                    tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
+                    Ok(false)
+                })
+            })
+            .await
+    }
+
     async fn recover_loop(self: Arc<Self>) {
         let stop = self.supervisor.stop_token();
         while !stop.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(RECOVER_EVERY) => {}
                 () = stop.cancelled() => return,
+            }
+            if !self.has_heartbeat_thread {
+                match self.renew(self.app.store()).await {
+                    Ok(true) => {}
+                    Ok(false) => self.app.in_flight().hand_back_all(),
+                    Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the heartbeat failed"),
+                }
             }
             if self.fenced.load(Ordering::SeqCst) {
                 continue;
@@ -355,7 +389,7 @@ impl App {
 
 /// Renews the heartbeat on an OS thread with a connection of its own, so that neither a busy executor nor an exhausted pool
 /// delays it.
-fn spawn_heartbeat(worker: Arc<Worker>, store: StoreConfig, name: String) {
+fn spawn_heartbeat(worker: Arc<Worker>, store: StoreConfig) {
     let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
@@ -365,19 +399,19 @@ fn spawn_heartbeat(worker: Arc<Worker>, store: StoreConfig, name: String) {
                 return;
             }
         };
-        runtime.block_on(heartbeat(&worker, store, &name));
+        runtime.block_on(heartbeat(&worker, store));
     });
     if let Err(error) = thread {
         tracing::error!(error = %error, "no heartbeat thread");
     }
 }
 
-async fn heartbeat(worker: &Worker, config: StoreConfig, name: &str) {
+async fn heartbeat(worker: &Worker, config: StoreConfig) {
     let stop = worker.supervisor.stop_token();
     let mut store: Option<Store> = None;
     let mut renewed = Instant::now();
     while !stop.is_cancelled() {
-        match renew(worker, &config, &mut store, name).await {
+        match renew(worker, &config, &mut store).await {
             Ok(true) => {
                 renewed = Instant::now();
                 if worker.fenced.swap(false, Ordering::SeqCst) {
@@ -408,31 +442,13 @@ async fn heartbeat(worker: &Worker, config: StoreConfig, name: &str) {
     }
 }
 
-/// `Ok(false)` when the row had expired: it is registered anew, and everything that was held under the old one is lost.
-async fn renew(
-    worker: &Worker,
-    config: &StoreConfig,
-    store: &mut Option<Store>,
-    name: &str,
-) -> Result<bool, StoreError> {
+async fn renew(worker: &Worker, config: &StoreConfig, store: &mut Option<Store>) -> Result<bool, StoreError> {
     let attempt = async {
         if store.is_none() {
             *store = Some(Store::open(config.clone()).await?);
         }
         let Some(store) = store.as_ref() else { return Err(StoreError::TimedOut) };
-        let args = (worker.id, name.to_owned(), worker.app.ambient().clone());
-        store
-            .write_locked(&SCOPE, args, |tx, (id, name, ambient)| {
-                Box::pin(async move {
-                    if tx.renew_worker(*id, ambient.now(), LEASE_TTL).await? {
-                        return Ok(true);
-                    }
-                    tx.delete_worker(*id).await?;
-                    tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
-                    Ok(false)
-                })
-            })
-            .await
+        worker.renew(store).await
     };
     tokio::time::timeout(FENCE_AFTER, attempt).await.map_err(|_| StoreError::TimedOut)?
 }

@@ -407,9 +407,7 @@ impl Tx {
 
     /// Whether a worker holds the job of this kind and key now.
     pub async fn is_job_held(&mut self, kind: &str, dedupe_key: &str) -> Result<bool, StoreError> {
-        let sql = sql!(
-            "select id from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state = 'leased'"
-        );
+        let sql = sql!("select id from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state = 'leased'");
         let org = self.org()?;
         Ok(self.fetch_optional(sql, binds![org, kind, dedupe_key]).await?.is_some())
     }

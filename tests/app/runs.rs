@@ -1,0 +1,249 @@
+//! Runs carried forward by a real worker: steps, waits, retries, cancellation, a second start, a process that ends in mid-run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_app::installation::InstallationPatch;
+use bulkhead_app::run::{RetryRun, RunDetail, StartByHand};
+use bulkhead_app::supervise::Supervisor;
+use bulkhead_app::worker::{Slots, WorkerConfig};
+use bulkhead_app::workflow::SaveWorkflow;
+use bulkhead_app::{App, AppError};
+use bulkhead_model::id::{RunId, WorkflowId};
+use bulkhead_model::permission::Permission;
+use bulkhead_model::run::{RunStatus, StepStatus};
+use bulkhead_store::page::PageRequest;
+use bulkhead_test_support::wait::until_async;
+use serde_json::{Map, Value, json};
+
+use crate::guests::{acme_echo, manifest, package, waits};
+use crate::support::{Options, PATIENCE, Tenant, TestApp, conflict, problems};
+
+async fn work(app: &App) -> Supervisor {
+    let supervisor = Supervisor::new();
+    let config = WorkerConfig { name: "test".into(), slots: Slots::default(), heartbeat: None };
+    app.start_worker(config, &supervisor).await.unwrap();
+    supervisor
+}
+
+fn call(next: Option<&str>) -> Value {
+    json!({ "type": "action", "use": "acme/echo#it", "with": { "seen": "{{ trigger.body.n }}" }, "next": next })
+}
+
+async fn save(app: &TestApp, tenant: &Tenant, start: &str, steps: Value) -> WorkflowId {
+    let definition = json!({
+        "schema": 1, "name": "it", "triggers": [{ "id": "by-hand", "type": "api" }], "start": start, "steps": steps,
+    });
+    let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+    app.app.create_workflow(&tenant.caller, tenant.org, save).await.unwrap().workflow.id
+}
+
+async fn begin(app: &TestApp, tenant: &Tenant, workflow: WorkflowId, key: Option<&str>) -> RunId {
+    let start =
+        StartByHand { input: json!({ "n": 7 }), variables: Map::new(), idempotency_key: key.map(str::to_owned) };
+    app.app.start_run(&tenant.caller, tenant.org, workflow, start).await.unwrap()
+}
+
+async fn show(app: &TestApp, tenant: &Tenant, run: RunId) -> RunDetail {
+    app.app.show_run(&tenant.caller, tenant.org, run).await.unwrap()
+}
+
+async fn until_status(app: &TestApp, tenant: &Tenant, run: RunId, status: RunStatus) -> RunDetail {
+    let reached = until_async(PATIENCE, async || show(app, tenant, run).await.run.status == status).await;
+    let detail = show(app, tenant, run).await;
+    assert!(reached, "{:?} {:?} {:?}", detail.run.status, detail.run.error, detail.steps);
+    detail
+}
+
+async fn no_job_is_left(app: &TestApp, tenant: &Tenant) {
+    let none = until_async(PATIENCE, async || {
+        app.app.list_jobs(&tenant.caller, tenant.org, None, PageRequest::default()).await.unwrap().items.is_empty()
+    });
+    assert!(none.await, "a job is left");
+}
+
+on_both! {
+    async fn steps_follow_each_other_and_are_on_record(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        app.install(&acme, acme_echo(), json!({})).await;
+        let steps = json!({
+            "first": call(Some("choose")),
+            "choose": { "type": "condition", "if": { "field": "steps.first.output.seen", "op": "eq", "value": 7 },
+                "then": "second", "else": "end" },
+            "second": call(Some("end")),
+            "end": { "type": "stop", "output": { "seen": "{{ steps.second.output.seen }}" } },
+        });
+        let workflow = save(&app, &acme, "first", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        let detail = until_status(&app, &acme, run, RunStatus::Succeeded).await;
+        let shown: Vec<_> = detail.steps.iter().map(|step| (step.step.as_str(), step.status, step.outcome.as_deref())).collect();
+        assert_eq!(
+            shown,
+            [
+                ("first", StepStatus::Succeeded, Some("returned")),
+                ("choose", StepStatus::Succeeded, None),
+                ("second", StepStatus::Succeeded, Some("returned")),
+                ("end", StepStatus::Succeeded, None),
+            ]
+        );
+        assert_eq!(detail.run.output.as_deref(), Some(r#"{"seen":7}"#));
+        let log = app.app.list_run_events(&acme.caller, acme.org, run, 0, 100).await.unwrap();
+        assert_eq!(log.iter().map(|event| event.seq).collect::<Vec<_>>(), (1..=i64::try_from(log.len()).unwrap()).collect::<Vec<_>>());
+        assert_eq!((log[0].kind.as_str(), log[log.len() - 1].kind.as_str()), ("queued", "succeeded"));
+        let events = app.app.list_events(&acme.caller, acme.org, Some("run.succeeded".into()), PageRequest::default()).await.unwrap();
+        assert_eq!(events.items[0].subject, run.to_string());
+        no_job_is_left(&app, &acme).await;
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn a_second_start_with_the_same_key_is_the_same_run(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let workflow = save(&app, &acme, "end", json!({ "end": { "type": "stop" } })).await;
+        let first = begin(&app, &acme, workflow, Some("k")).await;
+        let starts = (0..8).map(|_| begin(&app, &acme, workflow, Some("k")));
+        for again in futures_util::future::join_all(starts).await {
+            assert_eq!(again, first);
+        }
+        assert_ne!(begin(&app, &acme, workflow, Some("other")).await, first);
+        assert_ne!(begin(&app, &acme, workflow, None).await, first);
+    }
+
+    async fn a_delay_waits_for_its_time_and_outlives_the_process(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        app.install(&acme, acme_echo(), json!({})).await;
+        let steps = json!({ "wait": { "type": "delay", "for": "3d", "next": "tell" }, "tell": call(None) });
+        let workflow = save(&app, &acme, "wait", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        let waiting = until_status(&app, &acme, run, RunStatus::Waiting).await;
+        let until = waiting.run.waiting_until.unwrap();
+        assert_eq!(until.since(waiting.run.created_at), Duration::from_hours(72));
+        assert!(supervisor.shut_down(PATIENCE).await);
+        // Another process, three days later.
+        app.ambient.advance(Duration::from_hours(72));
+        let later = app.again(Options::default());
+        let supervisor = work(&later).await;
+        let detail = until_status(&app, &acme, run, RunStatus::Succeeded).await;
+        assert_eq!(detail.steps.iter().filter(|step| step.outcome.is_some()).count(), 1);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn a_cancelled_run_ends_its_call_at_once_and_can_begin_again(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));
+        app.install(&acme, package(&waits(), &patient), json!({})).await;
+        let steps = json!({ "wait": { "type": "action", "use": "acme/patient#it", "with": {}, "timeout_ms": 60_000 } });
+        let workflow = save(&app, &acme, "wait", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
+        assert_eq!(show(&app, &acme, run).await.run.status, RunStatus::Running, "a claimed run says so");
+        let lesser = acme.only(&[Permission::RunsRead]);
+        assert!(matches!(app.app.cancel_run(&lesser, acme.org, run).await, Err(AppError::Forbidden(Permission::RunsControl))));
+        app.app.cancel_run(&acme.caller, acme.org, run).await.unwrap();
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 0).await);
+        let cancelled = until_status(&app, &acme, run, RunStatus::Cancelled).await;
+        assert!(cancelled.run.finished_at.is_some());
+        assert_eq!(conflict(app.app.cancel_run(&acme.caller, acme.org, run).await), "run-finished");
+        no_job_is_left(&app, &acme).await;
+        assert_eq!(app.audit(&acme, "run.cancelled").await.len(), 1);
+        app.app.retry_run(&acme.caller, acme.org, run, RetryRun::default()).await.unwrap();
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
+        assert_eq!(conflict(app.app.retry_run(&acme.caller, acme.org, run, RetryRun::default()).await), "run-not-finished");
+        app.app.cancel_run(&acme.caller, acme.org, run).await.unwrap();
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn failures_follow_the_definition(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let steps = json!({
+            "absent": { "type": "action", "use": "acme/gone#it", "with": {}, "allow_failure": true, "next": "stands-in" },
+            "stands-in": { "type": "action", "use": "acme/gone#it", "with": {}, "fallback": { "n": 1 }, "next": "end" },
+            "end": { "type": "stop", "output": { "n": "{{ steps['stands-in'].output.n }}" } },
+        });
+        let workflow = save(&app, &acme, "absent", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        let detail = until_status(&app, &acme, run, RunStatus::Succeeded).await;
+        assert_eq!(detail.run.output.as_deref(), Some(r#"{"n":1}"#));
+        assert_eq!(detail.steps[0].status, StepStatus::Failed);
+        assert!(detail.steps[0].error.as_deref().unwrap().contains("acme/gone"), "{:?}", detail.steps[0]);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn a_failed_run_begins_again_from_its_failed_step(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let steps = json!({ "first": { "type": "delay", "for_ms": 1, "next": "tell" }, "tell": call(None) });
+        let workflow = save(&app, &acme, "first", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        // The delay's end comes with the clock, which stands still.
+        until_status(&app, &acme, run, RunStatus::Waiting).await;
+        app.ambient.advance(Duration::from_millis(1));
+        until_status(&app, &acme, run, RunStatus::Failed).await;
+        // The plugin that was missing is installed now.
+        app.install(&acme, acme_echo(), json!({})).await;
+        let wrong = RetryRun { from_step: Some("nowhere".into()), new_generation: false };
+        problems(app.app.retry_run(&acme.caller, acme.org, run, wrong).await, "unknown-step");
+        let held = until_async(PATIENCE, async || {
+            app.app.retry_run(&acme.caller, acme.org, run, RetryRun::default()).await.is_ok()
+        });
+        assert!(held.await);
+        let detail = until_status(&app, &acme, run, RunStatus::Succeeded).await;
+        assert_eq!(detail.steps.iter().find(|step| step.step == "tell").unwrap().status, StepStatus::Succeeded);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn a_revocation_in_mid_step_commits_no_result(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));
+        let made = app.install(&acme, package(&waits(), &patient), json!({})).await;
+        let steps = json!({ "wait": { "type": "action", "use": "acme/patient#it", "with": {}, "timeout_ms": 60_000, "retry": { "max_attempts": 1 } } });
+        let workflow = save(&app, &acme, "wait", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
+        let (id, version) = (made.installation.id, made.installation.grant_version);
+        let off = InstallationPatch { enabled: Some(false), ..InstallationPatch::default() };
+        app.app.update_installation(&acme.caller, acme.org, id, version, off).await.unwrap();
+        let detail = until_status(&app, &acme, run, RunStatus::Failed).await;
+        assert_eq!(detail.steps[0].outcome.as_deref(), Some("revoked"), "{:?}", detail.steps[0]);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn a_shutdown_hands_the_job_back_and_another_process_goes_on(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));
+        app.install(&acme, package(&waits(), &patient), json!({})).await;
+        let steps = json!({ "wait": { "type": "action", "use": "acme/patient#it", "with": {}, "timeout_ms": 60_000 } });
+        let workflow = save(&app, &acme, "wait", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
+        app.app.stop_worker(&supervisor, Duration::from_millis(50)).await;
+        assert_eq!(app.app.calls_in_flight(), 0);
+        let jobs = app.app.list_jobs(&acme.caller, acme.org, None, PageRequest::default()).await.unwrap().items;
+        assert_eq!(jobs.iter().map(|job| (job.state.as_str(), job.attempt)).collect::<Vec<_>>(), [("ready", 0)]);
+        let other = app.again(Options::default());
+        let supervisor = work(&other).await;
+        assert!(until_async(PATIENCE, async || other.calls_in_flight() == 1).await);
+        other.cancel_run(&acme.caller, acme.org, run).await.unwrap();
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn another_organization_sees_no_run(app: TestApp) {
+        let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
+        let workflow = save(&app, &acme, "end", json!({ "end": { "type": "stop" } })).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        let app = Arc::new(app);
+        assert!(matches!(app.app.show_run(&other.caller, other.org, run).await, Err(AppError::NotFound { .. })));
+        assert!(matches!(app.app.show_run(&other.caller, acme.org, run).await, Err(AppError::NotFound { .. })));
+        assert!(matches!(app.app.cancel_run(&other.caller, other.org, run).await, Err(AppError::NotFound { .. })));
+        assert!(matches!(app.app.retry_run(&other.caller, other.org, run, RetryRun::default()).await, Err(AppError::NotFound { .. })));
+        let start = app.app.start_run(&other.caller, other.org, workflow, StartByHand::default()).await;
+        assert!(matches!(start, Err(AppError::NotFound { .. })));
+        let listed = app.app.list_runs(&other.caller, other.org, None, None, PageRequest::default()).await.unwrap();
+        assert!(listed.items.is_empty());
+    }
+}
