@@ -30,7 +30,7 @@ fn answer(response: Response<ureq::Body>) -> Answer {
 impl Api {
     pub(crate) fn new(demo: &Value) -> Self {
         let config =
-            Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(60))).build();
+            Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_mins(1))).build();
         Self {
             agent: config.new_agent(),
             url: demo["url"].as_str().unwrap().to_owned(),

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::api::Api;
 
 /// A start includes compiling three plugins the first time, on a busy machine.
-const START_WITHIN: Duration = Duration::from_secs(120);
+const START_WITHIN: Duration = Duration::from_mins(2);
 
 /// Where a server keeps its things: outlives the server.
 pub(crate) struct Place {
@@ -32,10 +32,6 @@ impl Place {
         let server = postgres::server_or_skip()?;
         let database = Some(server.create_database().unwrap());
         Some(Self { dir: tempfile::tempdir().unwrap(), database, port: free_port() })
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
     }
 
     fn log(&self) -> PathBuf {
@@ -110,7 +106,7 @@ impl Server<'_> {
     pub(crate) fn stop(mut self) -> Option<i32> {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let ended = wait_until(Duration::from_secs(60), || self.child.try_wait().unwrap().is_some());
+        let ended = wait_until(Duration::from_mins(1), || self.child.try_wait().unwrap().is_some());
         assert!(ended, "the server does not stop:\n{}", self.place.log_text());
         self.child.wait().unwrap().code()
     }

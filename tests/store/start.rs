@@ -99,8 +99,9 @@ async fn roles_on_a_cluster_of_ones_own() {
     for store in [one, two] {
         store.unwrap().close().await;
     }
+    let role = bulkhead_store::application_role(database.name());
     // The owner's address alone made the role, whose password follows the root key.
-    let app = |password: &str| with_role(database.url(), "bulkhead_app", password);
+    let app = |password: &str| with_role(database.url(), &role, password);
     Store::open(postgres_config(Some(app("first")), None)).await.unwrap().close().await;
     Store::open(config("it's new")).await.unwrap().close().await;
     assert!(Store::open(postgres_config(Some(app("first")), None)).await.is_err());
@@ -110,13 +111,13 @@ async fn roles_on_a_cluster_of_ones_own() {
     assert!(text.contains("superuser"), "{text}");
 
     let mut conn = sqlx::PgConnection::connect(&superuser_url).await.unwrap();
-    sqlx::raw_sql("alter role bulkhead_app bypassrls").execute(&mut conn).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("alter role \"{role}\" bypassrls"))).execute(&mut conn).await.unwrap();
     let text = refusal(Store::open(config("x")).await);
     assert!(text.contains("BYPASSRLS"), "{text}");
-    sqlx::raw_sql("alter role bulkhead_app nobypassrls").execute(&mut conn).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("alter role \"{role}\" nobypassrls"))).execute(&mut conn).await.unwrap();
     Store::open(config("x")).await.unwrap().close().await;
 
-    sqlx::raw_sql("grant bulkhead_owner to bulkhead_app").execute(&mut conn).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("grant bulkhead_owner to \"{role}\""))).execute(&mut conn).await.unwrap();
     let text = refusal(Store::open(config("x")).await);
     assert!(text.contains("may become"), "{text}");
 }

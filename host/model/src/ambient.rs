@@ -22,7 +22,7 @@ pub struct Ambient {
 
 enum Inner {
     System,
-    Manual { now_micros: AtomicI64, rng: Mutex<StdRng> },
+    Manual { now_micros: AtomicI64, rng: Mutex<Box<StdRng>> },
 }
 
 impl Ambient {
@@ -35,7 +35,7 @@ impl Ambient {
     /// A clock that moves only by [`advance`](Self::advance) and a generator seeded with `seed`. For tests.
     #[must_use]
     pub fn manual(start: Timestamp, seed: u64) -> Self {
-        let rng = Mutex::new(StdRng::seed_from_u64(seed));
+        let rng = Mutex::new(Box::new(StdRng::seed_from_u64(seed)));
         Self { inner: Arc::new(Inner::Manual { now_micros: AtomicI64::new(start.as_micros()), rng }) }
     }
 

@@ -26,10 +26,7 @@ pub struct IdError {
 #[must_use]
 pub fn encode_suffix(id: Uuid) -> String {
     let value = id.as_u128();
-    (0..SUFFIX_LEN)
-        .rev()
-        .map(|i| char::from(ALPHABET[usize::try_from((value >> (5 * i)) & 31).unwrap_or(0)]))
-        .collect()
+    (0..SUFFIX_LEN).rev().map(|i| char::from(ALPHABET[usize::try_from((value >> (5 * i)) & 31).unwrap_or(0)])).collect()
 }
 
 /// Reads what [`encode_suffix`] wrote; anything else, upper case included, is `None`.
@@ -168,9 +165,16 @@ mod tests {
 
     #[test]
     fn foreign_text_is_refused() {
-        for text in ["", "run", "run_", "org_01h455vb4pex5vsknk084sn02q", "run_01H455VB4PEX5VSKNK084SN02Q",
-            "run_81h455vb4pex5vsknk084sn02q", "run_01h455vb4pex5vsknk084sn02", "run_01h455vb4pex5vsknk084sn02l"]
-        {
+        for text in [
+            "",
+            "run",
+            "run_",
+            "org_01h455vb4pex5vsknk084sn02q",
+            "run_01H455VB4PEX5VSKNK084SN02Q",
+            "run_81h455vb4pex5vsknk084sn02q",
+            "run_01h455vb4pex5vsknk084sn02",
+            "run_01h455vb4pex5vsknk084sn02l",
+        ] {
             assert!(text.parse::<RunId>().is_err(), "{text}");
         }
     }

@@ -119,12 +119,20 @@ impl Limits {
     pub fn ceiling_for(kind: ContributionKind) -> Self {
         let default = Self::default_for(kind);
         match kind {
-            ContributionKind::Action | ContributionKind::Channel => {
-                Self { fuel: 5_000_000_000, wall_ms: 60_000, memory_bytes: 256 * MIB, table_elements: 100_000, ..default }
-            }
-            ContributionKind::Factor => {
-                Self { fuel: 2_000_000_000, wall_ms: 10_000, memory_bytes: 128 * MIB, table_elements: 100_000, ..default }
-            }
+            ContributionKind::Action | ContributionKind::Channel => Self {
+                fuel: 5_000_000_000,
+                wall_ms: 60_000,
+                memory_bytes: 256 * MIB,
+                table_elements: 100_000,
+                ..default
+            },
+            ContributionKind::Factor => Self {
+                fuel: 2_000_000_000,
+                wall_ms: 10_000,
+                memory_bytes: 128 * MIB,
+                table_elements: 100_000,
+                ..default
+            },
         }
     }
 

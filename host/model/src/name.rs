@@ -133,7 +133,18 @@ mod tests {
     #[test]
     fn plugin_names_have_exactly_two_slugs() {
         assert!("acme/slack".parse::<PluginName>().is_ok());
-        for bad in ["acme", "/slack", "acme/", "acme/slack/x", "Acme/slack", "acme/sl ack", "a--b/c", "acme/-x", "acme/x-", "1a/b"] {
+        for bad in [
+            "acme",
+            "/slack",
+            "acme/",
+            "acme/slack/x",
+            "Acme/slack",
+            "acme/sl ack",
+            "a--b/c",
+            "acme/-x",
+            "acme/x-",
+            "1a/b",
+        ] {
             assert!(bad.parse::<PluginName>().is_err(), "{bad}");
         }
     }

@@ -41,5 +41,5 @@ pub use digest::{Digest, DigestError};
 pub use engine::{Allocation, EngineError};
 pub use package::{EmbedError, PackageError, PackageInfo, embed_manifest};
 pub use registry::{LoadError, PrepareError, Prepared};
-pub use secret_source::{NoSecrets, SecretError, SecretSource};
 pub use runtime::{Runtime, RuntimeConfig, StartError};
+pub use secret_source::{NoSecrets, SecretError, SecretSource};

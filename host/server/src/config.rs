@@ -113,6 +113,7 @@ pub(crate) struct EgressSection {
 }
 
 /// `[worker]`: how many jobs of each lane run at once.
+#[expect(clippy::struct_field_names, reason = "the names are those of the file's keys")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct WorkerSection {

@@ -64,7 +64,14 @@ pub(crate) fn store_config(config: &Config, root_key: &RootKey) -> StoreConfig {
 /// The owner's address with the application role in the owner's place.
 fn as_application_role(owner_url: &str, password: &str) -> Option<String> {
     let mut url = url::Url::parse(owner_url).ok()?;
-    url.set_username(bulkhead_store::APP_ROLE).ok()?;
+    let database = url.path().trim_start_matches('/');
+    let role = bulkhead_store::application_role(if database.is_empty() { url.username() } else { database });
+    // Without a database in its path the address means the one named as the user: that must stay so.
+    if database.is_empty() {
+        let user = url.username().to_owned();
+        url.set_path(&user);
+    }
+    url.set_username(&role).ok()?;
     url.set_password(Some(password)).ok()?;
     Some(url.into())
 }

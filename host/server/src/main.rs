@@ -12,7 +12,7 @@ mod plugin_cli;
 mod serve;
 mod telemetry;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -82,6 +82,7 @@ fn compiler() -> Result<CompilerCommand> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let file = cli.config.as_deref();
     let done = match cli.command {
         Command::CompileWorker => return bulkhead_runtime::compiler::worker_main(),
         Command::Plugin(command) => match compiler() {
@@ -96,15 +97,15 @@ fn main() -> ExitCode {
             print!("{}", Config::example());
             Ok(ExitCode::SUCCESS)
         }
-        Command::Config(ConfigCommand::Check) => Config::load(cli.config.as_deref()).map(|_| {
+        Command::Config(ConfigCommand::Check) => Config::load(file).map(|_| {
             println!("the configuration is valid");
             ExitCode::SUCCESS
         }),
-        Command::Serve => run(cli.config, serve::run),
-        Command::Migrate => run(cli.config, host::migrate),
-        Command::Doctor(args) => run(cli.config, |config| doctor::run(config, args)),
-        Command::Admin(command) => run(cli.config, |config| admin::run(config, command)),
-        Command::Demo(args) => run(cli.config, |config| demo::run(config, args)),
+        Command::Serve => run(file, serve::run),
+        Command::Migrate => run(file, host::migrate),
+        Command::Doctor(args) => run(file, |config| doctor::run(config, args)),
+        Command::Admin(command) => run(file, |config| admin::run(config, command)),
+        Command::Demo(args) => run(file, |config| demo::run(config, args)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
@@ -131,11 +132,11 @@ fn problems_of(error: &anyhow::Error) -> &[Problem] {
 }
 
 /// Loads the configuration and runs an asynchronous command with it.
-fn run<F>(file: Option<PathBuf>, command: impl FnOnce(Config) -> F) -> Result<ExitCode>
+fn run<F>(file: Option<&Path>, command: impl FnOnce(Config) -> F) -> Result<ExitCode>
 where
     F: Future<Output = Result<ExitCode>>,
 {
-    let config = Config::load(file.as_deref())?;
+    let config = Config::load(file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(command(config));
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));

@@ -35,7 +35,7 @@ mod tx;
 pub mod workflow;
 
 pub use error::StoreError;
-pub use postgres::APP_ROLE;
+pub use postgres::application_role;
 pub use sql::STATEMENT_SOURCES;
 pub use store::{Database, FaultHook, ScopeContext, Scoped, Store, StoreConfig, TxError, WriterStats};
 pub use tx::Tx;

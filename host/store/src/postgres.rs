@@ -16,8 +16,22 @@ use crate::tx::{Conn, Tx, TxContext};
 
 /// A lost race is repeated this often before the caller hears of it.
 const RETRIES_MAX: u32 = 8;
-/// The role that the server works as.
-pub const APP_ROLE: &str = "bulkhead_app";
+/// What the names of application roles begin with.
+const APP_ROLE: &str = "bulkhead_app";
+/// Bytes of a name in PostgreSQL (`NAMEDATALEN - 1`).
+const NAME_BYTES_MAX: usize = 63;
+
+/// The role that the server makes for itself when only the owner's address is given. Roles belong to the whole cluster, so the
+/// name holds the database's: installations beside each other have a role, and a password, each.
+#[must_use]
+pub fn application_role(database: &str) -> String {
+    let mut role = format!("{APP_ROLE}_{database}");
+    if role.len() > NAME_BYTES_MAX {
+        use sha2::Digest as _;
+        role = format!("{APP_ROLE}_{}", &hex::encode(sha2::Sha256::digest(database.as_bytes()))[..32]);
+    }
+    role
+}
 /// No statement runs longer.
 const STATEMENT_TIMEOUT: &str = "15s";
 /// No lock is waited for longer.
@@ -64,7 +78,11 @@ impl PostgresBackend {
     ) -> Result<Self, StoreError> {
         let app_options = match (&url, &owner_url) {
             (Some(url), _) => parse(url)?,
-            (None, Some(owner)) => parse(owner)?.username(APP_ROLE).password(app_password),
+            (None, Some(owner)) => {
+                let options = parse(owner)?;
+                let role = application_role(options.get_database().unwrap_or(options.get_username()));
+                options.username(&role).password(app_password)
+            }
             (None, None) => return Err(refused("set database.url (application role) or database.owner_url (owner)")),
         };
         if let Some(owner_url) = &owner_url {

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::installation::{InstallationDetail, InstallationPatch, NewInstallation};
 use bulkhead_app::workflow::SaveWorkflow;
-use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::grant::Grants;
 use bulkhead_model::id::{OrgId, WorkflowId};
 use bulkhead_model::manifest::Manifest;
 use bulkhead_model::name::Slug;
@@ -167,16 +167,12 @@ async fn install(host: &Host, caller: &Caller, org: OrgId, package: &Package, si
             version: newer.then(|| manifest.version.to_string()),
             ..InstallationPatch::default()
         };
-        version = updated(host.app.update_installation(caller, org, id, version, patch).await?);
+        version = host.app.update_installation(caller, org, id, version, patch).await?.installation.grant_version;
     }
     if present.installation.grants != grants {
         host.app.replace_grants(caller, org, id, version, grants).await?;
     }
     Ok(())
-}
-
-fn updated(detail: InstallationDetail) -> GrantVersion {
-    detail.installation.grant_version
 }
 
 /// The workflow and its webhook's token; made and activated where it is missing.
