@@ -30,21 +30,18 @@ use tower::ServiceExt as _;
 macro_rules! on_both {
     ($($(#[$doc:meta])* async fn $name:ident($server:ident: TestServer) $body:block)*) => {$(
         $(#[$doc])*
+        async fn $name($server: $crate::support::TestServer) $body
+
         mod $name {
-            #[allow(unused_imports, clippy::allow_attributes, reason = "not every body names something of its module")]
-            use super::*;
-
-            async fn body($server: $crate::support::TestServer) $body
-
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                body($crate::support::TestServer::sqlite().await).await;
+                super::$name($crate::support::TestServer::sqlite().await).await;
             }
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn postgres() {
                 let Some(server) = $crate::support::TestServer::postgres().await else { return };
-                body(server).await;
+                super::$name(server).await;
             }
         }
     )*};

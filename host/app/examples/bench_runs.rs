@@ -4,10 +4,8 @@
 //! Prints one JSON object a line: `{row, what, ours, reference, ratio, target, unit, conditions}`. The reference is an append of
 //! 4 KiB and `fdatasync`, alone, on the same file system.
 
-#![expect(clippy::unwrap_used, reason = "a measurement that fails ends")]
-
 #[path = "../../../tests/app/guests.rs"]
-#[expect(dead_code, reason = "the suite's other guests")]
+#[expect(dead_code, clippy::unwrap_used, reason = "guests of the test suite, of which this uses one")]
 mod guests;
 
 use std::collections::BTreeSet;
@@ -17,6 +15,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::{Result, ensure};
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::installation::NewInstallation;
 use bulkhead_app::run::StartByHand;
@@ -45,22 +44,31 @@ fn main() -> ExitCode {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == "compile") {
         return compiler_main();
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    runtime.block_on(Box::pin(measure()));
-    ExitCode::SUCCESS
+    let done = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(Box::pin(measure())));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// Synced appends a second, one after the other.
-fn disk_rate(dir: &Path) -> f64 {
-    let mut file = std::fs::File::create(dir.join("disk")).unwrap();
+fn disk_rate(dir: &Path) -> Result<f64> {
+    let mut file = std::fs::File::create(dir.join("disk"))?;
     let (block, began) = ([7_u8; 4096], Instant::now());
     let mut count = 0_u32;
     while began.elapsed() < DISK_FOR {
-        file.write_all(&block).unwrap();
-        file.sync_data().unwrap();
+        file.write_all(&block)?;
+        file.sync_data()?;
         count += 1;
     }
-    f64::from(count) / began.elapsed().as_secs_f64()
+    Ok(f64::from(count) / began.elapsed().as_secs_f64())
 }
 
 #[derive(Clone)]
@@ -71,22 +79,21 @@ struct Bench {
     workflow: WorkflowId,
 }
 
-async fn set_up(dir: &Path) -> (Bench, Supervisor) {
+async fn set_up(dir: &Path) -> Result<(Bench, Supervisor)> {
     let ambient = Ambient::system();
     let database = Database::Sqlite { dir: dir.to_owned() };
-    let store = Store::open(StoreConfig { database, connections_max: 8 }).await.unwrap();
+    let store = Store::open(StoreConfig { database, connections_max: 8 }).await?;
     let runtime = Runtime::start(
         RuntimeConfig {
             cache_dir: dir.join("compiled"),
             seal_key: [1; 32],
-            compiler: CompilerCommand { program: std::env::current_exe().unwrap(), args: vec!["compile".into()] },
+            compiler: CompilerCommand { program: std::env::current_exe()?, args: vec!["compile".into()] },
             guest_threads: 2,
             prepared_bytes_max: 256 * 1024 * 1024,
-            egress: EgressConfig::new(Arc::new(SystemResolver::from_system().unwrap())),
+            egress: EgressConfig::new(Arc::new(SystemResolver::from_system()?)),
         },
         ambient.clone(),
-    )
-    .unwrap();
+    )?;
     let supervisor = Supervisor::new();
     let concurrency = CallConcurrency { per_org: 256, per_installation: 64, wait_ms: 30_000 };
     let app = App::new(AppParts {
@@ -101,85 +108,85 @@ async fn set_up(dir: &Path) -> (Bench, Supervisor) {
             supervisor: supervisor.clone(),
         },
     });
-    let org = app.create_org("acme".parse().unwrap(), "Acme".into()).await.unwrap().id;
+    let org = app.create_org("acme".parse()?, "Acme".into()).await?.id;
     let new = NewApiKey { name: "bench".into(), permissions: PermissionSet::all(), expires_in_days: None };
-    let key = app.create_first_api_key(org, new).await.unwrap();
-    let caller = app.authenticate(&key.secret_text).await.unwrap().caller;
-    let plugin = app.upload_plugin(&caller, org, guests::acme_echo().into()).await.unwrap().plugin;
+    let key = app.create_first_api_key(org, new).await?;
+    let caller = app.authenticate(&key.secret_text).await?.caller;
+    let plugin = app.upload_plugin(&caller, org, guests::acme_echo().into()).await?.plugin;
     let new = NewInstallation {
         plugin: plugin.name,
         version: plugin.version,
         settings: json!({}),
         grants: Grants::default(),
     };
-    app.install(&caller, org, new).await.unwrap();
+    app.install(&caller, org, new).await?;
     let step = |next: Option<&str>| json!({ "type": "action", "use": "acme/echo#it", "with": { "n": "{{ trigger.body.n }}" }, "next": next });
     let definition = json!({
         "schema": 1, "name": "three steps", "triggers": [{ "id": "by-hand", "type": "api" }], "start": "one",
         "steps": { "one": step(Some("two")), "two": step(Some("three")), "three": step(None) },
     });
     let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
-    let workflow = app.create_workflow(&caller, org, save).await.unwrap().workflow.id;
+    let workflow = app.create_workflow(&caller, org, save).await?.workflow.id;
     let config = WorkerConfig { name: "bench".into(), slots: Slots::default(), heartbeat: None };
-    app.start_worker(config, &supervisor).await.unwrap();
-    (Bench { app, caller, org, workflow }, supervisor)
+    app.start_worker(config, &supervisor).await?;
+    Ok((Bench { app, caller, org, workflow }, supervisor))
 }
 
 impl Bench {
-    async fn one_run(&self) {
+    async fn one_run(&self) -> Result<()> {
         let start = StartByHand { input: json!({ "n": 1 }), variables: Map::new(), idempotency_key: None };
-        let run = self.app.start_run(&self.caller, self.org, self.workflow, start).await.unwrap();
+        let run = self.app.start_run(&self.caller, self.org, self.workflow, start).await?;
         loop {
-            let status = self.app.show_run(&self.caller, self.org, run).await.unwrap().run.status;
+            let status = self.app.show_run(&self.caller, self.org, run).await?.run.status;
             if status.is_final() {
-                assert_eq!(status, RunStatus::Succeeded);
-                return;
+                ensure!(status == RunStatus::Succeeded, "a run ended as {}", status.as_str());
+                return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
     /// Starts `runs` from `callers` tasks as fast as they are accepted; answers runs a second until the last one has ended.
-    async fn throughput(&self, callers: usize, runs: usize) -> f64 {
-        let before = self.count_left().await;
-        assert_eq!(before, 0);
+    async fn throughput(&self, callers: usize, runs: usize) -> Result<f64> {
+        ensure!(self.count_left().await? == 0, "jobs are left from before");
         let began = Instant::now();
         let starts = (0..callers).map(|_| {
             let bench = self.clone();
             async move {
                 for _ in 0..runs / callers {
                     let start = StartByHand { input: json!({ "n": 1 }), variables: Map::new(), idempotency_key: None };
-                    bench.app.start_run(&bench.caller, bench.org, bench.workflow, start).await.unwrap();
+                    bench.app.start_run(&bench.caller, bench.org, bench.workflow, start).await?;
                 }
+                anyhow::Ok(())
             }
         });
-        futures_util::future::join_all(starts).await;
-        while self.count_left().await > 0 {
+        futures_util::future::try_join_all(starts).await?;
+        while self.count_left().await? > 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let done = u32::try_from(runs / callers * callers).unwrap();
-        f64::from(done) / began.elapsed().as_secs_f64()
+        let done = u32::try_from(runs / callers * callers)?;
+        Ok(f64::from(done) / began.elapsed().as_secs_f64())
     }
 
     /// Jobs that are not done (at most one page).
-    async fn count_left(&self) -> usize {
+    async fn count_left(&self) -> Result<usize> {
         let page = PageRequest { before: None, limit: 1 };
-        self.app.list_jobs(&self.caller, self.org, None, page).await.unwrap().items.len()
+        Ok(self.app.list_jobs(&self.caller, self.org, None, page).await?.items.len())
     }
 }
 
-async fn measure() {
-    let dir = tempfile::tempdir_in(std::env::current_dir().unwrap()).unwrap();
-    let disk = disk_rate(dir.path());
-    let (bench, supervisor) = set_up(dir.path()).await;
+async fn measure() -> Result<()> {
+    let dir = tempfile::tempdir_in(std::env::current_dir()?)?;
+    let disk = disk_rate(dir.path())?;
+    let (bench, supervisor) = set_up(dir.path()).await?;
     let conditions =
         format!("SQLite WAL synchronous=FULL, {disk:.0} fdatasync/s, three calls of a WebAssembly echo a run");
     for _ in 0..20 {
-        bench.one_run().await;
+        bench.one_run().await?;
     }
     let (count, began) = (200_u32, Instant::now());
     for _ in 0..count {
-        bench.one_run().await;
+        bench.one_run().await?;
     }
     let sequential_ms = began.elapsed().as_secs_f64() * 1000.0 / f64::from(count);
     let reference_ms = COMMITS * 1000.0 / disk;
@@ -192,7 +199,7 @@ async fn measure() {
         })
     );
     for (callers, runs) in [(32, 2_000), (128, 4_000)] {
-        let rate = bench.throughput(callers, runs).await;
+        let rate = bench.throughput(callers, runs).await?;
         println!(
             "{}",
             json!({
@@ -202,4 +209,5 @@ async fn measure() {
         );
     }
     supervisor.shut_down(Duration::from_secs(10)).await;
+    Ok(())
 }
