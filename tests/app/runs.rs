@@ -6,11 +6,11 @@ use std::time::Duration;
 use bulkhead_app::installation::InstallationPatch;
 use bulkhead_app::run::{RetryRun, RunDetail, StartByHand};
 use bulkhead_app::supervise::Supervisor;
-use bulkhead_app::worker::{Slots, WorkerConfig};
+use bulkhead_app::worker::{LEASE_TTL, Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
 use bulkhead_app::{App, AppError};
-use bulkhead_model::id::{RunId, WorkflowId};
-use bulkhead_model::permission::Permission;
+use bulkhead_model::id::{RunId, WorkerId, WorkflowId};
+use bulkhead_model::permission::{Permission, SystemReason, SystemScope};
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_store::page::PageRequest;
 use bulkhead_test_support::wait::until_async;
@@ -20,10 +20,14 @@ use crate::guests::{acme_echo, manifest, package, waits};
 use crate::support::{Options, PATIENCE, Tenant, TestApp, conflict, problems};
 
 async fn work(app: &App) -> Supervisor {
+    work_as(app).await.0
+}
+
+async fn work_as(app: &App) -> (Supervisor, WorkerId) {
     let supervisor = Supervisor::new();
     let config = WorkerConfig { name: "test".into(), slots: Slots::default(), heartbeat: None };
-    app.start_worker(config, &supervisor).await.unwrap();
-    supervisor
+    let worker = app.start_worker(config, &supervisor).await.unwrap();
+    (supervisor, worker)
 }
 
 fn call(next: Option<&str>) -> Value {
@@ -245,5 +249,43 @@ on_both! {
         assert!(matches!(start, Err(AppError::NotFound { .. })));
         let listed = app.app.list_runs(&other.caller, other.org, None, None, PageRequest::default()).await.unwrap();
         assert!(listed.items.is_empty());
+    }
+
+    /// What another node does to one whose heartbeat is late; this one has to stop acting, and the work goes on.
+    async fn a_worker_that_was_declared_dead_lets_go(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));
+        app.install(&acme, package(&waits(), &patient), json!({})).await;
+        let steps = json!({ "wait": { "type": "action", "use": "acme/patient#it", "with": {}, "timeout_ms": 60_000 } });
+        let workflow = save(&app, &acme, "wait", steps).await;
+        let (supervisor, worker) = work_as(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
+        let jobs = SystemScope::new(SystemReason::Jobs);
+        let ambient = app.ambient.clone();
+        let other = WorkerId::new(&ambient);
+        let taken = app
+            .store
+            .write_locked(&jobs, (worker, other, ambient), |tx, (worker, other, ambient)| {
+                Box::pin(async move {
+                    tx.insert_worker(*other, "other", ambient.now(), LEASE_TTL).await?;
+                    tx.delete_worker(*worker).await?;
+                    tx.recover_jobs(*other, ambient.now()).await
+                })
+            })
+            .await
+            .unwrap();
+        assert_eq!(taken, 1, "the dead worker's job is ready again");
+        // It notices, ends its call, registers anew and takes the work up again, under a new lease.
+        let again = until_async(PATIENCE, async || {
+            let jobs = app.app.list_jobs(&acme.caller, acme.org, None, PageRequest::default()).await.unwrap().items;
+            jobs.iter().any(|job| job.state == "leased" && job.attempt == 2)
+        });
+        assert!(again.await, "the work was not taken up again");
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await, "the old call goes on beside the new one");
+        app.app.cancel_run(&acme.caller, acme.org, run).await.unwrap();
+        until_status(&app, &acme, run, RunStatus::Cancelled).await;
+        no_job_is_left(&app, &acme).await;
+        assert!(supervisor.shut_down(PATIENCE).await);
     }
 }

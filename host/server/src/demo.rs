@@ -103,7 +103,6 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<ExitCode> {
         config.database.owner_url = Some(Secret::new(url));
         config.database.url = None;
     }
-    std::fs::create_dir_all(&args.data_dir).with_context(|| format!("cannot create {}", args.data_dir.display()))?;
     let path = args.data_dir.join("demo.json");
     let before = read_file(&path)?;
 

@@ -1,7 +1,7 @@
 //! The root key: 32 bytes in a file of the data directory that nobody but the server's user reads.
 
 use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
@@ -28,7 +28,12 @@ pub(crate) fn load_or_create(data_dir: &Path, may_create: bool, ambient: &Ambien
             path.display()
         );
     }
-    std::fs::create_dir_all(data_dir).with_context(|| format!("cannot create {}", data_dir.display()))?;
+    // Payloads lie here too, not only sealed things: the folder is the server's user's alone.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
+        .with_context(|| format!("cannot create {}", data_dir.display()))?;
     let key: [u8; 32] = ambient.random();
     // Written beside and moved, so that a power cut leaves either no key or a whole one.
     let fresh = data_dir.join("root.key.new");
@@ -58,6 +63,9 @@ mod tests {
         let first = load_or_create(dir.path(), true, &ambient).unwrap().derive("x");
         let second = load_or_create(dir.path(), false, &ambient).unwrap().derive("x");
         assert_eq!(first, second);
+        let fresh = dir.path().join("fresh");
+        load_or_create(&fresh, true, &ambient).unwrap();
+        assert_eq!(std::fs::metadata(&fresh).unwrap().permissions().mode() & 0o777, 0o700);
         std::fs::set_permissions(dir.path().join("root.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
         assert!(load_or_create(dir.path(), true, &ambient).unwrap_err().to_string().contains("chmod 600"));
     }
