@@ -20,13 +20,13 @@ use bulkhead_model::workflow::Definition;
 use bulkhead_store::call::Call;
 use bulkhead_store::installation::InstallationState;
 use bulkhead_store::job::Attempt;
-use bulkhead_store::run::{Run, Step};
+use bulkhead_store::run::Run;
 use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
 
 use crate::call::{Attempted, PluginCall};
-use crate::run::{log_event, read_state, read_trigger, state_text};
-use crate::worker::Leash;
+use crate::in_flight::Leash;
+use crate::run::record::{log_event, read_state, read_trigger, save_record, state_text};
 use crate::{App, AppError};
 
 /// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
@@ -434,43 +434,4 @@ async fn write_commit(tx: &mut Tx, commit: &Commit, ambient: &Ambient) -> Result
     }
     tx.update_run(&run).await?;
     Ok(run)
-}
-
-/// Saves a step's row and its line in the run's log.
-pub(crate) async fn save_record(
-    tx: &mut Tx,
-    state: &RunState,
-    run: &mut Run,
-    record: &StepRecord,
-    call: Option<&Call>,
-    now: Timestamp,
-) -> Result<(), AppError> {
-    let position = state.steps.get_index_of(&record.step).unwrap_or(state.steps.len());
-    let waits = !record.status.is_final();
-    let step = Step {
-        step: record.step.to_string(),
-        iteration: i64::from(record.iteration),
-        position: i64::try_from(position).unwrap_or(i64::MAX),
-        status: record.status,
-        outcome: call.map(|call| call.report.outcome.as_str().to_owned()),
-        attempts: i64::from(record.attempt),
-        input: call.map(|call| call.input.clone()),
-        output: (!record.output.is_null()).then(|| record.output.to_string()),
-        error: record.error.as_ref().map(|error| json!(error).to_string()),
-        usage: call.map(|call| json!(call.report.usage).to_string()),
-        call: call.map(|call| call.id),
-        started_at: Some(call.map_or(now, |call| call.created_at)),
-        finished_at: (!waits).then_some(now),
-    };
-    tx.save_step(run.id, &step).await?;
-    let mut detail = json!(record);
-    if let Some(call) = call {
-        detail["call"] = json!(call.id);
-        detail["outcome"] = json!(call.report.outcome);
-    }
-    // The step's row holds its output; the log stays small.
-    if let Some(fields) = detail.as_object_mut() {
-        fields.shift_remove("output");
-    }
-    Ok(log_event(tx, run, "step", &detail, now).await?)
 }

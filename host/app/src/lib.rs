@@ -18,6 +18,7 @@ pub mod event;
 pub mod grants;
 pub mod health;
 pub mod hook;
+mod in_flight;
 pub mod installation;
 pub mod job;
 mod live;
@@ -67,7 +68,7 @@ struct Inner {
 pub struct App {
     inner: Arc<Inner>,
     wake: worker::Wake,
-    in_flight: worker::InFlight,
+    in_flight: in_flight::InFlight,
     definitions: moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Definition>>,
 }
 
@@ -88,7 +89,7 @@ impl App {
         Self {
             inner: Arc::new(inner),
             wake: worker::Wake::default(),
-            in_flight: worker::InFlight::default(),
+            in_flight: in_flight::InFlight::default(),
             definitions: moka::sync::Cache::new(DEFINITIONS_MAX),
         }
     }
@@ -114,7 +115,7 @@ impl App {
         &self.definitions
     }
 
-    pub(crate) fn in_flight(&self) -> &worker::InFlight {
+    pub(crate) fn in_flight(&self) -> &in_flight::InFlight {
         &self.in_flight
     }
 

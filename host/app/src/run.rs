@@ -1,5 +1,7 @@
 //! Runs: started, shown, cancelled, begun again from a step.
 
+pub(crate) mod record;
+
 use std::sync::Arc;
 
 use bulkhead_model::audit::AuditEvent;
@@ -12,9 +14,10 @@ use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload}
 use bulkhead_store::job::NewJob;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step};
-use bulkhead_store::{StoreError, Tx};
+use bulkhead_store::StoreError;
 use serde_json::{Map, Value, json};
 
+use self::record::{log_event, read_state, read_trigger, save_record, state_text};
 use crate::{App, AppError, Problem};
 
 /// A run's job is given up after this many attempts that ended with its worker's death or the store's failure: it may be what
@@ -70,35 +73,6 @@ pub(crate) fn advance_job(run: RunId, run_at: Timestamp) -> NewJob {
         dedupe_key: Some(run.to_string()),
         attempts_max: JOB_ATTEMPTS_MAX,
     }
-}
-
-/// Appends to a run's own log; the caller holds the run's lock and saves the run afterwards.
-pub(crate) async fn log_event(
-    tx: &mut Tx,
-    run: &mut Run,
-    kind: &str,
-    detail: &Value,
-    now: Timestamp,
-) -> Result<(), StoreError> {
-    run.log_seq += 1;
-    let event = RunEvent { seq: run.log_seq, kind: kind.to_owned(), detail: detail.to_string(), created_at: now };
-    tx.record_run_event(run.id, &event).await
-}
-
-pub(crate) fn state_text(state: &RunState) -> Result<String, AppError> {
-    serde_json::to_string(state)
-        .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run state", why: error.to_string() }))
-}
-
-pub(crate) fn read_state(run: &Run) -> Result<RunState, AppError> {
-    serde_json::from_str(&run.state)
-        .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run state", why: error.to_string() }))
-}
-
-/// The `trigger` that conditions and templates see.
-pub(crate) fn read_trigger(run: &Run) -> Result<Value, AppError> {
-    serde_json::from_str(&run.trigger_data)
-        .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run trigger", why: error.to_string() }))
 }
 
 impl App {
@@ -322,10 +296,10 @@ impl App {
                     let org = tx.org()?;
                     let facts = RunFacts { run: run.id, workflow: run.workflow, org, started_at: run.created_at };
                     for record in run::advance(definition, &mut state, &trigger, &facts, now).records {
-                        crate::engine::save_record(tx, &state, &mut run, &record, None, now).await?;
+                        save_record(tx, &state, &mut run, &record, None, now).await?;
                     }
                     if let Some(record) = run::cancel(definition, &mut state, &format!("cancelled by {actor}")) {
-                        crate::engine::save_record(tx, &state, &mut run, &record, None, now).await?;
+                        save_record(tx, &state, &mut run, &record, None, now).await?;
                     }
                     run.status = RunStatus::Cancelled;
                     run.state = state_text(&state)?;
