@@ -11,10 +11,10 @@ use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::run::{self, RunFacts, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
+use bulkhead_store::StoreError;
 use bulkhead_store::job::NewJob;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step};
-use bulkhead_store::StoreError;
 use serde_json::{Map, Value, json};
 
 use self::record::{log_event, read_state, read_trigger, save_record, state_text};

@@ -102,7 +102,10 @@ impl SecretVault {
         let held = self.lock().iter().find(|held| held.name.as_str() == name).cloned()?;
         let encoded = held.value.strip_prefix(STANDARD_WEBHOOKS_PREFIX).map(|digits| digits.trim_end_matches('='));
         // A prefix with nothing behind it is no key: signing with an empty one would sign nothing.
-        let decoded = encoded.and_then(|digits| STANDARD_NO_PAD.decode(digits).ok()).filter(|key| !key.is_empty()).map(Zeroizing::new);
+        let decoded = encoded
+            .and_then(|digits| STANDARD_NO_PAD.decode(digits).ok())
+            .filter(|key| !key.is_empty())
+            .map(Zeroizing::new);
         let key = decoded.as_ref().map_or(held.value.as_bytes(), |key| key.as_slice());
         let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
         mac.update(data);
