@@ -175,8 +175,11 @@ async fn a_member_that_fails_or_panics_takes_nobody_along() {
     assert!(matches!(panicking.await.unwrap(), Err(StoreError::Misuse(_))));
     last.await.unwrap().unwrap();
     let after = stats(&test);
-    // The gate's own commit, and one for the group that waited behind it.
-    assert_eq!((after.commits - before.commits, after.replacements), (2, 0), "one group, on one connection");
+    // The gate's own commit, one for the group that waited behind it, and perhaps one more: telling of the panic may outlast the
+    // time that a group takes further members for.
+    let commits = after.commits - before.commits;
+    assert!((2..=3).contains(&commits), "one group, not a commit for each: {commits}");
+    assert_eq!(after.replacements, 0, "on one connection");
     assert_eq!(present(&mut test, &scope, 0..6).await, [1, 4]);
 }
 

@@ -5,7 +5,7 @@
 //! ran are still in force; a call whose grants changed is recorded as `revoked` and its result dropped.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::call::{CallError, Outcome};
@@ -16,7 +16,7 @@ use bulkhead_model::run::{
     self, Advance, CallResult, Next, PlannedCall, RunFacts, RunState, RunStatus, StepRecord, StepVerdict,
 };
 use bulkhead_model::time::Timestamp;
-use bulkhead_model::workflow::Definition;
+use bulkhead_model::workflow::{Definition, StepId};
 use bulkhead_store::call::Call;
 use bulkhead_store::installation::InstallationState;
 use bulkhead_store::job::Attempt;
@@ -35,6 +35,9 @@ pub(crate) const ATTEMPT_DEADLINE: Duration = Duration::from_secs(150);
 /// Pauses after the host's own failures (the store away, the compiler failing).
 const FAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 
+/// A job that could not be handed back is tried again after this long.
+const RELEASE_AGAIN: Duration = Duration::from_secs(1);
+
 /// How the engine left a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -49,9 +52,18 @@ struct Journey {
     scope: OrgScope,
     lease: Lease,
     run: Run,
-    trigger: Value,
+    trigger: Arc<Value>,
     definition: Arc<Definition>,
     state: RunState,
+}
+
+/// What [`App::plan`] found.
+struct Planned {
+    /// What the finished call's result means.
+    verdict: Option<StepVerdict>,
+    advance: Advance,
+    /// The moment that it was computed for.
+    now: Timestamp,
 }
 
 /// What a commit writes. Built once; the closure that writes it may run again.
@@ -184,19 +196,28 @@ impl App {
 
     pub(crate) async fn release(&self, lease: &Lease, pause: Duration, count: Attempt, error: Option<String>) -> Left {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let now = self.ambient().now();
-        let args = (lease.clone(), now.plus(pause), count, error, now);
-        let released = self
-            .store()
-            .write_locked(&scope, args, |tx, (lease, run_at, count, error, now)| {
-                Box::pin(async move { tx.release_job(lease, *run_at, *count, error.as_deref(), *now).await })
-            })
-            .await;
-        match released {
-            Ok(()) => Left::Settled,
-            Err(error) => {
-                tracing::warn!(job = %lease.job, error = &error as &dyn std::error::Error, "a job could not be handed back");
-                Left::Lost
+        let began = Instant::now();
+        loop {
+            let now = self.ambient().now();
+            let args = (lease.clone(), now.plus(pause), count, error.clone(), now);
+            let released = self
+                .store()
+                .write_locked(&scope, args, |tx, (lease, run_at, count, error, now)| {
+                    Box::pin(async move { tx.release_job(lease, *run_at, *count, error.as_deref(), *now).await })
+                })
+                .await;
+            match released {
+                Ok(()) => return Left::Settled,
+                // While the disk is full or the database away the lease is still ours, and nobody else would take the job up
+                // before its deadline: so it is tried again until then.
+                Err(error) if !matches!(error, StoreError::LostLease) && began.elapsed() < ATTEMPT_DEADLINE => {
+                    tracing::warn!(job = %lease.job, error = &error as &dyn std::error::Error, "handing a job back failed; trying again");
+                    tokio::time::sleep(RELEASE_AGAIN).await;
+                }
+                Err(error) => {
+                    tracing::warn!(job = %lease.job, error = &error as &dyn std::error::Error, "a job could not be handed back");
+                    return Left::Lost;
+                }
             }
         }
     }
@@ -211,10 +232,10 @@ impl App {
             return self.finish(&scope, lease).await;
         }
         let definition = self.definition(&scope, run.workflow, run.version).await?;
-        let trigger = read_trigger(&run)?;
+        let trigger = Arc::new(read_trigger(&run)?);
         let state = read_state(&run)?;
         let mut journey = Journey { scope, lease: lease.clone(), run, trigger, definition, state };
-        let Advance { mut records, mut next } = journey.advance(self.ambient().now());
+        let Planned { advance: Advance { mut records, mut next }, .. } = self.plan(&mut journey, None).await?;
         loop {
             let Next::Call(planned) = next else {
                 let commit = journey.commit(records, None, Vec::new(), then_of(next), self.ambient().now());
@@ -254,12 +275,12 @@ impl App {
         // At most twice: with the call's own result and, if its grants changed meanwhile, once more as `revoked`.
         loop {
             journey.state = planned_state.clone();
-            let verdict = journey.complete(planned, &made.result(), self.ambient());
-            let (StepVerdict::Done(record) | StepVerdict::Retry { record, .. }) = verdict else {
+            let finished = Some((planned.step.clone(), planned.attempt, made.result()));
+            let Planned { verdict, advance, now } = self.plan(journey, finished).await?;
+            let Some(StepVerdict::Done(record) | StepVerdict::Retry { record, .. }) = verdict else {
                 return Err(AppError::Store(StoreError::Misuse("a call's result does not belong to the run's step")));
             };
-            let now = self.ambient().now();
-            let Advance { records: after, next } = journey.advance(now);
+            let Advance { records: after, next } = advance;
             let commit =
                 journey.commit(before.clone(), Some((made.clone(), record)), after, then_of(next.clone()), now);
             match self.commit(&journey.scope, commit).await {
@@ -275,6 +296,33 @@ impl App {
                 Err(NotCommitted::Failed(error)) => return Err(error),
             }
         }
+    }
+
+    /// Applies a finished call's result (if there is one) and says what comes next; the templates and conditions on the way are
+    /// computed on the planner.
+    async fn plan(
+        &self,
+        journey: &mut Journey,
+        finished: Option<(StepId, u32, CallResult)>,
+    ) -> Result<Planned, AppError> {
+        let (definition, trigger) = (Arc::clone(&journey.definition), Arc::clone(&journey.trigger));
+        let facts = RunFacts {
+            run: journey.run.id,
+            workflow: journey.run.workflow,
+            org: journey.lease.org,
+            started_at: journey.run.created_at,
+        };
+        let (mut state, ambient, now) = (journey.state.clone(), self.ambient().clone(), self.ambient().now());
+        let work = move || {
+            let verdict = finished.map(|(step, attempt, result)| {
+                run::complete_call(&definition, &mut state, &step, attempt, &result, &ambient)
+            });
+            let advance = run::advance(&definition, &mut state, &trigger, &facts, now);
+            (state, Planned { verdict, advance, now })
+        };
+        let planned;
+        (journey.state, planned) = self.planner().run(journey.lease.org, work).await?;
+        Ok(planned)
     }
 
     /// The run ended by other means: only the job is left to finish.
@@ -324,20 +372,6 @@ impl App {
 }
 
 impl Journey {
-    fn advance(&mut self, now: Timestamp) -> Advance {
-        let facts = RunFacts {
-            run: self.run.id,
-            workflow: self.run.workflow,
-            org: self.lease.org,
-            started_at: self.run.created_at,
-        };
-        run::advance(&self.definition, &mut self.state, &self.trigger, &facts, now)
-    }
-
-    fn complete(&mut self, planned: &PlannedCall, result: &CallResult, ambient: &Ambient) -> StepVerdict {
-        run::complete_call(&self.definition, &mut self.state, &planned.step, planned.attempt, result, ambient)
-    }
-
     fn commit(
         &self,
         before: Vec<StepRecord>,

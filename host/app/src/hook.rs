@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use bulkhead_model::id::{HookId, RunId};
-use bulkhead_model::permission::{SystemReason, SystemScope};
+use bulkhead_model::permission::{OrgScope, SystemReason, SystemScope};
 use bulkhead_model::token::Token;
 use bulkhead_model::workflow::{TriggerId, TriggerKind, trigger_payload};
+use bulkhead_store::hook::Hook;
+use bulkhead_store::workflow::Workflow;
 use serde_json::{Map, Value};
 
 use crate::run::StartRun;
@@ -13,12 +15,20 @@ use crate::{App, AppError};
 
 /// Bytes of a delivery's body.
 pub const BODY_BYTES_MAX: u64 = 1024 * 1024;
+/// What a wrong token is told, whatever is wrong with it.
+const UNKNOWN: AppError = AppError::NotFound { what: "webhook" };
 /// Characters of a delivery id.
 const DELIVERY_ID_LEN_MAX: usize = 255;
 
+/// A webhook's address that was found and may be delivered to: proof that the token was right.
+pub struct OpenHook {
+    scope: OrgScope,
+    hook: Hook,
+    workflow: Workflow,
+}
+
 /// A delivery as it arrived.
 pub struct Delivery {
-    pub token: String,
     pub body: Vec<u8>,
     /// The headers that a workflow may see, names in lower case.
     pub headers: Map<String, Value>,
@@ -54,17 +64,12 @@ fn parse_body(body: &[u8]) -> Result<Value, AppError> {
 }
 
 impl App {
-    /// Takes a delivery: a run begins, or the reason is told why none does.
+    /// Looks a token up, before anything of the delivery is read.
     ///
     /// # Errors
-    /// [`AppError::NotFound`] for an unknown, expired or forged token; [`AppError::Conflict`] `workflow-inactive`;
-    /// [`AppError::Invalid`] `invalid-json`; [`AppError::TooLarge`].
-    pub async fn receive_delivery(&self, delivery: Delivery) -> Result<Accepted, AppError> {
-        const UNKNOWN: AppError = AppError::NotFound { what: "webhook" };
-        if delivery.body.len() as u64 > BODY_BYTES_MAX {
-            return Err(AppError::TooLarge { what: "body", limit_bytes: BODY_BYTES_MAX });
-        }
-        let token = Token::<HookId>::parse(&delivery.token).ok_or(UNKNOWN)?;
+    /// [`AppError::NotFound`] for an unknown, expired or forged token; [`AppError::Conflict`] `workflow-inactive`.
+    pub async fn open_hook(&self, token: &str) -> Result<OpenHook, AppError> {
+        let token = Token::<HookId>::parse(token).ok_or(UNKNOWN)?;
         let scope = SystemScope::new(SystemReason::Hook).for_org(token.org);
         let found = self
             .store()
@@ -83,6 +88,18 @@ impl App {
         if !workflow.active {
             return Err(AppError::conflict("workflow-inactive", "the workflow is not active: activate it first"));
         }
+        Ok(OpenHook { scope, hook, workflow })
+    }
+
+    /// Takes a delivery: a run begins, or the reason is told why none does.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-json`, `invalid-delivery-id`; [`AppError::TooLarge`].
+    pub async fn receive_delivery(&self, open: OpenHook, delivery: Delivery) -> Result<Accepted, AppError> {
+        let OpenHook { scope, hook, workflow } = open;
+        if delivery.body.len() as u64 > BODY_BYTES_MAX {
+            return Err(AppError::TooLarge { what: "body", limit_bytes: BODY_BYTES_MAX });
+        }
         if delivery.delivery_id.as_ref().is_some_and(|id| id.is_empty() || id.chars().count() > DELIVERY_ID_LEN_MAX) {
             let message = format!("a delivery id has 1 to {DELIVERY_ID_LEN_MAX} characters");
             return Err(AppError::invalid("invalid-delivery-id", "", message));
@@ -91,7 +108,9 @@ impl App {
         let payload = trigger_payload(TriggerKind::Webhook, body, delivery.headers.into(), delivery.query.into());
         let definition = self.definition(&scope, workflow.id, workflow.current_version).await?;
         let Ok(trigger) = hook.trigger.parse::<TriggerId>() else { return Err(UNKNOWN) };
-        let matched = definition.matching_trigger(TriggerKind::Webhook, Some(&trigger), &payload);
+        let asked = Arc::clone(&definition);
+        let match_it = move || (asked.matching_trigger(TriggerKind::Webhook, Some(&trigger), &payload), payload);
+        let (matched, payload) = self.planner().run(scope.org(), match_it).await?;
         let Some(trigger) = matched.trigger.clone() else {
             metrics::counter!("bulkhead_hook_deliveries_total", "result" => "no-match").increment(1);
             return Ok(Accepted { run: None, reason: matched.reason() });

@@ -8,7 +8,11 @@ use tokio_util::sync::CancellationToken;
 
 /// The runs that this process carries forward now, so that each, or all, can be ended early.
 #[derive(Clone, Default)]
-pub(crate) struct InFlight(Arc<Mutex<InFlightState>>);
+pub(crate) struct InFlight {
+    state: Arc<Mutex<InFlightState>>,
+    /// Fires when nothing is in flight any more and nothing will be: only then may the heartbeat end.
+    done: CancellationToken,
+}
 
 #[derive(Default)]
 struct InFlightState {
@@ -27,7 +31,7 @@ pub(crate) struct Leash {
 
 impl InFlight {
     fn lock(&self) -> std::sync::MutexGuard<'_, InFlightState> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(crate) fn leash(&self, run: RunId) -> Leash {
@@ -49,6 +53,13 @@ impl InFlight {
         let mut state = self.lock();
         state.all.cancel();
         state.all = CancellationToken::new();
+    }
+}
+
+impl InFlight {
+    /// Fires when this process has stopped acting for good.
+    pub(crate) fn done(&self) -> &CancellationToken {
+        &self.done
     }
 }
 

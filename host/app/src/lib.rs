@@ -24,6 +24,7 @@ pub mod job;
 mod live;
 pub mod org;
 pub mod permits;
+mod planner;
 pub mod plugin;
 pub mod run;
 pub mod sandbox;
@@ -69,6 +70,7 @@ pub struct App {
     inner: Arc<Inner>,
     wake: worker::Wake,
     in_flight: in_flight::InFlight,
+    planner: planner::Planner,
     definitions: moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Definition>>,
 }
 
@@ -90,6 +92,7 @@ impl App {
             inner: Arc::new(inner),
             wake: worker::Wake::default(),
             in_flight: in_flight::InFlight::default(),
+            planner: planner::Planner::new(),
             definitions: moka::sync::Cache::new(DEFINITIONS_MAX),
         }
     }
@@ -117,6 +120,10 @@ impl App {
 
     pub(crate) fn in_flight(&self) -> &in_flight::InFlight {
         &self.in_flight
+    }
+
+    pub(crate) fn planner(&self) -> &planner::Planner {
+        &self.planner
     }
 
     pub(crate) fn wake(&self) -> &worker::Wake {

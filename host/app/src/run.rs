@@ -8,7 +8,7 @@ use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{OrgId, RunId, WorkflowId};
 use bulkhead_model::job::JobPayload;
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
-use bulkhead_model::run::{self, RunFacts, RunState, RunStatus};
+use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
 use bulkhead_store::StoreError;
@@ -17,7 +17,7 @@ use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step};
 use serde_json::{Map, Value, json};
 
-use self::record::{log_event, read_state, read_trigger, save_record, state_text};
+use self::record::{log_event, read_state, save_record, state_text};
 use crate::{App, AppError, Problem};
 
 /// A run's job is given up after this many attempts that ended with its worker's death or the store's failure: it may be what
@@ -97,7 +97,9 @@ impl App {
                 })
             })
             .await?;
-        let (definition, _) = Definition::parse(&stored.definition)
+        let text = stored.definition;
+        let parsed = self.planner().run(scope.org(), move || Definition::parse(&text)).await?;
+        let (definition, _) = parsed
             .map_err(|error| AppError::Store(StoreError::Corrupt { what: "workflow", why: error.to_string() }))?;
         let definition = Arc::new(definition);
         self.definitions().insert(key, Arc::clone(&definition));
@@ -137,7 +139,8 @@ impl App {
         };
         let id = self
             .store()
-            .write(scope, (run, self.ambient().clone()), |tx, (run, ambient)| {
+            // Two starts with one dedupe key are ordered by its unique index.
+            .write_locked(scope, (run, self.ambient().clone()), |tx, (run, ambient)| {
                 Box::pin(async move {
                     if !tx.insert_run(run).await? {
                         let key = run.dedupe_key.as_deref().unwrap_or_default();
@@ -187,7 +190,9 @@ impl App {
         let mut refusals = Vec::new();
         for kind in [TriggerKind::Api, TriggerKind::Manual] {
             let payload = trigger_payload(kind, start.input.clone(), json!({}), json!({}));
-            let matched = definition.matching_trigger(kind, None, &payload);
+            let asked = Arc::clone(&definition);
+            let (matched, payload) =
+                self.planner().run(org, move || (asked.matching_trigger(kind, None, &payload), payload)).await?;
             if matched.trigger.is_some() {
                 let start = StartRun {
                     workflow,
@@ -281,8 +286,9 @@ impl App {
             .await?;
         let definition = self.definition(&scope, run.workflow, run.version).await?;
         let args = (id, definition, scope.actor().clone(), self.ambient().clone());
+        // The run's row lock orders this against the worker's commits and other cancellations.
         self.store()
-            .write(&scope, args, |tx, (id, definition, actor, ambient)| {
+            .write_locked(&scope, args, |tx, (id, definition, actor, ambient)| {
                 Box::pin(async move {
                     let mut run = tx.lock_run(*id).await?;
                     if run.status.is_final() {
@@ -291,13 +297,6 @@ impl App {
                     }
                     let now = ambient.now();
                     let mut state = read_state(&run)?;
-                    // What the worker may have planned since the last commit: the step under way is the one that is cancelled.
-                    let trigger = read_trigger(&run)?;
-                    let org = tx.org()?;
-                    let facts = RunFacts { run: run.id, workflow: run.workflow, org, started_at: run.created_at };
-                    for record in run::advance(definition, &mut state, &trigger, &facts, now).records {
-                        save_record(tx, &state, &mut run, &record, None, now).await?;
-                    }
                     if let Some(record) = run::cancel(definition, &mut state, &format!("cancelled by {actor}")) {
                         save_record(tx, &state, &mut run, &record, None, now).await?;
                     }
@@ -338,8 +337,9 @@ impl App {
         let definition = self.definition(&scope, run.workflow, run.version).await?;
         let actor = scope.actor().clone();
         let args = (id, retry, definition, actor, self.ambient().clone());
+        // As above: the run's row lock.
         self.store()
-            .write(&scope, args, |tx, (id, retry, definition, actor, ambient)| {
+            .write_locked(&scope, args, |tx, (id, retry, definition, actor, ambient)| {
                 Box::pin(async move {
                     let mut run = tx.lock_run(*id).await?;
                     if !run.status.is_final() {

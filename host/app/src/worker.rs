@@ -312,12 +312,13 @@ impl App {
     /// Stops claiming, lets jobs under way finish for `patience`, then cancels their calls and hands the jobs back without
     /// counting an attempt.
     pub async fn stop_worker(&self, supervisor: &Supervisor, patience: Duration) {
-        if supervisor.shut_down(patience).await {
-            return;
+        if !supervisor.shut_down(patience).await {
+            tracing::info!("handing back jobs that are still under way");
+            self.in_flight().hand_back_all();
+            supervisor.shut_down(Duration::from_secs(5)).await;
         }
-        tracing::info!("handing back jobs that are still under way");
-        self.in_flight().hand_back_all();
-        supervisor.shut_down(Duration::from_secs(5)).await;
+        // Until here the heartbeat went on: without it another node would take the jobs up beside this one.
+        self.in_flight().done().cancel();
     }
 }
 
@@ -341,7 +342,7 @@ fn spawn_heartbeat(worker: Arc<Worker>, store: StoreConfig) {
 }
 
 async fn heartbeat(worker: &Worker, config: StoreConfig) {
-    let stop = worker.supervisor.stop_token();
+    let stop = worker.app.in_flight().done().clone();
     let mut store: Option<Store> = None;
     let mut renewed = Instant::now();
     while !stop.is_cancelled() {

@@ -58,7 +58,19 @@ struct Checked {
     notes: Vec<Note>,
 }
 
-fn parse(save: &SaveWorkflow) -> Result<Checked, AppError> {
+/// Reads a definition away from the threads that serve requests; hands what was to be saved back.
+async fn parse(app: &App, org: OrgId, save: SaveWorkflow) -> Result<(SaveWorkflow, Checked), AppError> {
+    let (save, checked) = app
+        .planner()
+        .run(org, move || {
+            let checked = parse_here(&save);
+            (save, checked)
+        })
+        .await?;
+    Ok((save, checked?))
+}
+
+fn parse_here(save: &SaveWorkflow) -> Result<Checked, AppError> {
     if save.summary.chars().count() > SUMMARY_LEN_MAX {
         let message = format!("a summary has at most {SUMMARY_LEN_MAX} characters");
         return Err(AppError::invalid("invalid-summary", "/summary", message));
@@ -191,7 +203,7 @@ impl App {
         save: SaveWorkflow,
     ) -> Result<WorkflowDetail, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsWrite)?;
-        let checked = parse(&save)?;
+        let (save, checked) = parse(self, org, save).await?;
         let now = self.ambient().now();
         let workflow = Workflow {
             id: WorkflowId::new(self.ambient()),
@@ -263,7 +275,7 @@ impl App {
         save: SaveWorkflow,
     ) -> Result<WorkflowDetail, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsWrite)?;
-        let checked = parse(&save)?;
+        let (save, checked) = parse(self, org, save).await?;
         let present = self.hooks_of(&scope, id).await?;
         let new_hooks = self.missing_hooks(org, id, &checked.definition, &present);
         let now = self.ambient().now();
@@ -360,7 +372,7 @@ impl App {
         save: SaveWorkflow,
     ) -> Result<Vec<Note>, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsRead)?;
-        let checked = parse(&save)?;
+        let (_, checked) = parse(self, org, save).await?;
         let problems = self
             .store()
             .read(&scope, Arc::new(checked.definition), |tx, definition| {

@@ -45,7 +45,11 @@ pub(crate) async fn edge(State(state): State<HttpState>, request: Request, next:
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| NO_ROUTE.to_owned(), |path| path.as_str().to_owned());
     // A hook's address holds its credential, which no log may show.
-    let path = if route.starts_with("/hooks/") { route.clone() } else { request.uri().path().to_owned() };
+    let path = if request.uri().path().contains("hooks/") && !route.starts_with("/api/") {
+        if route == NO_ROUTE { "(an address like a webhook's)".to_owned() } else { route.clone() }
+    } else {
+        request.uri().path().to_owned()
+    };
     let span = tracing::info_span!(
         "request",
         correlation_id = %id,

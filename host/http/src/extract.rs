@@ -13,7 +13,7 @@ use bulkhead_model::workflow::TriggerId;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, header};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::BodyExt as _;
 use serde::de::DeserializeOwned;
 
 use crate::HttpState;
@@ -25,6 +25,10 @@ use crate::problem::{Kind, Problem};
 pub(crate) const JSON_BYTES_MAX: u64 = 1024 * 1024;
 /// A JSON body arrives within this time, however slow the client.
 pub(crate) const JSON_BODY_TIME: Duration = Duration::from_secs(20);
+
+/// How much of a body that is too large is read away before the answer, and for how long.
+const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// Reads the whole body, up to a limit of bytes and time.
 ///
@@ -38,13 +42,18 @@ pub(crate) async fn read_body(
 ) -> Result<Bytes, Problem> {
     let announced =
         request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > bytes_max) {
+    let too_large = announced.is_some_and(|bytes| bytes > bytes_max);
+    // A client that asks first has sent nothing yet.
+    if too_large && request.headers().contains_key(header::EXPECT) {
         return Err(Problem::too_large(what, bytes_max));
     }
-    let limited = Limited::new(request.into_body(), usize::try_from(bytes_max).unwrap_or(usize::MAX));
-    match tokio::time::timeout(time_max, collect(limited)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::too_large(what, bytes_max)),
+    let mut body = request.into_body();
+    match tokio::time::timeout(time_max, collect(&mut body, if too_large { 0 } else { bytes_max })).await {
+        Ok(Ok(Some(bytes))) => Ok(bytes),
+        Ok(Ok(None)) => {
+            discard(body).await;
+            Err(Problem::too_large(what, bytes_max))
+        }
         Ok(Err(_)) => Err(Problem::new(Kind::InvalidRequest, format!("the {what} broke off before its end"))),
         Err(_) => {
             let detail = format!("the {what} did not arrive within {} seconds", time_max.as_secs());
@@ -53,8 +62,33 @@ pub(crate) async fn read_body(
     }
 }
 
-async fn collect(body: Limited<Body>) -> Result<Bytes, Box<dyn std::error::Error + Send + Sync>> {
-    Ok(body.collect().await?.to_bytes())
+/// The whole body; `None` when it is larger than `bytes_max`.
+async fn collect(body: &mut Body, bytes_max: u64) -> Result<Option<Bytes>, axum::Error> {
+    let mut bytes = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if (bytes.len() + data.len()) as u64 > bytes_max {
+            return Ok(None);
+        }
+        bytes.extend_from_slice(&data);
+    }
+    Ok(Some(bytes.into()))
+}
+
+/// Reads on for a while without keeping anything: a client that is still sending when the connection closes would see a broken
+/// connection in place of the answer.
+async fn discard(mut body: Body) {
+    let read = async {
+        let mut bytes = 0_usize;
+        while let Some(Ok(frame)) = body.frame().await {
+            bytes += frame.into_data().map_or(0, |data| data.len());
+            if bytes > DISCARD_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Not all of it arrived in time: the client learns less, which is its own affair.
+    drop(tokio::time::timeout(DISCARD_TIME_MAX, read).await);
 }
 
 /// The media type without its parameters, in lower case.

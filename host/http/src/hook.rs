@@ -50,6 +50,8 @@ pub(crate) async fn receive_delivery(
     let token = path_param(&mut parts, &state, "token").await?;
     let query = query(&mut parts).await?;
     let headers = parts.headers.clone();
+    // Nothing of a stranger's body is read before the address is known.
+    let open = state.app.open_hook(&token).await?;
     let form = match media_type(&headers).as_deref() {
         None => false,
         Some("application/x-www-form-urlencoded") => true,
@@ -58,13 +60,12 @@ pub(crate) async fn receive_delivery(
     };
     let bytes = read_body(Request::from_parts(parts, body), "delivery", BODY_BYTES_MAX, JSON_BODY_TIME).await?;
     let delivery = Delivery {
-        token,
         body: if form { payload_of_form(&bytes)? } else { bytes.into() },
         headers: visible(&headers),
         query,
         delivery_id: delivery_id(&headers)?,
     };
-    let accepted = state.app.receive_delivery(delivery).await?;
+    let accepted = state.app.receive_delivery(open, delivery).await?;
     Ok((StatusCode::ACCEPTED, Json(AcceptedView { run: accepted.run, reason: accepted.reason })))
 }
 

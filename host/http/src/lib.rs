@@ -81,11 +81,12 @@ pub(crate) struct HttpState {
     pub(crate) app: App,
     pub(crate) config: Arc<HttpConfig>,
     pub(crate) readiness: Arc<health::Readiness>,
+    pub(crate) uploads: Arc<plugin::UploadPlaces>,
 }
 
 /// Everything that the server answers.
 pub fn router(app: App, config: HttpConfig) -> Router {
-    let state = HttpState { app, config: Arc::new(config), readiness: Arc::default() };
+    let state = HttpState { app, config: Arc::new(config), readiness: Arc::default(), uploads: Arc::default() };
     let (router, _) = routes().split_for_parts();
     router
         .fallback(edge::no_route)

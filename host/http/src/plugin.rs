@@ -1,12 +1,15 @@
 //! Plugins: packages that were uploaded.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequest, Request, State};
 use axum::response::{IntoResponse, Response};
+use bulkhead_app::AppError;
 use bulkhead_app::data::Plugin;
-use bulkhead_model::id::PluginId;
+use bulkhead_model::id::{OrgId, PluginId};
 use bulkhead_model::limits::PackageLimits;
 use bulkhead_model::manifest::Manifest;
 use bulkhead_model::name::PluginName;
@@ -74,6 +77,51 @@ impl FromRequest<HttpState> for Package {
     }
 }
 
+/// Packages that are read and looked at at once, in all: each takes up to 32 MiB.
+const UPLOADS_MAX: usize = 8;
+/// … and of one organization.
+const UPLOADS_PER_ORG_MAX: usize = 2;
+/// What a caller without a place is told to wait.
+const UPLOAD_RETRY_AFTER_MS: u64 = 5_000;
+
+/// Bounds the memory that packages take before they are stored.
+#[derive(Default)]
+pub(crate) struct UploadPlaces(Mutex<HashMap<OrgId, usize>>);
+
+/// A place; dropping it gives it back.
+pub(crate) struct UploadPlace {
+    places: Arc<UploadPlaces>,
+    org: OrgId,
+}
+
+impl UploadPlaces {
+    fn lock(&self) -> MutexGuard<'_, HashMap<OrgId, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, org: OrgId) -> Result<UploadPlace, AppError> {
+        let mut taken = self.lock();
+        let own = taken.get(&org).copied().unwrap_or(0);
+        if own >= UPLOADS_PER_ORG_MAX || taken.values().sum::<usize>() >= UPLOADS_MAX {
+            return Err(AppError::Busy { what: "the upload of packages", retry_after_ms: UPLOAD_RETRY_AFTER_MS });
+        }
+        taken.insert(org, own + 1);
+        Ok(UploadPlace { places: Arc::clone(self), org })
+    }
+}
+
+impl Drop for UploadPlace {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        match taken.get_mut(&self.org) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                taken.remove(&self.org);
+            }
+        }
+    }
+}
+
 /// Uploads a package.
 ///
 /// It is inspected and compiled before anything is stored. The same bytes again answer 200 and what is there; a version never
@@ -89,8 +137,11 @@ impl FromRequest<HttpState> for Package {
 pub(crate) async fn upload_plugin(
     at: OrgCaller,
     State(state): State<HttpState>,
-    Package(bytes): Package,
+    request: Request,
 ) -> Result<Response, Problem> {
+    // Before the first byte of the body is read.
+    let _place = state.uploads.take(at.org)?;
+    let Package(bytes) = Package::from_request(request, &state).await?;
     let uploaded = state.app.upload_plugin(&at.caller, at.org, bytes).await?;
     let status = if uploaded.created { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/api/v1/orgs/{}/plugins/{}", at.org, uploaded.plugin.id);

@@ -189,6 +189,11 @@ impl Config {
         Ok(())
     }
 
+    /// How long work under way may go on after a request to stop.
+    pub(crate) fn drain(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.server.drain_s)
+    }
+
     /// The address under which webhooks are shown.
     pub(crate) fn public_url(&self, bound: SocketAddr) -> String {
         let url = self.server.public_url.clone().unwrap_or_else(|| format!("http://{bound}"));

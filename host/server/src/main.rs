@@ -12,6 +12,7 @@ mod plugin_cli;
 mod serve;
 mod telemetry;
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -108,14 +109,15 @@ fn main() -> ExitCode {
         Command::Demo(args) => run(file, |config| demo::run(config, args)),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        // Not `eprintln!`, which panics where nothing can be written.
+        let mut out = std::io::stderr();
+        let mut told = writeln!(out, "error: {error:#}");
         for problem in problems_of(&error) {
-            eprintln!(
-                "  at {}: {}",
-                if problem.path.is_empty() { "the whole" } else { &problem.path },
-                problem.message
-            );
+            let place = if problem.path.is_empty() { "the whole" } else { &problem.path };
+            told = told.and_then(|()| writeln!(out, "  at {place}: {}", problem.message));
         }
+        // Where nothing can be written, the exit code still tells.
+        drop(told);
         ExitCode::from(2)
     })
 }

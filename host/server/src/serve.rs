@@ -4,17 +4,32 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use axum::Router;
 use bulkhead_http::HttpConfig;
-use tokio::net::TcpListener;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::host::{FirstStart, Host};
 use crate::telemetry;
+
+/// A request's head arrives within this time, and so does the next one on an idle connection.
+const HEADERS_TIME_MAX: Duration = Duration::from_secs(15);
+/// Headers of one request.
+const HEADERS_MAX: usize = 100;
+/// Connections at once, where the file descriptors allow it.
+const CONNECTIONS_MAX: usize = 8_192;
+/// A port that a process which just died still holds is waited for.
+const TAKE_OVER: Duration = Duration::from_secs(3);
 
 /// `bulkhead serve`
 pub(crate) async fn run(config: Config) -> Result<ExitCode> {
@@ -27,7 +42,16 @@ pub(crate) async fn run(config: Config) -> Result<ExitCode> {
 }
 
 pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
+    let began = Instant::now();
+    let bound = loop {
+        match TcpListener::bind(address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && began.elapsed() < TAKE_OVER => {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            bound => break bound,
+        }
+    };
+    bound.with_context(|| {
         format!("cannot listen on {address}: is another server running? choose another with --listen or server.listen")
     })
 }
@@ -50,22 +74,65 @@ pub(crate) async fn serve(
     let router = bulkhead_http::router(host.app.clone(), http);
     let stop = stop_on_signal()?;
     tracing::info!(address = %address, database = host.store.database_name(), "serving");
-    let stopping = stop.clone();
-    let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopping.cancelled().await });
-    let patience = Duration::from_secs(config.server.drain_s);
-    let drained = async {
-        stop.cancelled().await;
-        tracing::info!("stopping: no new requests; work under way gets {} s", patience.as_secs());
-        tokio::time::sleep(patience).await;
-    };
-    tokio::select! {
-        served = server.into_future() => served.context("the server failed")?,
-        () = drained => tracing::warn!("some connections did not end in time"),
-    }
-    host.app.stop_worker(&host.supervisor, patience).await;
+    accept(listener, router, host, &stop, config.drain()).await;
     host.store.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Accepts connections until `stop`; then no new ones, and requests and jobs under way share the same time to end.
+async fn accept(listener: TcpListener, router: Router, host: &Host, stop: &CancellationToken, patience: Duration) {
+    let places = Arc::new(Semaphore::new(connections_max()));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept_one(&listener, &places) => accepted,
+            () = stop.cancelled() => break,
+        };
+        let (stream, place) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of file descriptors, say: the next turn may find one.
+                tracing::warn!(error = %error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let mut builder = http1::Builder::new();
+        builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIME_MAX).max_headers(HEADERS_MAX);
+        let service = TowerToHyperService::new(router.clone());
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        host.supervisor.spawn("connection", async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = %error, "a connection ended early");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    tracing::info!("stopping: work under way gets {} s", patience.as_secs());
+    let connections = async {
+        if tokio::time::timeout(patience, graceful.shutdown()).await.is_err() {
+            tracing::warn!("some connections did not end in time");
+        }
+    };
+    tokio::join!(connections, host.app.stop_worker(&host.supervisor, patience));
+}
+
+async fn accept_one(
+    listener: &TcpListener,
+    places: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, place))
+}
+
+/// Half of the file descriptors that this process may open: the database, plugins' requests and files need theirs too.
+fn connections_max() -> usize {
+    let descriptors = rlimit::Resource::NOFILE.get_soft().unwrap_or(1024);
+    usize::try_from(descriptors / 2).unwrap_or(CONNECTIONS_MAX).clamp(32, CONNECTIONS_MAX)
 }
 
 /// Fires at the first SIGINT or SIGTERM; the second ends the process.

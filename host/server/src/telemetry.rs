@@ -21,6 +21,9 @@ pub(crate) fn start_logs(config: &LogConfig) -> Result<()> {
         EnvFilter::try_new(&config.level).with_context(|| format!("log.level {:?} is no filter", config.level))?;
     let coloured = std::io::stderr().is_terminal();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(coloured);
+    // A log that cannot be written (a full disk, a closed pipe) must not take requests with it: told of its own failure on
+    // the same stream, the subscriber would panic.
+    let builder = builder.log_internal_errors(false);
     match config.format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
         LogFormat::Text => builder.with_target(false).try_init(),

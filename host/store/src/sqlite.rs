@@ -25,6 +25,8 @@ use crate::migrations;
 use crate::store::{FaultHook, TxError, WRITE_TIME_MAX, WriterStats, in_transaction};
 use crate::tx::{Conn, Tx, TxContext};
 
+/// A process that was killed still holds its lock for a moment.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Writes that may wait before a further one is refused.
 const QUEUE_MAX: usize = 4_096;
 /// Writes in one commit.
@@ -156,7 +158,7 @@ impl SqliteBackend {
     ) -> Result<Self, StoreError> {
         std::fs::create_dir_all(dir)
             .map_err(|error| StoreError::Refused(format!("cannot create {}: {error}", dir.display())))?;
-        let lock = lock_dir(dir)?;
+        let lock = lock_dir(dir).await?;
         let path = dir.join("bulkhead.sqlite");
         let mut conn = options(&path).create_if_missing(true).connect().await?;
         migrations::sqlite()
@@ -230,8 +232,8 @@ fn closed() -> StoreError {
     StoreError::Unavailable(sqlx::Error::PoolClosed)
 }
 
-/// One process serves a data directory. The lock goes with the process, however it ends.
-fn lock_dir(dir: &Path) -> Result<File, StoreError> {
+/// One process serves a data directory. The lock goes with the process, however it ends; one that is just ending is waited for.
+async fn lock_dir(dir: &Path) -> Result<File, StoreError> {
     let path = dir.join("bulkhead.lock");
     let refused = |why: String| StoreError::Refused(format!("cannot lock {}: {why}", path.display()));
     let file = File::options()
@@ -241,13 +243,21 @@ fn lock_dir(dir: &Path) -> Result<File, StoreError> {
         .read(true)
         .open(&path)
         .map_err(|e| refused(e.to_string()))?;
-    match fs4::FileExt::try_lock(&file) {
-        Ok(()) => Ok(file),
-        Err(fs4::TryLockError::WouldBlock) => Err(StoreError::Refused(format!(
-            "{} is in use by another Bulkhead process: stop it, or go through its API",
-            dir.display()
-        ))),
-        Err(fs4::TryLockError::Error(error)) => Err(refused(error.to_string())),
+    let began = Instant::now();
+    loop {
+        match fs4::FileExt::try_lock(&file) {
+            Ok(()) => return Ok(file),
+            Err(fs4::TryLockError::WouldBlock) if began.elapsed() < LOCK_WAIT => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(fs4::TryLockError::WouldBlock) => {
+                return Err(StoreError::Refused(format!(
+                    "{} is in use by another Bulkhead process: stop it, or go through its API",
+                    dir.display()
+                )));
+            }
+            Err(fs4::TryLockError::Error(error)) => return Err(refused(error.to_string())),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::workflow::{
 
 /// After this long the pure steps pause and the answer is to ask again at once, so that one run of a hostile or very
 /// large definition does not keep a worker from the others.
-pub const PURE_TIME_MAX: Duration = Duration::from_secs(2);
+pub const PURE_TIME_MAX: Duration = Duration::from_millis(250);
 
 /// The state in which a run of this definition begins, with the variables given.
 ///

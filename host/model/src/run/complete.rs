@@ -160,16 +160,15 @@ fn end_cancelled(state: &mut RunState, step_id: &StepId, error: StepError) {
     finish(state, RunStatus::Cancelled, Value::Null, Some(error));
 }
 
-/// Ends a run because somebody wants it to end. The record is of the step that was under way, if any; a run that has
-/// ended already stays as it is.
+/// Ends a run because somebody wants it to end. The record is of the step that the run stands at (nothing is computed, so
+/// pure steps that a worker may have passed since the last save are not told of); a run that has ended already stays as it is.
 pub fn cancel(definition: &Definition, state: &mut RunState, reason: &str) -> Option<StepRecord> {
     if state.is_ended() {
         return None;
     }
     let id = state.cursor.clone();
     let error = StepError { step: id.clone(), code: "cancelled".to_owned(), message: reason.to_owned() };
-    let under_way = id.as_ref().filter(|id| state.steps.contains_key(*id));
-    let record = under_way.and_then(|id| definition.step(id).map(|step| (id, step))).map(|(id, step)| {
+    let record = id.as_ref().and_then(|id| definition.step(id).map(|step| (id, step))).map(|(id, step)| {
         let mut cancelled = record(id, step, StepStatus::Cancelled, None);
         cancelled.attempt = state.attempt;
         cancelled.error = Some(error.clone());

@@ -1,0 +1,50 @@
+//! Where what tenants wrote is computed: templates, conditions, definitions. Never on the threads that serve requests.
+//!
+//! Each piece of work is bounded by the language's own limits, but a large definition over a large payload may use them up. So
+//! it runs on the blocking pool, one piece at a time for an organization and a few for the process: a tenant who computes much
+//! waits for himself.
+
+use std::sync::Arc;
+use std::thread::available_parallelism;
+
+use bulkhead_model::id::OrgId;
+use tokio::sync::Semaphore;
+
+use crate::AppError;
+
+/// Organizations whose place is remembered.
+const ORGS_MAX: u64 = 10_000;
+
+#[derive(Clone)]
+pub(crate) struct Planner {
+    places: Arc<Semaphore>,
+    orgs: moka::sync::Cache<OrgId, Arc<Semaphore>>,
+}
+
+impl Planner {
+    pub(crate) fn new() -> Self {
+        // One more than cores: a tenant who holds every core still leaves a place for another.
+        let places = available_parallelism().map_or(1, std::num::NonZeroUsize::get) + 1;
+        Self { places: Arc::new(Semaphore::new(places)), orgs: moka::sync::Cache::new(ORGS_MAX) }
+    }
+
+    /// Runs `work` for the organization and answers its result.
+    ///
+    /// # Errors
+    /// [`AppError::Runtime`] when it panics, which is our bug.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        org: OrgId,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, AppError> {
+        const OPEN: &str = "the semaphores are never closed";
+        let own = self.orgs.get_with(org, || Arc::new(Semaphore::new(1)));
+        let _own = own.acquire_owned().await.expect(OPEN);
+        let place = Arc::clone(&self.places).acquire_owned().await.expect(OPEN);
+        let worked = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        worked.await.map_err(|error| AppError::Runtime(Box::new(error)))
+    }
+}
