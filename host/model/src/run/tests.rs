@@ -363,7 +363,17 @@ fn cancelling_ends_a_run_wherever_it_stands() {
     cancel(&calling.definition, &mut calling.state, "not wanted").unwrap();
     assert_eq!(calling.complete(&call, &returned(&json!(1))), StepVerdict::Stale, "a late result changes nothing");
     let mut fresh = Bench::steps(&steps);
-    assert_eq!(cancel(&fresh.definition, &mut fresh.state, "early"), None, "no step was under way");
+    let record = cancel(&fresh.definition, &mut fresh.state, "early").unwrap();
+    assert_eq!(
+        (record.step.as_str(), record.status),
+        ("a", StepStatus::Cancelled),
+        "where it stands, though nothing was saved of it"
+    );
+    assert_eq!(
+        rewind(&fresh.definition, &fresh.state, &record.step, false).unwrap().cursor,
+        Some(record.step),
+        "and can begin again"
+    );
     assert_eq!(fresh.finish().0, RunStatus::Cancelled);
 }
 
