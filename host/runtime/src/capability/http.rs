@@ -3,6 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_model::call::EgressRecord;
 use bytes::Bytes;
@@ -15,6 +16,10 @@ use crate::control::Stop;
 use crate::egress::{EgressContext, EgressError, EgressRequest};
 use crate::guest::Guest;
 use crate::scope::Scope;
+
+/// How long after the call's own end a request would end by itself. The call ends first, so that its outcome is the passed
+/// deadline and not whatever the guest makes of a request that timed out in the same moment; its end drops the request.
+const AFTER_THE_CALL: Duration = Duration::from_secs(1);
 
 /// Names and values of one set of headers in the host's memory.
 const FIELDS_BYTES_MAX: usize = 64 * 1024;
@@ -107,7 +112,7 @@ async fn send(scope: &Arc<Scope>, request: http::Request<WasiBody>) -> Result<ht
         grants: Arc::clone(grants),
         secrets: scope.vault.clone(),
         response_bytes_max: scope.limits.response_bytes,
-        deadline: scope.deadline(),
+        deadline: scope.deadline() + AFTER_THE_CALL,
     };
     let request = EgressRequest { method: head.method, url, headers: head.headers, body };
     let guard = scope.guard.clone();
