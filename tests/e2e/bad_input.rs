@@ -77,7 +77,7 @@ on_both! {
 
         let after = ["plugins", "installations", "workflows", "runs"].map(|list| api.get(list).body);
         assert_eq!(before, after, "nothing changed");
-        assert_eq!(api.delete("workflows/nonsense").status, 404);
+        assert_eq!(api.delete("installations/nonsense").status, 404);
         assert_eq!(sink.requests().len(), 0);
     }
 }
