@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_app::heartbeat::LEASE_TTL;
 use bulkhead_app::installation::InstallationPatch;
 use bulkhead_app::run::{RetryRun, RunDetail, StartByHand};
 use bulkhead_app::supervise::Supervisor;
-use bulkhead_app::worker::{LEASE_TTL, Slots, WorkerConfig};
+use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
 use bulkhead_app::{App, AppError};
 use bulkhead_model::id::{RunId, WorkerId, WorkflowId};

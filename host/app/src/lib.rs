@@ -17,6 +17,7 @@ pub mod error;
 pub mod event;
 pub mod grants;
 pub mod health;
+pub mod heartbeat;
 pub mod hook;
 mod in_flight;
 pub mod installation;

@@ -1,27 +1,21 @@
-//! The worker of this process: claims jobs, carries them out in bounded slots per lane, recovers what dead workers left, and
-//! fences itself when it could not renew its heartbeat.
+//! The worker of this process: claims jobs, carries them out in bounded slots per lane and recovers what dead workers left. While
+//! its heartbeat is overdue ([`heartbeat`](crate::heartbeat)) it claims nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bulkhead_model::id::WorkerId;
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_store::job::ClaimedJob;
-use bulkhead_store::{Store, StoreConfig, StoreError};
+use bulkhead_store::{StoreConfig, StoreError};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::App;
 use crate::engine::ATTEMPT_DEADLINE;
+use crate::heartbeat::{self, Heartbeat, LEASE_TTL};
 use crate::supervise::Supervisor;
 
-/// A heartbeat lives this long (specification: "Durable jobs").
-pub const LEASE_TTL: Duration = Duration::from_secs(4);
-/// … is renewed this often …
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(1);
-/// … and after this long without renewal the worker stops acting, before another takes over.
-const FENCE_AFTER: Duration = Duration::from_secs(3);
 /// Without a wake-up the queue is looked at this often.
 const POLL_EVERY: Duration = Duration::from_millis(250);
 /// Dead workers and stuck jobs are looked for this often.
@@ -69,11 +63,9 @@ struct Worker {
     app: App,
     id: WorkerId,
     lanes: Vec<(Lane, Arc<Semaphore>)>,
-    /// Set while the heartbeat is overdue: nothing is claimed.
-    fenced: AtomicBool,
+    heartbeat: Arc<Heartbeat>,
     /// Whether a thread of its own renews the heartbeat; without one the recovery loop does.
     has_heartbeat_thread: bool,
-    name: String,
     supervisor: Supervisor,
 }
 
@@ -108,13 +100,12 @@ impl App {
             app: self.clone(),
             id,
             lanes: lanes.into_iter().map(|(lane, slots)| (lane, Arc::new(Semaphore::new(slots)))).collect(),
-            fenced: AtomicBool::new(false),
+            heartbeat: Arc::new(Heartbeat::new(self.clone(), id, config.name)),
             has_heartbeat_thread: config.heartbeat.is_some(),
-            name: config.name,
             supervisor: supervisor.clone(),
         });
         if let Some(store) = config.heartbeat {
-            spawn_heartbeat(Arc::clone(&worker), store);
+            heartbeat::spawn(Arc::clone(&worker.heartbeat), store);
         }
         let claiming = Arc::clone(&worker);
         supervisor.spawn_loop("claim", move || Arc::clone(&claiming).claim_loop());
@@ -150,7 +141,7 @@ impl Worker {
 
     /// Promotes what is due and fills free slots; answers how many jobs were taken.
     async fn claim(self: &Arc<Self>) -> Result<usize, StoreError> {
-        if self.fenced.load(Ordering::SeqCst) {
+        if self.heartbeat.is_fenced() {
             return Ok(0);
         }
         let free: Vec<(Lane, u32)> = self
@@ -250,24 +241,6 @@ impl Worker {
         }
     }
 
-    /// Renews the heartbeat. `Ok(false)` when the row had expired: it is registered anew, and everything that was held under
-    /// the old one is lost.
-    async fn renew(&self, store: &Store) -> Result<bool, StoreError> {
-        let args = (self.id, self.name.clone(), self.app.ambient().clone());
-        store
-            .write_locked(&SCOPE, args, |tx, (id, name, ambient)| {
-                Box::pin(async move {
-                    if tx.renew_worker(*id, ambient.now(), LEASE_TTL).await? {
-                        return Ok(true);
-                    }
-                    tx.delete_worker(*id).await?;
-                    tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
-                    Ok(false)
-                })
-            })
-            .await
-    }
-
     async fn recover_loop(self: Arc<Self>) {
         let stop = self.supervisor.stop_token();
         while !stop.is_cancelled() {
@@ -276,13 +249,13 @@ impl Worker {
                 () = stop.cancelled() => return,
             }
             if !self.has_heartbeat_thread {
-                match self.renew(self.app.store()).await {
+                match self.heartbeat.renew(self.app.store()).await {
                     Ok(true) => {}
                     Ok(false) => self.app.in_flight().hand_back_all(),
                     Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the heartbeat failed"),
                 }
             }
-            if self.fenced.load(Ordering::SeqCst) {
+            if self.heartbeat.is_fenced() {
                 continue;
             }
             let args = (self.id, self.app.ambient().clone());
@@ -320,78 +293,4 @@ impl App {
         // Until here the heartbeat went on: without it another node would take the jobs up beside this one.
         self.in_flight().done().cancel();
     }
-}
-
-/// Renews the heartbeat on an OS thread with a connection of its own, so that neither a busy executor nor an exhausted pool
-/// delays it.
-fn spawn_heartbeat(worker: Arc<Worker>, store: StoreConfig) {
-    let thread = std::thread::Builder::new().name("heartbeat".into()).spawn(move || {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => {
-                tracing::error!(error = %error, "no heartbeat: the worker fences itself");
-                worker.fenced.store(true, Ordering::SeqCst);
-                return;
-            }
-        };
-        runtime.block_on(heartbeat(&worker, store));
-    });
-    if let Err(error) = thread {
-        tracing::error!(error = %error, "no heartbeat thread");
-    }
-}
-
-async fn heartbeat(worker: &Worker, config: StoreConfig) {
-    let stop = worker.app.in_flight().done().clone();
-    let mut store: Option<Store> = None;
-    let mut renewed = Instant::now();
-    while !stop.is_cancelled() {
-        match renew(worker, &config, &mut store).await {
-            Ok(true) => {
-                renewed = Instant::now();
-                if worker.fenced.swap(false, Ordering::SeqCst) {
-                    tracing::info!("the heartbeat is back");
-                }
-            }
-            Ok(false) => fence(worker, "another node declared this worker dead"),
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the heartbeat failed");
-                store = None;
-            }
-        }
-        if renewed.elapsed() >= FENCE_AFTER {
-            fence(worker, "the heartbeat could not be renewed in time");
-        }
-        tokio::select! {
-            () = tokio::time::sleep(HEARTBEAT_EVERY) => {}
-            () = stop.cancelled() => {}
-        }
-    }
-    // Jobs are handed back by then, or their leases end with this row.
-    if let Some(store) = store {
-        let gone =
-            store.write_locked(&SCOPE, worker.id, |tx, id| Box::pin(async move { tx.delete_worker(*id).await })).await;
-        if let Err(error) = gone {
-            tracing::debug!(error = &error as &dyn std::error::Error, "the heartbeat row stays until it expires");
-        }
-    }
-}
-
-async fn renew(worker: &Worker, config: &StoreConfig, store: &mut Option<Store>) -> Result<bool, StoreError> {
-    let attempt = async {
-        if store.is_none() {
-            *store = Some(Store::open(config.clone()).await?);
-        }
-        let Some(store) = store.as_ref() else { return Err(StoreError::TimedOut) };
-        worker.renew(store).await
-    };
-    tokio::time::timeout(FENCE_AFTER, attempt).await.map_err(|_| StoreError::TimedOut)?
-}
-
-fn fence(worker: &Worker, why: &str) {
-    if !worker.fenced.swap(true, Ordering::SeqCst) {
-        tracing::error!(why, "fencing this worker: its calls in flight are cancelled");
-        metrics::counter!("bulkhead_worker_fences_total").increment(1);
-    }
-    worker.app.in_flight().hand_back_all();
 }
