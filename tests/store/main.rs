@@ -6,6 +6,7 @@
 #[macro_use]
 mod support;
 
+mod backup;
 mod catalogue;
 mod differential;
 mod directory;

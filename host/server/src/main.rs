@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 the command did its work and the answer is no, 2 it could not do its work (wrong usage included).
 
 mod admin;
+mod backup;
 mod config;
 mod demo;
 mod doctor;
@@ -50,6 +51,19 @@ enum Command {
     Demo(demo::Args),
     /// Bring the database to this version's schema and stop
     Migrate,
+    /// Write everything but the keys into one file, while the server serves
+    #[command(after_help = "Examples:\n  bulkhead backup --out monday.bulkhead\n  \
+        bulkhead backup --out monday.bulkhead --data-dir /var/lib/bulkhead\n  \
+        bulkhead backup verify monday.bulkhead\n\n\
+        The file is one moment of the database, encrypted under a key derived from the root key (root.key in the data\n\
+        directory), which is not in it. Keep a copy of the root key in another place: without it the backup is of no use.")]
+    Backup(backup::BackupArgs),
+    /// Put a backup into an empty database of either kind
+    #[command(after_help = "Examples:\n  bulkhead restore --in monday.bulkhead --data-dir new\n  \
+        bulkhead restore --in monday.bulkhead --data-dir new --database-url postgres://owner@localhost/bulkhead\n\n\
+        The root key of the server that made the backup must lie in the data directory. Everything is restored or nothing;\n\
+        jobs that were under way are done again. A backup of SQLite may go into PostgreSQL and back.")]
+    Restore(backup::RestoreArgs),
     /// Look at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -104,6 +118,8 @@ fn main() -> ExitCode {
         }),
         Command::Serve => run(file, serve::run),
         Command::Migrate => run(file, host::migrate),
+        Command::Backup(args) => run(file, |config| backup::run(config, args)),
+        Command::Restore(args) => run(file, |config| backup::restore(config, args)),
         Command::Doctor(args) => run(file, |config| doctor::run(config, args)),
         Command::Admin(command) => run(file, |config| admin::run(config, command)),
         Command::Demo(args) => run(file, |config| demo::run(config, args)),

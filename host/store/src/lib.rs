@@ -14,6 +14,7 @@
 
 pub mod api_key;
 pub mod audit;
+pub mod backup;
 pub mod call;
 pub mod error;
 pub mod event;

@@ -1,5 +1,6 @@
 //! The migrations, embedded: the same names for both databases, applied in order, frozen by checksum.
 
+use sha2::{Digest as _, Sha256};
 use sqlx::SqlStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
@@ -28,6 +29,15 @@ pub(crate) fn sqlite() -> Migrator {
 
 pub(crate) fn postgres() -> Migrator {
     migrator(|entry| entry.2)
+}
+
+/// Each migration's name and the SHA-256 of its texts for both databases: what tells one schema from another on either.
+pub(crate) fn fingerprints() -> Vec<(String, String)> {
+    let fingerprint = |(name, sqlite, postgres): &(&str, &str, &str)| {
+        let digest = Sha256::new().chain_update(sqlite).chain_update([0]).chain_update(postgres).finalize();
+        ((*name).to_owned(), hex::encode(digest))
+    };
+    ALL.iter().map(fingerprint).collect()
 }
 
 /// The version that this binary needs.

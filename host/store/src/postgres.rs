@@ -59,6 +59,52 @@ fn parse(url: &str) -> Result<PgConnectOptions, StoreError> {
         .ok_or_else(|| refused("the database address is not of the form postgres://user:password@host:port/name"))
 }
 
+/// The application role's address.
+fn app_options(url: Option<&str>, owner_url: Option<&str>, app_password: &str) -> Result<PgConnectOptions, StoreError> {
+    match (url, owner_url) {
+        (Some(url), _) => parse(url),
+        (None, Some(owner)) => {
+            let options = parse(owner)?;
+            let role = application_role(options.get_database().unwrap_or(options.get_username()));
+            Ok(options.username(&role).password(app_password))
+        }
+        (None, None) => Err(refused("set database.url (application role) or database.owner_url (owner)")),
+    }
+}
+
+/// One long transaction of the application role, without the limits of time that the application works under.
+async fn begin_long(options: PgConnectOptions, begin: &'static str) -> Result<Conn, StoreError> {
+    let options = options.options([
+        ("statement_timeout", "0"),
+        ("lock_timeout", LOCK_TIMEOUT),
+        ("idle_in_transaction_session_timeout", "0"),
+    ]);
+    let pool =
+        PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(10)).connect_with(options).await?;
+    Ok(Conn::Postgres(pool.begin_with(begin).await?))
+}
+
+/// Opens a snapshot from beside the serving processes. Nothing is migrated and no role made.
+pub(crate) async fn begin_snapshot(
+    url: Option<&str>,
+    owner_url: Option<&str>,
+    app_password: &str,
+) -> Result<Conn, StoreError> {
+    let options = app_options(url, owner_url, app_password)?;
+    begin_long(options, "begin isolation level repeatable read read only").await
+}
+
+/// Brings the database to this version's schema, where the owner's address allows it, and begins to write.
+pub(crate) async fn begin_restore(
+    url: Option<String>,
+    owner_url: Option<String>,
+    app_password: &str,
+) -> Result<Conn, StoreError> {
+    let options = app_options(url.as_deref(), owner_url.as_deref(), app_password)?;
+    PostgresBackend::open(url, owner_url, app_password, 1).await?.close().await;
+    begin_long(options, "begin").await
+}
+
 /// Whether the connection is gone (rather than a statement refused).
 fn is_broken_connection(error: &sqlx::Error) -> bool {
     match error {
@@ -76,15 +122,7 @@ impl PostgresBackend {
         app_password: &str,
         connections_max: u32,
     ) -> Result<Self, StoreError> {
-        let app_options = match (&url, &owner_url) {
-            (Some(url), _) => parse(url)?,
-            (None, Some(owner)) => {
-                let options = parse(owner)?;
-                let role = application_role(options.get_database().unwrap_or(options.get_username()));
-                options.username(&role).password(app_password)
-            }
-            (None, None) => return Err(refused("set database.url (application role) or database.owner_url (owner)")),
-        };
+        let app_options = app_options(url.as_deref(), owner_url.as_deref(), app_password)?;
         if let Some(owner_url) = &owner_url {
             let mut owner = PgConnection::connect_with(&parse(owner_url)?).await?;
             migrations::postgres()

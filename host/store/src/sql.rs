@@ -31,6 +31,7 @@ pub(crate) use sql_postgres;
 pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("api_key", include_str!("api_key.rs")),
     ("audit", include_str!("audit.rs")),
+    ("backup/checks", include_str!("backup/checks.rs")),
     ("call", include_str!("call.rs")),
     ("event", include_str!("event.rs")),
     ("hook", include_str!("hook.rs")),

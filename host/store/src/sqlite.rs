@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, SqlSafeStr as _, Sqlite};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, SqlSafeStr as _, Sqlite, SqliteConnection,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::StoreError;
@@ -25,6 +27,8 @@ use crate::migrations;
 use crate::store::{FaultHook, TxError, WRITE_TIME_MAX, WriterStats, in_transaction};
 use crate::tx::{Conn, Tx, TxContext};
 
+/// The database in the data directory.
+const FILE: &str = "bulkhead.sqlite";
 /// A process that was killed still holds its lock for a moment.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 /// Writes that may wait before a further one is refused.
@@ -156,16 +160,7 @@ impl SqliteBackend {
         fault: FaultHook,
         opened_at: Instant,
     ) -> Result<Self, StoreError> {
-        std::fs::create_dir_all(dir)
-            .map_err(|error| StoreError::Refused(format!("cannot create {}: {error}", dir.display())))?;
-        let lock = lock_dir(dir).await?;
-        let path = dir.join("bulkhead.sqlite");
-        let mut conn = options(&path).create_if_missing(true).connect().await?;
-        migrations::sqlite()
-            .run_direct(None, &mut conn, false)
-            .await
-            .map_err(|error| StoreError::Refused(format!("the migrations did not apply: {error}")))?;
-        conn.close().await?;
+        let (path, lock) = prepare(dir).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(readers_max)
             .acquire_timeout(Duration::from_secs(10))
@@ -226,6 +221,53 @@ impl SqliteBackend {
             drop(closed.await);
         }
     }
+}
+
+/// Opens a snapshot from beside the serving process, which goes on writing: its write-ahead log keeps what the snapshot needs.
+pub(crate) async fn begin_snapshot(dir: &Path) -> Result<Conn, StoreError> {
+    let path = dir.join(FILE);
+    if !path.is_file() {
+        return Err(StoreError::Refused(format!("there is no SQLite database {}", path.display())));
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        .busy_timeout(Duration::from_secs(5))
+        // A row may be a package of many megabytes, so few of them wait.
+        .row_buffer_size(2)
+        .log_statements(tracing::log::LevelFilter::Trace);
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await?;
+    Ok(Conn::SqliteReader(pool.begin_with("begin deferred").await?))
+}
+
+/// Makes and migrates the database where it is not there, and begins to write, holding the directory's lock.
+pub(crate) async fn begin_restore(dir: &Path) -> Result<(Conn, File), StoreError> {
+    let (path, lock) = prepare(dir).await?;
+    let mut conn = options(&path).connect().await?;
+    sqlx::query::<Sqlite>("begin immediate").execute(&mut conn).await?;
+    Ok((Conn::SqliteWriter(conn), lock))
+}
+
+/// Ends what [`begin_restore`] began.
+pub(crate) async fn commit(mut conn: SqliteConnection) -> Result<(), StoreError> {
+    sqlx::query::<Sqlite>("commit").execute(&mut conn).await?;
+    conn.close().await?;
+    Ok(())
+}
+
+/// Locks the directory (making it where it is not there) and brings its database to this version's schema.
+async fn prepare(dir: &Path) -> Result<(PathBuf, File), StoreError> {
+    std::fs::create_dir_all(dir)
+        .map_err(|error| StoreError::Refused(format!("cannot create {}: {error}", dir.display())))?;
+    let lock = lock_dir(dir).await?;
+    let path = dir.join(FILE);
+    let mut conn = options(&path).create_if_missing(true).connect().await?;
+    migrations::sqlite()
+        .run_direct(None, &mut conn, false)
+        .await
+        .map_err(|error| StoreError::Refused(format!("the migrations did not apply: {error}")))?;
+    conn.close().await?;
+    Ok((path, lock))
 }
 
 fn closed() -> StoreError {

@@ -47,6 +47,12 @@ impl Tx {
         Self { conn, context, poisoned: false, contended: false, fault, opened_at }
     }
 
+    /// A transaction of a command that stands beside the server: a backup or a restore.
+    pub(crate) fn beside(conn: Conn) -> Self {
+        let context = TxContext { org: None, actor: None, system: None };
+        Self::new(conn, context, FaultHook::default(), Instant::now())
+    }
+
     /// The organization that this transaction works for.
     ///
     /// # Errors
