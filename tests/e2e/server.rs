@@ -34,6 +34,15 @@ impl Place {
         Some(Self { dir: tempfile::tempdir().unwrap(), database, port: free_port() })
     }
 
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// PostgreSQL's owner; `None` with SQLite.
+    pub(crate) fn database_url(&self) -> Option<&str> {
+        self.database.as_ref().map(Database::url)
+    }
+
     fn log(&self) -> PathBuf {
         self.dir.path().join("server.log")
     }

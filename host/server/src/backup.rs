@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -132,10 +132,9 @@ pub(crate) async fn run(mut config: Config, args: BackupArgs) -> Result<ExitCode
 
 fn verify(config: &Config, path: &Path, json: bool) -> Result<ExitCode> {
     let file = open(path)?;
-    let root_key = match config.server.data_dir.join("root.key").exists() {
-        true => Some(keys::load_or_create(&config.server.data_dir, false, &Ambient::system())?),
-        false => None,
-    };
+    let has_key = config.server.data_dir.join("root.key").exists();
+    let root_key =
+        has_key.then(|| keys::load_or_create(&config.server.data_dir, false, &Ambient::system())).transpose()?;
     match backup::verify(file, root_key.as_ref()) {
         Ok(summary) => {
             report(path, &summary, json, "whole");
@@ -196,6 +195,10 @@ fn open_partial(path: &Path) -> Result<(PathBuf, File)> {
     let file = file.with_context(cannot)?;
     if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
         bail!("another backup is being written to {}", partial.display());
+    }
+    // Between the opening and the lock another backup may have ended and given this very file its name.
+    if std::fs::metadata(&partial).with_context(cannot)?.ino() != file.metadata().with_context(cannot)?.ino() {
+        bail!("another backup was just written to {}: try again", path.display());
     }
     // One that was left behind by a killed backup is begun anew.
     file.set_permissions(std::fs::Permissions::from_mode(0o600)).with_context(cannot)?;
