@@ -37,7 +37,9 @@ fn sample() -> Vec<u8> {
     archive(&[("plugin", rows.clone()), ("empty", Vec::new()), ("run", rows)])
 }
 
-fn read(bytes: &[u8]) -> Result<Vec<(String, Vec<Vec<Cell>>)>, BackupError> {
+type Rows = Vec<Vec<Cell>>;
+
+fn read(bytes: &[u8]) -> Result<Vec<(String, Rows)>, BackupError> {
     let mut reader = ArchiveReader::open(bytes, &root())?;
     let mut tables = Vec::new();
     while let Some(frame) = reader.next_frame()? {
