@@ -3,3 +3,4 @@
 
 mod http_sink;
 mod postgres;
+mod tcp_proxy;
