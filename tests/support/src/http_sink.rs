@@ -6,7 +6,7 @@
 
 mod wire;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{BufReader, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -159,7 +159,9 @@ struct State {
     malformed: Vec<String>,
     script: VecDeque<Reply>,
     otherwise: Reply,
-    connections: Vec<TcpStream>,
+    /// Those that are open, by number.
+    connections: HashMap<usize, TcpStream>,
+    opened: usize,
     stopping: bool,
 }
 
@@ -176,7 +178,8 @@ impl Sink {
             malformed: Vec::new(),
             script: VecDeque::new(),
             otherwise: Reply::status(200),
-            connections: Vec::new(),
+            connections: HashMap::new(),
+            opened: 0,
             stopping: false,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
@@ -212,7 +215,7 @@ impl Sink {
 
     /// How many connections were opened so far.
     pub fn connections(&self) -> usize {
-        self.shared.lock().connections.len()
+        self.shared.lock().opened
     }
 
     /// What was no HTTP request, each in a sentence. A connection that ends between requests is not among them.
@@ -237,7 +240,7 @@ impl Drop for Sink {
             std::mem::take(&mut state.connections)
         };
         self.shared.changed.notify_all();
-        for connection in connections {
+        for connection in connections.into_values() {
             // The client may have closed it before; then there is nothing to do.
             let _ = connection.shutdown(Shutdown::Both);
         }
@@ -279,8 +282,10 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
                 return;
             }
             let Ok(clone) = stream.try_clone() else { continue };
-            state.connections.push(clone);
-            state.connections.len()
+            state.opened += 1;
+            let number = state.opened;
+            state.connections.insert(number, clone);
+            number
         };
         let shared = shared.clone();
         // Ends when its connection does, which `Drop` sees to.
@@ -322,6 +327,8 @@ fn serve(stream: TcpStream, number: usize, shared: &Shared) {
     }
     // Nothing is left to say, and the client may have closed it already.
     let _ = writer.shutdown(Shutdown::Both);
+    // Else a long test's closed connections would use up the process's file descriptors.
+    shared.lock().connections.remove(&number);
 }
 
 fn send(writer: &mut TcpStream, reply: &Reply, head_only: bool, shared: &Shared) -> std::io::Result<()> {

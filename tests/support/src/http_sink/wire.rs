@@ -1,6 +1,7 @@
 //! Reading requests: as much of RFC 9112 as honest clients use.
 
 use std::io::{BufRead, Read, Write};
+use std::time::Instant;
 
 /// More than any test sends; a client that runs wild must not take the machine's memory.
 const BODY_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -20,6 +21,8 @@ pub struct Request {
     pub body: Vec<u8>,
     /// The connection that it came on, from 1.
     pub connection: usize,
+    /// When its last byte had come.
+    pub at: Instant,
 }
 
 impl Request {
@@ -54,6 +57,7 @@ pub(super) fn read_request(
         headers: read_headers(reader)?,
         body: Vec::new(),
         connection,
+        at: Instant::now(),
     };
     if request.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
         writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").map_err(|error| error.to_string())?;
@@ -66,6 +70,7 @@ pub(super) fn read_request(
         Some(Ok(length)) if length <= BODY_BYTES_MAX => read_exactly(reader, length)?,
         Some(other) => return Err(format!("no usable content-length: {other:?}")),
     };
+    request.at = Instant::now();
     Ok(Some(request))
 }
 
