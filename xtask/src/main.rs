@@ -9,6 +9,7 @@ mod openapi;
 mod plugins;
 mod run;
 mod setup;
+mod soak;
 mod suite;
 mod tidy;
 mod tools;
@@ -39,6 +40,8 @@ enum Chore {
     Bench(bench::Arguments),
     /// Builds and packages the first-party plugins and the tests' guests.
     BuildPlugins(plugins::Arguments),
+    /// Kills servers again and again, and runs long sequences on both databases; prints how long recoveries took.
+    Soak(soak::Arguments),
     /// Writes the OpenAPI document's snapshot anew from the code.
     Openapi,
 }
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Chore::Check(arguments) => check::chore(&arguments),
         Chore::Bench(arguments) => bench::chore(&arguments),
         Chore::BuildPlugins(arguments) => plugins::chore(&arguments),
+        Chore::Soak(arguments) => soak::chore(&arguments),
         Chore::Openapi => openapi::chore(),
     };
     match outcome {

@@ -150,6 +150,23 @@ pub(crate) struct Permits {
 pub(crate) struct Permit {
     _org: Place<OrgId>,
     _installation: Place<(OrgId, InstallationId)>,
+    _counted: Counted,
+}
+
+/// One place in the gauge of places that are taken, while it lives.
+struct Counted;
+
+impl Counted {
+    fn begin() -> Self {
+        metrics::gauge!("bulkhead_plugin_calls_in_flight").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!("bulkhead_plugin_calls_in_flight").decrement(1.0);
+    }
 }
 
 impl Permits {
@@ -170,7 +187,7 @@ impl Permits {
         let until = Instant::now() + self.wait;
         // The narrower share first: a crowd before one installation takes no places from the organization's other ones.
         let place = self.installations.enter((org, installation), until).await?;
-        Ok(Permit { _org: self.orgs.enter(org, until).await?, _installation: place })
+        Ok(Permit { _org: self.orgs.enter(org, until).await?, _installation: place, _counted: Counted::begin() })
     }
 }
 

@@ -213,6 +213,11 @@ impl Sink {
         self.shared.lock().requests.clone()
     }
 
+    /// Those behind the first `seen`: for who looks again and again.
+    pub fn requests_since(&self, seen: usize) -> Vec<Request> {
+        self.shared.lock().requests.get(seen..).unwrap_or_default().to_vec()
+    }
+
     /// How many connections were opened so far.
     pub fn connections(&self) -> usize {
         self.shared.lock().opened
