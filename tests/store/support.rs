@@ -60,7 +60,7 @@ macro_rules! tx {
     ($store:ident.$how:ident, $scope:expr, [$($arg:ident),*], |$tx:ident| $body:expr) => {{
         let result: Result<_, bulkhead_store::StoreError> = $store
             .store
-            .$how($scope, ($($arg.clone(),)*), |$tx, ($($arg,)*)| Box::pin(async move { $body }))
+            .$how($scope, ($($arg.clone(),)*), move |$tx, ($($arg,)*)| Box::pin(async move { $body }))
             .await;
         result
     }};

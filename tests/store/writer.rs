@@ -203,11 +203,7 @@ async fn a_full_disk_inside_a_savepoint_costs_only_the_write_that_was_too_large(
         match write.await.unwrap() {
             Ok(()) => kept.push(digest),
             Err(StoreError::Unavailable(error)) => {
-                let code = error
-                    .as_database_error()
-                    .and_then(sqlx::error::DatabaseError::code)
-                    .unwrap_or_default()
-                    .into_owned();
+                let code = error.code().unwrap_or_default();
                 assert_eq!(code, "13", "SQLITE_FULL, from the database itself: {error}");
             }
             Err(other) => panic!("{other:?}"),

@@ -96,6 +96,12 @@ pub enum BackupError {
     Store(#[from] StoreError),
 }
 
+impl From<rusqlite::Error> for BackupError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
 impl From<sqlx::Error> for BackupError {
     fn from(error: sqlx::Error) -> Self {
         Self::Store(error.into())
@@ -253,7 +259,7 @@ fn require_same_schema(header: &Header) -> Result<(), BackupError> {
 
 async fn begin_snapshot(config: &StoreConfig) -> Result<Tx, StoreError> {
     let conn = match &config.database {
-        Database::Sqlite { dir } => sqlite::begin_snapshot(dir).await?,
+        Database::Sqlite { dir } => sqlite::begin_snapshot(dir)?,
         Database::Postgres { url, owner_url, app_password } => {
             postgres::begin_snapshot(url.as_deref(), owner_url.as_deref(), app_password).await?
         }
@@ -284,10 +290,9 @@ async fn end(conn: Conn, how: End) -> Result<(), StoreError> {
     match (conn, how) {
         (Conn::Postgres(transaction), End::Commit) => transaction.commit().await?,
         (Conn::Postgres(transaction), End::RollBack) => transaction.rollback().await?,
-        (Conn::SqliteReader(transaction), _) => transaction.rollback().await?,
-        (Conn::SqliteWriter(conn), End::Commit) => sqlite::commit(conn).await?,
+        (Conn::Sqlite(conn), End::Commit) => conn.control("commit")?,
         // Its transaction ends with it.
-        (Conn::SqliteWriter(_), End::RollBack) => {}
+        (Conn::Sqlite(_), End::RollBack) => {}
     }
     Ok(())
 }

@@ -14,10 +14,10 @@ pub enum StoreError {
     LostLease,
     /// Concurrent writers; running the closure again may succeed. Callers see it only after all retries.
     #[error("the database is busy with concurrent changes")]
-    Contended(#[source] sqlx::Error),
+    Contended(#[source] DatabaseError),
     /// The database cannot be reached, is full or failed.
     #[error("the database is unavailable")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] DatabaseError),
     /// The write took longer than its time cap, or the queue of writes is full.
     #[error("the database did not answer in time")]
     TimedOut,
@@ -39,6 +39,10 @@ impl StoreError {
         matches!(self, Self::Contended(_))
     }
 
+    pub(crate) fn closed() -> Self {
+        Self::Unavailable(DatabaseError::Closed)
+    }
+
     pub(crate) fn corrupt(what: &'static str, why: impl std::fmt::Display) -> Self {
         Self::Corrupt { what, why: why.to_string() }
     }
@@ -46,22 +50,81 @@ impl StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        if matches!(error, sqlx::Error::PoolTimedOut) {
+        DatabaseError::from(error).into()
+    }
+}
+
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        DatabaseError::from(error).into()
+    }
+}
+
+impl From<DatabaseError> for StoreError {
+    fn from(error: DatabaseError) -> Self {
+        if matches!(error, DatabaseError::Postgres(sqlx::Error::PoolTimedOut)) {
             return Self::TimedOut;
         }
-        let Some(database) = error.as_database_error() else { return Self::Unavailable(error) };
-        let code = database.code().unwrap_or_default().into_owned();
-        if database.is_unique_violation() || database.is_foreign_key_violation() || database.is_check_violation() {
-            let constraint = database.constraint().map_or_else(|| database.message().to_owned(), str::to_owned);
+        if let Some(constraint) = error.constraint() {
             return Self::Conflict { constraint };
         }
-        match code.as_str() {
+        if let DatabaseError::Sqlite(rusqlite::Error::Utf8Error(at, why)) = &error {
+            return Self::corrupt("text", format_args!("column {at}: {why}"));
+        }
+        match error.code().as_deref() {
             // PostgreSQL: serialization_failure, deadlock_detected; SQLite: SQLITE_BUSY, SQLITE_BUSY_RECOVERY,
             // SQLITE_BUSY_SNAPSHOT.
-            "40001" | "40P01" | "5" | "261" | "517" => Self::Contended(error),
-            // PostgreSQL: query_canceled (statement_timeout), lock_not_available (lock_timeout): the wait was long enough.
-            "57014" | "55P03" => Self::TimedOut,
+            Some("40001" | "40P01" | "5" | "261" | "517") => Self::Contended(error),
+            // PostgreSQL: query_canceled (statement_timeout), lock_not_available (lock_timeout); SQLite: SQLITE_INTERRUPT. The
+            // wait was long enough.
+            Some("57014" | "55P03" | "9") => Self::TimedOut,
             _ => Self::Unavailable(error),
+        }
+    }
+}
+
+/// What a database's driver reports.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error(transparent)]
+    Postgres(#[from] sqlx::Error),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the database was closed")]
+    Closed,
+    /// [`FaultHook`](crate::FaultHook) asked for it.
+    #[error("injected fault")]
+    Injected,
+}
+
+/// SQLite's extended codes of violated constraints: CHECK, FOREIGN KEY, PRIMARY KEY, UNIQUE, ROWID
+/// (<https://www.sqlite.org/rescode.html>).
+const SQLITE_CONSTRAINTS: [i32; 5] = [275, 787, 1555, 2067, 2579];
+
+impl DatabaseError {
+    /// The database's own code for it: a SQLSTATE, or SQLite's extended result code in decimal.
+    #[must_use]
+    pub fn code(&self) -> Option<String> {
+        match self {
+            Self::Postgres(error) => error.as_database_error()?.code().map(std::borrow::Cow::into_owned),
+            Self::Sqlite(error) => Some(error.sqlite_error()?.extended_code.to_string()),
+            Self::Closed | Self::Injected => None,
+        }
+    }
+
+    /// The constraint that was violated, if that is what happened: its name, or SQLite's text about it.
+    fn constraint(&self) -> Option<String> {
+        match self {
+            Self::Postgres(error) => {
+                let error = error.as_database_error()?;
+                let violated =
+                    error.is_unique_violation() || error.is_foreign_key_violation() || error.is_check_violation();
+                violated.then(|| error.constraint().map_or_else(|| error.message().to_owned(), str::to_owned))
+            }
+            Self::Sqlite(rusqlite::Error::SqliteFailure(failure, text)) => SQLITE_CONSTRAINTS
+                .contains(&failure.extended_code)
+                .then(|| text.clone().unwrap_or_else(|| failure.to_string())),
+            Self::Sqlite(_) | Self::Closed | Self::Injected => None,
         }
     }
 }

@@ -35,7 +35,7 @@ mod store;
 mod tx;
 pub mod workflow;
 
-pub use error::StoreError;
+pub use error::{DatabaseError, StoreError};
 pub use postgres::application_role;
 pub use sql::STATEMENT_SOURCES;
 pub use store::{Database, FaultHook, ScopeContext, Scoped, Store, StoreConfig, TxError, WriterStats};

@@ -1,12 +1,13 @@
 //! Values on their way into and out of either database.
 
 use bulkhead_model::time::Timestamp;
+use rusqlite::types::Value;
 use sqlx::postgres::PgRow;
-use sqlx::sqlite::SqliteRow;
 use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
 use crate::error::StoreError;
+use crate::sqlite::connection::SqliteRow;
 
 /// A statement. `sql!` is its only constructor, so that a test finds and prepares every one on both databases.
 #[derive(Clone, Copy)]
@@ -145,15 +146,54 @@ pub(crate) trait Column: Sized {
     fn read(row: &Row, name: &'static str) -> Result<Self, StoreError>;
 }
 
+/// A type of SQLite's that a column's value is read from; `None` for a value of another kind.
+trait FromValue: Sized {
+    fn from_value(value: &Value) -> Option<Self>;
+}
+
+impl FromValue for String {
+    fn from_value(value: &Value) -> Option<Self> {
+        if let Value::Text(text) = value { Some(text.clone()) } else { None }
+    }
+}
+
+impl FromValue for i64 {
+    fn from_value(value: &Value) -> Option<Self> {
+        if let Value::Integer(int) = value { Some(*int) } else { None }
+    }
+}
+
+impl FromValue for Vec<u8> {
+    fn from_value(value: &Value) -> Option<Self> {
+        if let Value::Blob(bytes) = value { Some(bytes.clone()) } else { None }
+    }
+}
+
+impl FromValue for Uuid {
+    fn from_value(value: &Value) -> Option<Self> {
+        if let Value::Blob(bytes) = value { Self::from_slice(bytes).ok() } else { None }
+    }
+}
+
+impl<T: FromValue> FromValue for Option<T> {
+    fn from_value(value: &Value) -> Option<Self> {
+        if matches!(value, Value::Null) { Some(None) } else { T::from_value(value).map(Some) }
+    }
+}
+
+fn read_sqlite<T: FromValue>(row: &SqliteRow, name: &'static str) -> Result<T, StoreError> {
+    let value = row.value(name).ok_or_else(|| StoreError::corrupt(name, "no such column"))?;
+    T::from_value(value).ok_or_else(|| StoreError::corrupt(name, format_args!("a value of type {}", value.data_type())))
+}
+
 macro_rules! plain_columns {
     ($($kind:ty),*) => {$(
         impl Column for $kind {
             fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
                 match row {
-                    Row::Sqlite(row) => row.try_get(name),
-                    Row::Postgres(row) => row.try_get(name),
+                    Row::Sqlite(row) => read_sqlite(row, name),
+                    Row::Postgres(row) => row.try_get(name).map_err(|error| StoreError::corrupt(name, error)),
                 }
-                .map_err(|error| StoreError::corrupt(name, error))
             }
         }
     )*};
@@ -193,10 +233,12 @@ impl sqlx::Decode<'_, Postgres> for PgTime {
 impl Column for Option<Timestamp> {
     fn read(row: &Row, name: &'static str) -> Result<Self, StoreError> {
         match row {
-            Row::Sqlite(row) => row.try_get::<Option<i64>, _>(name).map(|at| at.map(Timestamp::from_micros)),
-            Row::Postgres(row) => row.try_get::<Option<PgTime>, _>(name).map(|at| at.map(|at| at.0)),
+            Row::Sqlite(row) => read_sqlite::<Option<i64>>(row, name).map(|at| at.map(Timestamp::from_micros)),
+            Row::Postgres(row) => row
+                .try_get::<Option<PgTime>, _>(name)
+                .map(|at| at.map(|at| at.0))
+                .map_err(|error| StoreError::corrupt(name, error)),
         }
-        .map_err(|error| StoreError::corrupt(name, error))
     }
 }
 
@@ -218,7 +260,7 @@ impl Column for u32 {
     }
 }
 
-/// Binds `values` to a query of one backend.
+/// Binds `values` to a query of PostgreSQL.
 macro_rules! bind_all {
     ($query:expr, $values:expr, $time:expr) => {{
         let mut query = $query;

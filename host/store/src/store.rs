@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bulkhead_model::permission::{OrgScope, SystemScope};
 use futures_util::future::BoxFuture;
 
-use crate::error::StoreError;
+use crate::error::{DatabaseError, StoreError};
 use crate::postgres::PostgresBackend;
 use crate::sqlite::SqliteBackend;
 use crate::tx::{Tx, TxContext};
@@ -71,7 +71,7 @@ impl FaultHook {
 
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         if self.0.statements.load(Ordering::Relaxed) > 0 && self.0.statements.fetch_sub(1, Ordering::SeqCst) == 1 {
-            return Err(StoreError::Unavailable(sqlx::Error::Protocol("injected fault".into())));
+            return Err(StoreError::Unavailable(DatabaseError::Injected));
         }
         Ok(())
     }
@@ -263,21 +263,23 @@ impl Store {
     /// What the closure ends with, or the store's own failure.
     pub async fn read<A, T, E, F>(&self, scope: &impl Scoped, args: A, closure: F) -> Result<T, E>
     where
-        A: Send + Sync,
-        T: Send,
+        A: Send + Sync + 'static,
+        T: Send + 'static,
         E: TxError,
-        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
         if IN_TRANSACTION.try_with(|()| ()).is_ok() {
             return Err(StoreError::Misuse("a transaction inside a transaction").into());
         }
         let context = scope.context().0;
-        let conn = match &*self.backend {
-            Backend::Sqlite(sqlite) => sqlite.begin_read().await?,
-            Backend::Postgres(postgres) => postgres.begin_read(&context).await?,
-        };
-        let mut tx = Tx::new(conn, context, self.fault.clone(), self.opened_at);
-        IN_TRANSACTION.scope((), closure(&mut tx, &args)).await
+        match &*self.backend {
+            Backend::Sqlite(sqlite) => sqlite.read(context, args, closure).await,
+            Backend::Postgres(postgres) => {
+                let conn = postgres.begin_read(&context).await?;
+                let mut tx = Tx::new(conn, context, self.fault.clone(), self.opened_at);
+                IN_TRANSACTION.scope((), closure(&mut tx, &args)).await
+            }
+        }
     }
 
     /// What SQLite's writer has done; `None` on PostgreSQL.

@@ -6,17 +6,16 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::job::Lease;
 use bulkhead_model::permission::{Actor, SystemReason};
 use bulkhead_model::time::Timestamp;
-use sqlx::{Postgres, Sqlite, SqliteConnection, Transaction};
+use sqlx::{Postgres, Transaction};
 
-use crate::error::StoreError;
+use crate::error::{DatabaseError, StoreError};
 use crate::sql::{Bind, PgTime, Row, Sql, bind_all};
+use crate::sqlite::connection::SqliteConnection;
 use crate::store::FaultHook;
 
 pub(crate) enum Conn {
-    /// The one writer's connection.
-    SqliteWriter(SqliteConnection),
-    /// A reader's.
-    SqliteReader(Transaction<'static, Sqlite>),
+    /// The writer's or a reader's.
+    Sqlite(SqliteConnection),
     Postgres(Transaction<'static, Postgres>),
 }
 
@@ -51,6 +50,25 @@ impl Tx {
     pub(crate) fn beside(conn: Conn) -> Self {
         let context = TxContext { org: None, actor: None, system: None };
         Self::new(conn, context, FaultHook::default(), Instant::now())
+    }
+
+    /// Makes the connection ready for another closure's transaction.
+    pub(crate) fn renew(&mut self, context: TxContext) {
+        self.context = context;
+        (self.poisoned, self.contended) = (false, false);
+    }
+
+    /// Begins, ends or divides SQLite's transaction: the writer's and the readers' business.
+    pub(crate) fn sqlite_control(&mut self, sql: &'static str) -> rusqlite::Result<()> {
+        match &self.conn {
+            Conn::Sqlite(conn) => conn.control(sql),
+            Conn::Postgres(_) => Err(rusqlite::Error::InvalidQuery),
+        }
+    }
+
+    /// Whether SQLite's transaction is still open.
+    pub(crate) fn is_in_sqlite_transaction(&self) -> bool {
+        matches!(&self.conn, Conn::Sqlite(conn) if conn.is_in_transaction())
     }
 
     /// The organization that this transaction works for.
@@ -107,6 +125,10 @@ impl Tx {
         }
         // Until the statement ends well. A future that is dropped midway leaves it so.
         self.poisoned = true;
+        // An I/O error or a full disk ended it: what came now would be a commit of its own.
+        if matches!(&self.conn, Conn::Sqlite(conn) if !conn.is_in_transaction()) {
+            return Err(StoreError::Misuse("a statement after its transaction was lost"));
+        }
         // PostgreSQL's text cannot hold it; SQLite says no as well, so that both do the same.
         if values.iter().any(|value| matches!(value, Bind::Text(Some(text)) if text.contains('\0'))) {
             return Err(StoreError::Conflict { constraint: "text holds no NUL character".to_owned() });
@@ -114,7 +136,7 @@ impl Tx {
         self.fault.check()
     }
 
-    fn after_statement<T>(&mut self, result: Result<T, sqlx::Error>) -> Result<T, StoreError> {
+    fn after_statement<T>(&mut self, result: Result<T, DatabaseError>) -> Result<T, StoreError> {
         match result {
             Ok(value) => {
                 self.poisoned = false;
@@ -132,18 +154,12 @@ impl Tx {
     pub(crate) async fn execute(&mut self, sql: Sql, values: &[Bind<'_>]) -> Result<u64, StoreError> {
         self.before_statement(values)?;
         let result = match &mut self.conn {
-            Conn::SqliteWriter(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
-                .execute(conn)
-                .await
-                .map(|done| done.rows_affected()),
-            Conn::SqliteReader(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
-                .execute(&mut **conn)
-                .await
-                .map(|done| done.rows_affected()),
+            Conn::Sqlite(conn) => conn.execute(sql.0, values).map_err(DatabaseError::from),
             Conn::Postgres(conn) => bind_all!(sqlx::query::<Postgres>(sql.0), values, PgTime)
                 .execute(&mut **conn)
                 .await
-                .map(|done| done.rows_affected()),
+                .map(|done| done.rows_affected())
+                .map_err(DatabaseError::from),
         };
         self.after_statement(result)
     }
@@ -151,19 +167,16 @@ impl Tx {
     /// Runs a statement and answers its rows.
     pub(crate) async fn fetch(&mut self, sql: Sql, values: &[Bind<'_>]) -> Result<Vec<Row>, StoreError> {
         self.before_statement(values)?;
-        let result: Result<Vec<Row>, sqlx::Error> = match &mut self.conn {
-            Conn::SqliteWriter(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
-                .fetch_all(conn)
-                .await
-                .map(|rows| rows.into_iter().map(Row::Sqlite).collect()),
-            Conn::SqliteReader(conn) => bind_all!(sqlx::query::<Sqlite>(sql.0), values, Timestamp::as_micros)
-                .fetch_all(&mut **conn)
-                .await
-                .map(|rows| rows.into_iter().map(Row::Sqlite).collect()),
+        let result = match &mut self.conn {
+            Conn::Sqlite(conn) => conn
+                .fetch(sql.0, values)
+                .map(|rows| rows.into_iter().map(Row::Sqlite).collect())
+                .map_err(DatabaseError::from),
             Conn::Postgres(conn) => bind_all!(sqlx::query::<Postgres>(sql.0), values, PgTime)
                 .fetch_all(&mut **conn)
                 .await
-                .map(|rows| rows.into_iter().map(Row::Postgres).collect()),
+                .map(|rows| rows.into_iter().map(Row::Postgres).collect())
+                .map_err(DatabaseError::from),
         };
         self.after_statement(result)
     }

@@ -4,7 +4,7 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::SystemReason;
 
 use super::BackupError;
-use crate::error::StoreError;
+use crate::error::{DatabaseError, StoreError};
 use crate::migrations;
 use crate::sql::{binds, sql, sql_postgres};
 use crate::tx::Tx;
@@ -28,7 +28,7 @@ pub(super) async fn require_schema(tx: &mut Tx) -> Result<(), StoreError> {
     let sql = sql!("select version, checksum from _sqlx_migrations order by version");
     let rows = tx.fetch(sql, &[]).await.map_err(|error| match error {
         // The table is not there.
-        StoreError::Unavailable(sqlx::Error::Database(_)) => {
+        StoreError::Unavailable(DatabaseError::Postgres(sqlx::Error::Database(_)) | DatabaseError::Sqlite(_)) => {
             StoreError::Refused("the database is empty: there is nothing to back up".to_owned())
         }
         other => other,

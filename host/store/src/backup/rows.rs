@@ -8,8 +8,7 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::time::Timestamp;
 use futures_util::TryStreamExt as _;
 use sqlx::postgres::PgRow;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{AssertSqlSafe, Postgres, Row as _, Sqlite, SqliteConnection};
+use sqlx::{AssertSqlSafe, Postgres, Row as _};
 use uuid::Uuid;
 
 use super::BackupError;
@@ -72,15 +71,6 @@ impl Shape {
     }
 }
 
-/// The connection of SQLite's two kinds.
-fn sqlite(conn: &mut Conn) -> Option<&mut SqliteConnection> {
-    match conn {
-        Conn::SqliteWriter(conn) => Some(conn),
-        Conn::SqliteReader(transaction) => Some(&mut *transaction),
-        Conn::Postgres(_) => None,
-    }
-}
-
 /// Reads the catalogue: every table but that of the migrations.
 ///
 /// # Errors
@@ -101,15 +91,16 @@ pub(super) async fn shapes(conn: &mut Conn) -> Result<BTreeMap<String, Shape>, S
             .fetch_all(&mut **transaction)
             .await?
         }
-        Conn::SqliteWriter(_) | Conn::SqliteReader(_) => {
-            let conn = sqlite(conn).expect("it is one of SQLite's");
-            sqlx::query_as(
-                "select t.name, c.name, c.type, nullif(c.pk, 0) from sqlite_schema t join pragma_table_xinfo(t.name) c
+        Conn::Sqlite(conn) => {
+            let sql = "select t.name, c.name, c.type, nullif(c.pk, 0) from sqlite_schema t join pragma_table_xinfo(t.name) c
                  where t.type = 'table' and t.name not like 'sqlite\\_%' escape '\\' and t.name <> '_sqlx_migrations'
-                   and c.hidden = 0 order by t.name, c.cid",
-            )
-            .fetch_all(conn)
-            .await?
+                   and c.hidden = 0 order by t.name, c.cid";
+            let mut columns = Vec::new();
+            conn.for_each::<rusqlite::Error>(sql, &[], |row| {
+                columns.push((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?));
+                Ok(())
+            })?;
+            columns
         }
     };
     let mut shapes: BTreeMap<String, Shape> = BTreeMap::new();
@@ -161,24 +152,19 @@ pub(super) async fn read_all(
                 each(cells.collect::<Result<_, _>>()?)?;
             }
         }
-        Conn::SqliteWriter(_) | Conn::SqliteReader(_) => {
-            let conn = sqlite(conn).expect("it is one of SQLite's");
-            let query = bind_all!(sqlx::query::<Sqlite>(AssertSqlSafe(text)), &values, Timestamp::as_micros);
-            let mut rows = query.fetch(conn);
-            while let Some(row) = rows.try_next().await? {
-                let cells = shape.columns.iter().enumerate().map(|(at, (_, kind))| sqlite_cell(&row, at, *kind));
-                each(cells.collect::<Result<_, _>>()?)?;
-            }
-        }
+        Conn::Sqlite(conn) => conn.for_each::<BackupError>(&text, &values, |row| {
+            let cells = shape.columns.iter().enumerate().map(|(at, (_, kind))| sqlite_cell(row, at, *kind));
+            each(cells.collect::<Result<_, _>>()?)
+        })?,
     }
     Ok(())
 }
 
-fn sqlite_cell(row: &SqliteRow, at: usize, kind: ColumnType) -> Result<Cell, sqlx::Error> {
+fn sqlite_cell(row: &rusqlite::Row<'_>, at: usize, kind: ColumnType) -> Result<Cell, rusqlite::Error> {
     Ok(match kind {
-        ColumnType::Text => row.try_get::<Option<String>, _>(at)?.map_or(Cell::Null, Cell::Text),
-        ColumnType::Int | ColumnType::Time => row.try_get::<Option<i64>, _>(at)?.map_or(Cell::Null, Cell::Int),
-        ColumnType::Bytes | ColumnType::Uuid => row.try_get::<Option<Vec<u8>>, _>(at)?.map_or(Cell::Null, Cell::Bytes),
+        ColumnType::Text => row.get::<_, Option<String>>(at)?.map_or(Cell::Null, Cell::Text),
+        ColumnType::Int | ColumnType::Time => row.get::<_, Option<i64>>(at)?.map_or(Cell::Null, Cell::Int),
+        ColumnType::Bytes | ColumnType::Uuid => row.get::<_, Option<Vec<u8>>>(at)?.map_or(Cell::Null, Cell::Bytes),
     })
 }
 
@@ -240,7 +226,7 @@ impl Inserter {
     pub(super) async fn insert(&self, conn: &mut Conn, rows: &[Vec<Cell>]) -> Result<u64, BackupError> {
         let mut inserted = 0;
         for chunk in rows.chunks(INSERT_ROWS) {
-            let text = AssertSqlSafe(self.text(chunk.len()));
+            let text = self.text(chunk.len());
             let mut values = Vec::with_capacity(chunk.len() * self.types.len());
             for row in chunk {
                 for (cell, kind) in row.iter().zip(&self.types) {
@@ -251,14 +237,11 @@ impl Inserter {
             let keep = chunk.len() == INSERT_ROWS;
             inserted += match conn {
                 Conn::Postgres(transaction) => {
-                    let query = bind_all!(sqlx::query::<Postgres>(text).persistent(keep), &values, PgTime);
+                    let query =
+                        bind_all!(sqlx::query::<Postgres>(AssertSqlSafe(text)).persistent(keep), &values, PgTime);
                     query.execute(&mut **transaction).await?.rows_affected()
                 }
-                Conn::SqliteWriter(_) | Conn::SqliteReader(_) => {
-                    let conn = sqlite(conn).expect("it is one of SQLite's");
-                    let query = bind_all!(sqlx::query::<Sqlite>(text).persistent(keep), &values, Timestamp::as_micros);
-                    query.execute(conn).await?.rows_affected()
-                }
+                Conn::Sqlite(conn) => conn.execute_made(&text, &values)?,
             };
         }
         Ok(inserted)

@@ -1,0 +1,356 @@
+//! The one writer, with group commit.
+//!
+//! It takes the first waiting write, opens one immediate transaction, runs every write that waits (bounded), commits once and
+//! only then answers all callers. The first member runs without a savepoint, each further one in its own.
+//!
+//! An I/O or full-disk error inside a savepoint ends the *whole* transaction, and what followed would run in autocommit. So
+//! each statement asks first whether the transaction is still open ([`Tx`] does), and so does the writer after each member: if
+//! it is not, nobody is answered, the connection is replaced, and the members run again one by one.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot};
+
+use super::connection::{Access, SqliteConnection};
+use crate::error::StoreError;
+use crate::store::{FaultHook, TxError, WRITE_TIME_MAX, WriterStats, in_transaction};
+use crate::tx::{Conn, Tx, TxContext};
+
+/// Writes that may wait before a further one is refused.
+const QUEUE_MAX: usize = 4_096;
+/// Writes in one commit.
+const BATCH_MAX: usize = 128;
+/// A batch takes no further member after this long.
+const BATCH_TIME_MAX: Duration = Duration::from_millis(10);
+
+/// The way to the writer.
+pub(super) struct Writes {
+    writes: mpsc::Sender<Message>,
+    counters: Arc<Counters>,
+}
+
+enum Message {
+    Write(Box<dyn Write>),
+    Close(oneshot::Sender<()>),
+}
+
+#[derive(Default)]
+struct Counters {
+    writes: AtomicU64,
+    commits: AtomicU64,
+    replacements: AtomicU64,
+    reruns: AtomicU64,
+}
+
+/// How a closure's run ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Commit,
+    Rollback,
+}
+
+/// A caller's write with its types erased. It may run several times; it answers once.
+trait Write: Send {
+    fn context(&self) -> TxContext;
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, Verdict>;
+    /// Sends what the last run ended with.
+    fn answer(self: Box<Self>);
+    fn fail(self: Box<Self>, error: StoreError);
+}
+
+struct TypedWrite<A, T, E, F> {
+    context: TxContext,
+    args: A,
+    closure: F,
+    result: Option<Result<T, E>>,
+    reply: oneshot::Sender<Result<T, E>>,
+}
+
+impl<A, T, E, F> Write for TypedWrite<A, T, E, F>
+where
+    A: Send + Sync + 'static,
+    T: Send + 'static,
+    E: TxError,
+    F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+{
+    fn context(&self) -> TxContext {
+        self.context.clone()
+    }
+
+    fn run<'t>(&'t mut self, tx: &'t mut Tx) -> BoxFuture<'t, Verdict> {
+        Box::pin(async move {
+            // The closure is called inside, since it may panic before it has a future to give.
+            let work = async { (self.closure)(tx, &self.args).await };
+            let work = in_transaction(std::panic::AssertUnwindSafe(work).catch_unwind());
+            let (result, verdict) = match tokio::time::timeout(WRITE_TIME_MAX, work).await {
+                Ok(Ok(Ok(_))) if tx.poisoned => {
+                    (Err(StoreError::Misuse("a failed statement was passed over").into()), Verdict::Rollback)
+                }
+                Ok(Ok(Ok(value))) => (Ok(value), Verdict::Commit),
+                Ok(Ok(Err(error))) => (Err(error), Verdict::Rollback),
+                Ok(Err(_)) => (Err(StoreError::Misuse("the write panicked").into()), Verdict::Rollback),
+                Err(_) => (Err(StoreError::TimedOut.into()), Verdict::Rollback),
+            };
+            self.result = Some(result);
+            verdict
+        })
+    }
+
+    fn answer(self: Box<Self>) {
+        let result =
+            self.result.unwrap_or_else(|| Err(StoreError::Misuse("a write was answered before it ran").into()));
+        // A caller who no longer listens (a closed connection) loses only the answer.
+        drop(self.reply.send(result));
+    }
+
+    fn fail(self: Box<Self>, error: StoreError) {
+        drop(self.reply.send(Err(error.into())));
+    }
+}
+
+impl Writes {
+    /// Starts the writer on a thread of its own. It holds the directory's `lock` until it has closed the file.
+    pub(super) fn start(path: PathBuf, lock: File, fault: FaultHook, opened_at: Instant) -> Result<Self, StoreError> {
+        let refused = |error: std::io::Error| StoreError::Refused(format!("cannot start the writer's thread: {error}"));
+        let counters = Arc::new(Counters::default());
+        let (writes, queue) = mpsc::channel(QUEUE_MAX);
+        let mut writer =
+            Writer { path, open: None, disk_full: false, fault, opened_at, counters: counters.clone(), _lock: lock };
+        writer.connect()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(refused)?;
+        std::thread::Builder::new()
+            .name("sqlite-writer".into())
+            .spawn(move || runtime.block_on(writer.serve(queue)))
+            .map_err(refused)?;
+        Ok(Self { writes, counters })
+    }
+
+    pub(super) async fn write<A, T, E, F>(&self, context: TxContext, args: A, closure: F) -> Result<T, E>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let write = Box::new(TypedWrite { context, args, closure, result: None, reply });
+        self.writes.try_send(Message::Write(write)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => StoreError::TimedOut,
+            mpsc::error::TrySendError::Closed(_) => StoreError::closed(),
+        })?;
+        answer.await.map_err(|_| StoreError::closed())?
+    }
+
+    pub(super) fn stats(&self) -> WriterStats {
+        let Counters { writes, commits, replacements, reruns } = &*self.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
+        WriterStats {
+            writes: read(writes),
+            commits: read(commits),
+            replacements: read(replacements),
+            reruns: read(reruns),
+        }
+    }
+
+    /// Waits until the writes that were queued before are answered and the file is closed.
+    pub(super) async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.writes.send(Message::Close(done)).await.is_ok() {
+            closed.await.ok();
+        }
+    }
+}
+
+struct Writer {
+    path: PathBuf,
+    /// `None` while the connection is broken and a new one could not be opened yet.
+    open: Option<Tx>,
+    /// The file may not grow: [`FaultHook::fill_disk`].
+    disk_full: bool,
+    fault: FaultHook,
+    opened_at: Instant,
+    counters: Arc<Counters>,
+    _lock: File,
+}
+
+type Member = Box<dyn Write>;
+
+impl Writer {
+    async fn serve(mut self, mut queue: mpsc::Receiver<Message>) {
+        while let Some(message) = queue.recv().await {
+            let closing = match message {
+                Message::Write(first) => self.batch(first, &mut queue).await,
+                Message::Close(done) => Some(done),
+            };
+            if let Some(done) = closing {
+                drop((self, queue));
+                done.send(()).ok();
+                return;
+            }
+        }
+    }
+
+    /// Runs `first` and what waits behind it in one transaction. Answers the request to close, if one came along.
+    async fn batch(&mut self, mut first: Member, queue: &mut mpsc::Receiver<Message>) -> Option<oneshot::Sender<()>> {
+        let began = Instant::now();
+        if let Err(error) = self.begin() {
+            first.fail(error.into());
+            return None;
+        }
+        if self.run(&mut first).await == Verdict::Rollback {
+            self.roll_back();
+            first.answer();
+            return None;
+        }
+        let (mut members, mut rejected, mut closing) = (vec![first], Vec::new(), None);
+        let mut whole = self.is_whole();
+        while whole && members.len() + rejected.len() < BATCH_MAX && began.elapsed() < BATCH_TIME_MAX {
+            let mut write = match queue.try_recv() {
+                Ok(Message::Write(write)) => write,
+                Ok(Message::Close(done)) => {
+                    closing = Some(done);
+                    break;
+                }
+                Err(_) => break,
+            };
+            match self.run_in_savepoint(&mut write).await {
+                Ok(Verdict::Commit) => members.push(write),
+                Ok(Verdict::Rollback) => rejected.push(write),
+                Err(_) => {
+                    whole = false;
+                    members.push(write);
+                }
+            }
+            whole = whole && self.is_whole();
+        }
+        metrics::histogram!("bulkhead_database_batch_writes")
+            .record(f64::from(u32::try_from(members.len()).unwrap_or(u32::MAX)));
+        if whole && self.commit().is_ok() {
+            // A refusal may rest on what other members wrote, so it is told only when that is durable.
+            members.into_iter().chain(rejected).for_each(|member| self.answer(member));
+        } else {
+            members.append(&mut rejected);
+            self.one_by_one(members).await;
+        }
+        closing
+    }
+
+    /// After a transaction that was lost: each member alone, on a new connection.
+    async fn one_by_one(&mut self, members: Vec<Member>) {
+        tracing::warn!(writes = members.len(), "a group commit was lost; its writes run again one by one");
+        metrics::counter!("bulkhead_database_groups_lost_total").increment(1);
+        self.replace();
+        for mut write in members {
+            self.counters.reruns.fetch_add(1, Ordering::SeqCst);
+            if let Err(error) = self.begin() {
+                write.fail(error.into());
+            } else if self.run(&mut write).await == Verdict::Rollback {
+                self.roll_back();
+                write.answer();
+            } else if let Err(error) = self.commit() {
+                self.replace();
+                write.fail(error.into());
+            } else {
+                self.answer(write);
+            }
+        }
+    }
+
+    fn answer(&self, member: Member) {
+        self.counters.writes.fetch_add(1, Ordering::SeqCst);
+        member.answer();
+    }
+
+    /// The transaction that [`begin`](Self::begin) opened is still open: only a commit or a rollback of the writer's ends one
+    /// in order.
+    fn is_whole(&self) -> bool {
+        self.open.as_ref().is_some_and(Tx::is_in_sqlite_transaction)
+    }
+
+    fn begin(&mut self) -> rusqlite::Result<()> {
+        if self.try_begin().is_err() {
+            self.replace();
+            return self.try_begin();
+        }
+        Ok(())
+    }
+
+    fn try_begin(&mut self) -> rusqlite::Result<()> {
+        if self.open.is_none() {
+            self.connect()?;
+        }
+        self.apply_disk_fault()?;
+        self.control("begin immediate")
+    }
+
+    async fn run(&mut self, write: &mut Member) -> Verdict {
+        let Some(tx) = &mut self.open else { return Verdict::Rollback };
+        tx.renew(write.context());
+        if let Conn::Sqlite(conn) = &tx.conn {
+            conn.give_up_after(WRITE_TIME_MAX);
+        }
+        write.run(tx).await
+    }
+
+    /// Runs a further member. An error means that the transaction is lost.
+    async fn run_in_savepoint(&mut self, write: &mut Member) -> rusqlite::Result<Verdict> {
+        self.control("savepoint member")?;
+        let verdict = self.run(write).await;
+        if verdict == Verdict::Rollback {
+            self.control("rollback to member")?;
+        }
+        self.control("release member")?;
+        Ok(verdict)
+    }
+
+    fn commit(&mut self) -> rusqlite::Result<()> {
+        self.control("commit")?;
+        self.counters.commits.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn roll_back(&mut self) {
+        if !self.is_whole() || self.control("rollback").is_err() {
+            self.replace();
+        }
+    }
+
+    /// Runs a statement of the writer's own.
+    fn control(&mut self, sql: &'static str) -> rusqlite::Result<()> {
+        let Some(tx) = &mut self.open else { return Err(rusqlite::Error::InvalidQuery) };
+        tx.sqlite_control(sql).inspect_err(|error| tracing::warn!(sql, error = %error, "the writer's statement failed"))
+    }
+
+    /// Drops the connection (which rolls back what it had open) and opens another.
+    fn replace(&mut self) {
+        self.counters.replacements.fetch_add(1, Ordering::SeqCst);
+        self.open = None;
+        if let Err(error) = self.connect() {
+            tracing::error!(error = %error, "the database cannot be opened");
+        }
+    }
+
+    fn connect(&mut self) -> rusqlite::Result<()> {
+        let conn = SqliteConnection::open(&self.path, Access::Write)?;
+        let context = TxContext { org: None, actor: None, system: None };
+        self.open = Some(Tx::new(Conn::Sqlite(conn), context, self.fault.clone(), self.opened_at));
+        self.disk_full = false;
+        Ok(())
+    }
+
+    fn apply_disk_fault(&mut self) -> rusqlite::Result<()> {
+        let wanted = self.fault.disk_full();
+        if self.disk_full != wanted {
+            // SQLite raises the first to the pages that there are; the second is its own default.
+            self.control(if wanted { "pragma max_page_count = 1" } else { "pragma max_page_count = 4294967294" })?;
+            self.disk_full = wanted;
+        }
+        Ok(())
+    }
+}
