@@ -55,13 +55,13 @@ enum Command {
     #[command(after_help = "Examples:\n  bulkhead backup --out monday.bulkhead\n  \
         bulkhead backup --out monday.bulkhead --data-dir /var/lib/bulkhead\n  \
         bulkhead backup verify monday.bulkhead\n\n\
-        The file is one moment of the database, encrypted under a key derived from the root key (root.key in the data\n\
+        The file is one moment of the database, encrypted under a key derived from the root key (root.key in the data \
         directory), which is not in it. Keep a copy of the root key in another place: without it the backup is of no use.")]
     Backup(backup::BackupArgs),
     /// Put a backup into an empty database of either kind
     #[command(after_help = "Examples:\n  bulkhead restore --in monday.bulkhead --data-dir new\n  \
         bulkhead restore --in monday.bulkhead --data-dir new --database-url postgres://owner@localhost/bulkhead\n\n\
-        The root key of the server that made the backup must lie in the data directory. Everything is restored or nothing;\n\
+        The root key of the server that made the backup must lie in the data directory. Everything is restored or nothing; \
         jobs that were under way are done again. A backup of SQLite may go into PostgreSQL and back.")]
     Restore(backup::RestoreArgs),
     /// Look at the configuration
