@@ -9,6 +9,7 @@
 //! | who may do it? | [`permission`] |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
+//! | when does a schedule fire? | [`schedule`] |
 //! | what is a workflow, and what happens next in a run? | [`workflow`], [`run`], [`condition`], [`template`] |
 
 pub mod ambient;
@@ -23,6 +24,7 @@ pub mod manifest;
 pub mod name;
 pub mod permission;
 pub mod run;
+pub mod schedule;
 pub mod template;
 pub mod time;
 pub mod token;
