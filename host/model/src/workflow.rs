@@ -35,7 +35,7 @@ use crate::template::Template;
 
 pub use json::JSON_DEPTH_MAX;
 pub use name::{StepId, TriggerId, VariableName};
-pub use trigger::{Considered, Trigger, TriggerKind, TriggerMatch, trigger_payload};
+pub use trigger::{Considered, Trigger, TriggerKind, TriggerMatch, schedule_payload, trigger_payload};
 pub use variable::{SECRET_PLACEHOLDER_PREFIX, Variable, VariableType};
 pub use wire::json_schema;
 

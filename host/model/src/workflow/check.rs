@@ -25,8 +25,22 @@ pub(super) fn check(definition: &Definition, problems: &mut Vec<Problem>, notes:
             checker.trigger_condition(&format!("/triggers/{index}/when"), when, problems);
         }
     }
+    check_schedules(definition, problems);
     for (id, step) in &definition.steps {
         checker.step(id, &step.kind, problems);
+    }
+}
+
+/// Nobody is there to give a value when a schedule fires: without defaults its runs could never begin.
+fn check_schedules(definition: &Definition, problems: &mut Vec<Problem>) {
+    if definition.schedules().next().is_none() {
+        return;
+    }
+    let Err(error) = crate::run::begin(definition, &serde_json::Map::new()) else { return };
+    for missing in error.problems.iter().filter(|problem| problem.code == "missing") {
+        let name = &missing.name;
+        let message = format!("a schedule starts runs without values: give `{name}` a default, or do not require it");
+        problems.push(Problem::new(format!("/variables/{name}"), "required-by-schedule", message));
     }
 }
 

@@ -5,7 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::wire::{
-    CallBody, ConditionBody, DefinitionWire, DelayBody, SetBody, StopBody, SwitchBody, TriggerBody, VariableWire,
+    CallBody, ConditionBody, DefinitionWire, DelayBody, ScheduleBody, SetBody, StopBody, SwitchBody, TriggerBody,
+    VariableWire,
 };
 use super::{
     ATTEMPTS_MAX, BACKOFF_MAX_MS, CASES_MAX, CallStep, Case, DELAY_MAX, DESCRIPTION_CHARS_MAX, Definition, Delay,
@@ -15,6 +16,7 @@ use super::{
 };
 use crate::condition::Condition;
 use crate::limits::ContributionKind;
+use crate::schedule::{MISFIRE_MAX, SPREAD_MAX_S, Schedule, ScheduleError, Ticks, ZONE_DEFAULT};
 use crate::template::Template;
 
 pub(super) fn read(text: &str) -> Result<(Definition, Vec<Note>), Vec<Problem>> {
@@ -188,21 +190,24 @@ impl Reader {
         for (index, value) in wire.iter().enumerate() {
             let path = format!("/triggers/{index}");
             let Some((kind, body)) = self.tagged(&path, value) else { continue };
-            let kind = match kind.as_str() {
-                "schedule" | "event" => {
-                    let message = format!("`{kind}` triggers are not available yet; webhook, manual and api are");
-                    self.problem(format!("{path}/type"), "not-available", message);
-                    continue;
-                }
-                text => {
-                    let Some(kind) = TriggerKind::parse(text) else {
-                        self.problem(format!("{path}/type"), "unknown-type", "a trigger is webhook, manual or api");
-                        continue;
-                    };
-                    kind
-                }
+            if kind == "event" {
+                let message = "`event` triggers are not available yet; webhook, manual, api and schedule are";
+                self.problem(format!("{path}/type"), "not-available", message);
+                continue;
+            }
+            let Some(kind) = TriggerKind::parse(&kind) else {
+                self.problem(format!("{path}/type"), "unknown-type", "a trigger is webhook, manual, api or schedule");
+                continue;
             };
-            let Some(body) = self.shape::<TriggerBody>(&path, body) else { continue };
+            let (body, schedule) = if kind == TriggerKind::Schedule {
+                let Some(body) = self.shape::<ScheduleBody>(&path, body) else { continue };
+                let Some(schedule) = self.schedule(&path, &body) else { continue };
+                let ScheduleBody { id, priority, when, .. } = body;
+                (TriggerBody { id, priority, when }, Some(schedule))
+            } else {
+                let Some(body) = self.shape::<TriggerBody>(&path, body) else { continue };
+                (body, None)
+            };
             let when = match body.when {
                 None => None,
                 Some(tree) => match self.condition(&format!("{path}/when"), &tree) {
@@ -214,9 +219,32 @@ impl Reader {
             if triggers.iter().any(|other| other.id == id) {
                 self.problem(format!("{path}/id"), "duplicate", format!("a trigger `{id}` is there already"));
             }
-            triggers.push(Trigger { id, kind, priority: body.priority, when });
+            triggers.push(Trigger { id, kind, priority: body.priority, when, schedule });
         }
         triggers
+    }
+
+    fn schedule(&mut self, path: &str, body: &ScheduleBody) -> Option<Schedule> {
+        let misfire_max = body.misfire_max.unwrap_or(MISFIRE_MAX);
+        let bounded = [("misfire_max", misfire_max, 1, MISFIRE_MAX), ("spread_s", body.spread_s, 0, SPREAD_MAX_S)];
+        for (field, found, min, max) in bounded {
+            if !(min..=max).contains(&found) {
+                self.problem(format!("{path}/{field}"), "out-of-range", format!("{min} to {max}, and not {found}"));
+            }
+        }
+        match Ticks::parse(&body.cron, body.time_zone.as_deref().unwrap_or(ZONE_DEFAULT)) {
+            Ok(ticks) => Some(Schedule { ticks, misfire: body.misfire, misfire_max, spread_s: body.spread_s }),
+            Err(error) => {
+                let (field, code) = match error {
+                    ScheduleError::Cron(_) => ("cron", "cron"),
+                    ScheduleError::TooFrequent => ("cron", "too-frequent"),
+                    ScheduleError::NeverFires => ("cron", "never-fires"),
+                    ScheduleError::Zone(_) => ("time_zone", "time-zone"),
+                };
+                self.problem(format!("{path}/{field}"), code, error.to_string());
+                None
+            }
+        }
     }
 
     fn steps(&mut self, wire: &IndexMap<String, Value>) -> IndexMap<StepId, Step> {

@@ -5,6 +5,8 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::condition::tests::{any_condition, any_json};
+use crate::schedule::{Firing, Misfire};
+use crate::time::Timestamp;
 
 pub(crate) const INSTALLATION: &str = "inst_01h455vb4pex5vsknk084sn02q";
 
@@ -116,12 +118,87 @@ fn triggers_answer_by_priority_and_say_why() {
     assert_eq!(definition.matching_trigger(TriggerKind::Manual, None, &json!({})).trigger.unwrap().as_str(), "hand");
 }
 
+fn with_trigger(trigger: Value) -> Value {
+    let mut document = with_steps(&json!({ "a": { "type": "stop" } }));
+    document["triggers"] = json!([trigger]);
+    document
+}
+
+#[test]
+fn a_schedule_is_read_with_its_policy() {
+    let nightly = json!({ "id": "nightly", "type": "schedule", "cron": "0 2 * * *", "time_zone": "Europe/Berlin",
+        "misfire": "all", "misfire_max": 7, "spread_s": 600, "when": { "field": "trigger.late", "op": "eq", "value": false } });
+    let definition = parse(&with_trigger(nightly.clone()));
+    let (trigger, schedule) = definition.schedules().next().unwrap();
+    assert_eq!(
+        (trigger.as_str(), schedule.ticks.cron(), schedule.ticks.zone()),
+        ("nightly", "0 2 * * *", "Europe/Berlin")
+    );
+    assert_eq!((schedule.misfire, schedule.misfire_max, schedule.spread_s), (Misfire::All, 7, 600));
+    let firing = |late| Firing { tick: Timestamp::parse("2026-11-21T01:00:00Z").unwrap(), late };
+    let now = Timestamp::parse("2026-11-21T01:04:00Z").unwrap();
+    let payload = schedule_payload(trigger, schedule, &firing(false), now);
+    assert_eq!(
+        payload,
+        json!({ "type": "schedule", "body": null, "headers": {}, "query": {}, "id": "nightly",
+            "scheduled_for": "2026-11-21T01:00:00.000000Z", "scheduled_for_local": "2026-11-21T02:00:00+01:00",
+            "fired_at": "2026-11-21T01:04:00.000000Z", "late": false })
+    );
+    let answers = |late| {
+        let payload = schedule_payload(trigger, schedule, &firing(late), now);
+        definition.matching_trigger(TriggerKind::Schedule, Some(trigger), &payload).trigger.is_some()
+    };
+    assert!(answers(false) && !answers(true));
+
+    let least = parse(&with_trigger(json!({ "id": "t", "type": "schedule", "cron": "@hourly" })));
+    let (_, schedule) = least.schedules().next().unwrap();
+    assert_eq!(
+        (schedule.ticks.zone(), schedule.misfire, schedule.misfire_max, schedule.spread_s),
+        ("UTC", Misfire::Once, 100, 0)
+    );
+    let validator = jsonschema::validator_for(&json_schema()).unwrap();
+    assert!(validator.is_valid(&with_trigger(nightly.clone())));
+
+    for (field, value, path, code) in [
+        ("cron", json!("0 25 * * *"), "/triggers/0/cron", "cron"),
+        ("cron", json!("* * * * * *"), "/triggers/0/cron", "too-frequent"),
+        ("cron", json!("0 0 31 2 *"), "/triggers/0/cron", "never-fires"),
+        ("cron", json!(5), "/triggers/0/cron", "shape"),
+        ("cron", json!("x".repeat(300)), "/triggers/0/cron", "cron"),
+        ("time_zone", json!("Berlin"), "/triggers/0/time_zone", "time-zone"),
+        ("misfire", json!("never"), "/triggers/0/misfire", "shape"),
+        ("misfire_max", json!(0), "/triggers/0/misfire_max", "out-of-range"),
+        ("misfire_max", json!(101), "/triggers/0/misfire_max", "out-of-range"),
+        ("spread_s", json!(3601), "/triggers/0/spread_s", "out-of-range"),
+        ("spread_s", json!(-1), "/triggers/0/spread_s", "shape"),
+        ("at", json!("noon"), "/triggers/0/at", "shape"),
+    ] {
+        let mut broken = nightly.clone();
+        broken[field] = value;
+        assert_eq!(problems(&with_trigger(broken)), [(path.to_owned(), code.to_owned())]);
+    }
+    let without = json!({ "id": "t", "type": "schedule" });
+    assert_eq!(problems(&with_trigger(without)), [("/triggers/0".to_owned(), "shape".to_owned())]);
+    let other = json!({ "id": "t", "type": "webhook", "cron": "@hourly" });
+    assert_eq!(problems(&with_trigger(other)), [("/triggers/0/cron".to_owned(), "shape".to_owned())]);
+}
+
+#[test]
+fn a_schedule_needs_no_value_that_nobody_gives() {
+    let mut document = with_trigger(json!({ "id": "t", "type": "schedule", "cron": "@daily" }));
+    document["variables"]["who"] = json!({ "type": "string", "required": true });
+    document["variables"]["fine"] = json!({ "type": "string", "required": true, "default": "x" });
+    assert_eq!(problems(&document), [("/variables/who".to_owned(), "required-by-schedule".to_owned())]);
+    document["triggers"][0] = json!({ "id": "t", "type": "api" });
+    parse(&document);
+}
+
 #[test]
 fn all_problems_are_collected() {
     let document = json!({
         "schema": 1, "name": " ", "start": "nowhere",
         "variables": { "a": { "type": "number", "default": "x" }, "k": { "type": "secret", "default": "hunter2" }, "9": { "type": "json" } },
-        "triggers": [ { "id": "t", "type": "schedule" }, { "id": "w", "type": "webhook", "when": { "field": "vars.a", "op": "exists" } } ],
+        "triggers": [ { "id": "t", "type": "event" }, { "id": "w", "type": "webhook", "when": { "field": "vars.a", "op": "exists" } } ],
         "steps": {
             "one": { "type": "action", "use": "acme", "with": { "x": "{{ oops" }, "timeout_ms": 5, "retry": { "max_attempts": 0 } },
             "two": { "type": "delay", "for": "1y" },

@@ -1,10 +1,12 @@
 //! What starts a run, and which trigger answers for a payload.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Definition, TriggerId};
 use crate::condition::{Condition, Explanation};
+use crate::schedule::{Firing, Schedule};
+use crate::time::Timestamp;
 
 #[derive(Clone, Debug)]
 pub struct Trigger {
@@ -14,6 +16,8 @@ pub struct Trigger {
     pub priority: i32,
     /// `None`: always.
     pub when: Option<Condition>,
+    /// Of triggers of the kind `Schedule`, and of no other.
+    pub schedule: Option<Schedule>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -22,10 +26,11 @@ pub enum TriggerKind {
     Webhook,
     Manual,
     Api,
+    Schedule,
 }
 
 impl TriggerKind {
-    pub const ALL: [Self; 3] = [Self::Webhook, Self::Manual, Self::Api];
+    pub const ALL: [Self; 4] = [Self::Webhook, Self::Manual, Self::Api, Self::Schedule];
 
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -33,6 +38,7 @@ impl TriggerKind {
             Self::Webhook => "webhook",
             Self::Manual => "manual",
             Self::Api => "api",
+            Self::Schedule => "schedule",
         }
     }
 
@@ -81,7 +87,24 @@ pub fn trigger_payload(kind: TriggerKind, body: Value, headers: Value, query: Va
     Value::Object(parts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
 }
 
+/// The `trigger` of a run that a schedule starts: that of any trigger, with nothing sent, and the moments.
+#[must_use]
+pub fn schedule_payload(id: &TriggerId, schedule: &Schedule, firing: &Firing, now: Timestamp) -> Value {
+    let mut payload = trigger_payload(TriggerKind::Schedule, Value::Null, json!({}), json!({}));
+    payload["id"] = json!(id);
+    payload["scheduled_for"] = json!(firing.tick);
+    payload["scheduled_for_local"] = json!(schedule.ticks.local_text(firing.tick));
+    payload["fired_at"] = json!(now);
+    payload["late"] = json!(firing.late);
+    payload
+}
+
 impl Definition {
+    /// The triggers of the kind `Schedule`, with their rules.
+    pub fn schedules(&self) -> impl Iterator<Item = (&TriggerId, &Schedule)> {
+        self.triggers.iter().filter_map(|trigger| Some((&trigger.id, trigger.schedule.as_ref()?)))
+    }
+
     /// The first trigger of this kind (and, when given, of this id) whose conditions hold for the payload. Triggers are
     /// asked by falling priority until one answers.
     #[must_use]

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::{StopStatus, VariableType};
 use crate::condition::ConditionSchema;
+use crate::schedule::Misfire;
 
 /// A workflow.
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -84,6 +85,8 @@ pub(super) enum TriggerWire {
     Manual(TriggerBody),
     /// A request to the API.
     Api(TriggerBody),
+    /// The clock.
+    Schedule(ScheduleBody),
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -97,6 +100,36 @@ pub(super) struct TriggerBody {
     #[serde(default)]
     #[schemars(with = "Option<ConditionSchema>")]
     pub(super) when: Option<Value>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ScheduleBody {
+    pub(super) id: String,
+    /// All triggers have it; nothing is asked before or after a schedule.
+    #[serde(default)]
+    pub(super) priority: i32,
+    /// The run starts only when this holds; it reads `trigger.…`.
+    #[serde(default)]
+    #[schemars(with = "Option<ConditionSchema>")]
+    pub(super) when: Option<Value>,
+    /// Minute, hour, day of month, month, weekday; six fields begin with the second. At most once a minute.
+    #[schemars(length(min = 1, max = 250))]
+    pub(super) cron: String,
+    /// A name of the IANA database, such as `Europe/Berlin`. `UTC` when left out.
+    #[serde(default)]
+    pub(super) time_zone: Option<String>,
+    /// What becomes of ticks that could not fire within a minute of their time. `once` when left out.
+    #[serde(default)]
+    pub(super) misfire: Misfire,
+    /// Missed ticks that `all` makes up for at once, the newest ones. 100 when left out.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 100))]
+    pub(super) misfire_max: Option<u32>,
+    /// Each workflow fires at a moment of its own within so many seconds after the tick. 0 when left out.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 3600))]
+    pub(super) spread_s: u32,
 }
 
 /// One step.
