@@ -337,3 +337,28 @@ create policy job_of_org on job using (org_id = (select app_org())) with check (
 -- The host's own work, each reason on the tables that it needs and no other.
 create policy organization_admin on organization using ((select app_scope()) = 'admin') with check ((select app_scope()) = 'admin');
 create policy job_jobs on job using ((select app_scope()) = 'jobs') with check ((select app_scope()) = 'jobs');
+
+-- Where each schedule trigger of a workflow stands. Its job ('fire_schedule') only wakes up; what is due is decided here.
+create table schedule (
+    org_id           uuid not null references organization (id),
+    workflow_id      uuid not null,
+    trigger_id       text collate "C" not null,
+    -- Time zone and cron expression: while they stay the same, a new version goes on from next_tick.
+    rule             text not null,
+    -- The first tick that is not settled; null while the workflow is inactive.
+    next_tick        timestamptz,
+    -- The newest tick that was settled, by a run or without: no tick up to it fires again.
+    last_tick        timestamptz,
+    last_fired_at    timestamptz,
+    last_run_id      uuid,
+    fired_count      bigint not null,
+    late_count       bigint not null,
+    missed_count     bigint not null,
+    unmatched_count  bigint not null,
+    updated_at       timestamptz not null,
+    primary key (org_id, workflow_id, trigger_id),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+);
+alter table schedule enable row level security;
+alter table schedule force row level security;
+create policy schedule_of_org on schedule using (org_id = (select app_org())) with check (org_id = (select app_org()));

@@ -274,3 +274,25 @@ create index job_ready on job (lane, priority, run_at, id) where state = 'ready'
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
 create index job_deadline on job (deadline_at) where state = 'leased';
+
+-- Where each schedule trigger of a workflow stands. Its job ('fire_schedule') only wakes up; what is due is decided here.
+create table schedule (
+    org_id           blob not null references organization (id),
+    workflow_id      blob not null,
+    trigger_id       text not null,
+    -- Time zone and cron expression: while they stay the same, a new version goes on from next_tick.
+    rule             text not null,
+    -- The first tick that is not settled; null while the workflow is inactive.
+    next_tick        integer,
+    -- The newest tick that was settled, by a run or without: no tick up to it fires again.
+    last_tick        integer,
+    last_fired_at    integer,
+    last_run_id      blob,
+    fired_count      integer not null,
+    late_count       integer not null,
+    missed_count     integer not null,
+    unmatched_count  integer not null,
+    updated_at       integer not null,
+    primary key (org_id, workflow_id, trigger_id),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+) strict;

@@ -13,5 +13,6 @@ mod grants;
 mod guests;
 mod installations;
 mod runs;
+mod schedules;
 mod secrets;
 mod uploads;

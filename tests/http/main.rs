@@ -19,4 +19,5 @@ mod isolation;
 mod lists;
 mod openapi;
 mod plugins;
+mod schedules;
 mod workflows;

@@ -151,7 +151,9 @@ impl Subject {
             tx.claim_jobs(*worker, Lane::Interactive, *limit, *now, DEADLINE).await
         });
         for job in claimed.as_ref().unwrap() {
-            let JobPayload::AdvanceRun { run } = serde_json::from_str(&job.payload).unwrap();
+            let JobPayload::AdvanceRun { run } = serde_json::from_str(&job.payload).unwrap() else {
+                panic!("only runs are enqueued here: {job:?}");
+            };
             self.leases.push((job.lease.clone(), run));
         }
         told(claimed)

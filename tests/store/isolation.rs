@@ -47,6 +47,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_workflows(page).await?));
         rows.push(format!("{:?}", tx.list_workflow_versions(tenant.workflow.id, None, 9).await?));
         rows.push(format!("{:?}", tx.list_hooks(tenant.workflow.id).await?));
+        rows.push(format!("{:?}", tx.list_schedules(tenant.workflow.id).await?));
         rows.push(format!("{:?}", tx.load_run(tenant.run.id).await?));
         rows.push(format!("{:?}", tx.list_steps(tenant.run.id).await?));
         rows.push(format!("{:?}", tx.list_run_events(tenant.run.id, 0, 9).await?));
@@ -91,6 +92,8 @@ on_both! {
             assert!(tx.list_workflow_versions(wf, None, 9).await?.is_empty());
             assert!(tx.load_hook(a.hook.id).await?.is_none());
             assert!(tx.list_hooks(wf).await?.is_empty());
+            assert!(tx.load_schedule(wf, &a.schedule.trigger).await?.is_none());
+            assert!(tx.list_schedules(wf).await?.is_empty());
             assert!(tx.load_run(run).await?.is_none());
             assert!(matches!(tx.require_run(run).await, Err(StoreError::NotFound { .. })));
             assert!(tx.load_run_by_dedupe_key(wf, "none").await?.is_none());
@@ -124,6 +127,8 @@ on_both! {
             assert_eq!(tx.delete_secrets(inst).await?, 0);
             assert!(!tx.update_workflow(&a.workflow, 1).await?);
             assert_eq!(tx.expire_hooks(wf, &a.hook.trigger, *now).await?, 0);
+            assert!(tx.lock_schedule(wf, &a.schedule.trigger).await?.is_none());
+            assert!(!tx.delete_schedule(wf, &a.schedule.trigger).await?);
             assert!(matches!(tx.lock_run(a.run.id).await, Err(StoreError::NotFound { .. })));
             tx.update_run(&a.run).await?;
             assert!(!tx.hasten_job("advance_run", &key, *now).await?);
@@ -143,11 +148,12 @@ on_both! {
         let secret = tx!(test.write, &scope, [a], |tx| tx.insert_secret(&a.secret).await);
         let version = tx!(test.write, &scope, [a], |tx| tx.insert_workflow_version(a.workflow.id, &a.version).await);
         let hook = tx!(test.write, &scope, [a], |tx| tx.insert_hook(&a.hook).await);
+        let schedule = tx!(test.write, &scope, [a], |tx| tx.save_schedule(&a.schedule).await);
         let run = tx!(test.write, &scope, [a], |tx| tx.insert_run(&a.run).await.map(drop));
         let step = tx!(test.write, &scope, [a], |tx| tx.save_step(a.run.id, &a.step).await);
         let event = tx!(test.write, &scope, [a], |tx| tx.record_run_event(a.run.id, &a.run_event).await);
         let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await);
-        for result in [plugin, installation, grants, secret, version, hook, run, step, event, call] {
+        for result in [plugin, installation, grants, secret, version, hook, schedule, run, step, event, call] {
             assert!(refused(&result), "{result:?}");
         }
 

@@ -16,6 +16,7 @@ mod jobs;
 mod nouns;
 mod postgres;
 mod row_security;
+mod schedules;
 mod start;
 mod statements;
 mod transactions;

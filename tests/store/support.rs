@@ -24,6 +24,7 @@ use bulkhead_store::job::NewJob;
 use bulkhead_store::org::Org;
 use bulkhead_store::plugin::Plugin;
 use bulkhead_store::run::{Run, RunEvent, Step};
+use bulkhead_store::schedule::ScheduleState;
 use bulkhead_store::secret::Secret;
 use bulkhead_store::workflow::{Workflow, WorkflowVersion};
 use bulkhead_store::{Database, Store, StoreConfig, StoreError};
@@ -236,6 +237,7 @@ pub(crate) struct Tenant {
     pub(crate) run_event: RunEvent,
     pub(crate) call: Call,
     pub(crate) job: NewJob,
+    pub(crate) schedule: ScheduleState,
     pub(crate) audit: AuditEvent,
 }
 
@@ -273,6 +275,7 @@ impl Tenant {
             run_event: RunEvent { seq: 1, kind: "run.started".to_owned(), detail: "{}".to_owned(), created_at: now },
             call: call(ambient, installation.id, plugin.id, Some(run.id)),
             job: job(run.id, now),
+            schedule: schedule(workflow.id, now),
             audit: audit("plugin.uploaded", &plugin.id.to_string()),
             version: version(1, now),
             plugin,
@@ -299,6 +302,7 @@ impl Tenant {
         tx.insert_workflow(&self.workflow).await?;
         tx.insert_workflow_version(self.workflow.id, &self.version).await?;
         tx.insert_hook(&self.hook).await?;
+        tx.save_schedule(&self.schedule).await?;
         tx.insert_run(&self.run).await?;
         tx.save_step(self.run.id, &self.step).await?;
         tx.record_run_event(self.run.id, &self.run_event).await?;
@@ -442,6 +446,23 @@ pub(crate) fn job(run: RunId, run_at: Timestamp) -> NewJob {
         run_at,
         dedupe_key: Some(run.to_string()),
         attempts_max: 3,
+    }
+}
+
+pub(crate) fn schedule(workflow: WorkflowId, now: Timestamp) -> ScheduleState {
+    ScheduleState {
+        workflow,
+        trigger: "nightly".to_owned(),
+        rule: "UTC 0 2 * * *".to_owned(),
+        next_tick: Some(now.plus(Duration::from_hours(18))),
+        last_tick: None,
+        last_fired_at: None,
+        last_run: None,
+        fired_count: 0,
+        late_count: 0,
+        missed_count: 0,
+        unmatched_count: 0,
+        updated_at: now,
     }
 }
 

@@ -29,6 +29,7 @@ mod planner;
 pub mod plugin;
 pub mod run;
 pub mod sandbox;
+pub mod schedule;
 pub mod secret;
 pub mod supervise;
 pub mod worker;

@@ -4,6 +4,7 @@ pub(crate) mod record;
 
 use std::sync::Arc;
 
+use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{OrgId, RunId, WorkflowId};
 use bulkhead_model::job::JobPayload;
@@ -11,10 +12,10 @@ use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
-use bulkhead_store::StoreError;
 use bulkhead_store::job::NewJob;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step};
+use bulkhead_store::{StoreError, Tx};
 use serde_json::{Map, Value, json};
 
 use self::record::{log_event, read_state, save_record, state_text};
@@ -75,6 +76,60 @@ pub(crate) fn advance_job(run: RunId, run_at: Timestamp) -> NewJob {
     }
 }
 
+/// What came of a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Started {
+    Anew(RunId),
+    /// The dedupe key was used before; that run stands.
+    Before(RunId),
+}
+
+impl Started {
+    pub(crate) fn run(self) -> RunId {
+        match self {
+            Self::Anew(run) | Self::Before(run) => run,
+        }
+    }
+}
+
+/// A run that is about to begin in `state`.
+pub(crate) fn new_run(start: StartRun, state: &RunState, ambient: &Ambient) -> Result<Run, AppError> {
+    let now = ambient.now();
+    Ok(Run {
+        id: RunId::new(ambient),
+        workflow: start.workflow,
+        version: start.version,
+        status: RunStatus::Queued,
+        trigger_kind: start.kind.as_str().to_owned(),
+        trigger_data: start.payload.to_string(),
+        state: state_text(state)?,
+        generation: i64::from(state.generation),
+        output: None,
+        error: None,
+        dedupe_key: start.dedupe_key,
+        log_seq: 1,
+        waiting_until: None,
+        created_at: now,
+        updated_at: now,
+        finished_at: None,
+    })
+}
+
+/// Inserts a run, the first entry of its log and its job, unless its dedupe key started one before.
+pub(crate) async fn insert_started(tx: &mut Tx, run: &Run, ambient: &Ambient) -> Result<Started, AppError> {
+    if !tx.insert_run(run).await? {
+        let key = run.dedupe_key.as_deref().unwrap_or_default();
+        let first = tx.load_run_by_dedupe_key(run.workflow, key).await?;
+        let lost = || AppError::Store(StoreError::Conflict { constraint: "run_dedupe".into() });
+        return first.map(Started::Before).ok_or_else(lost);
+    }
+    let detail = json!({ "trigger": run.trigger_kind }).to_string();
+    let event = RunEvent { seq: 1, kind: "queued".into(), detail, created_at: run.created_at };
+    tx.record_run_event(run.id, &event).await?;
+    tx.enqueue(&advance_job(run.id, run.created_at), ambient).await?;
+    Ok(Started::Anew(run.id))
+}
+
 impl App {
     /// A version's checked definition, from the cache: versions never change.
     pub(crate) async fn definition(
@@ -118,41 +173,12 @@ impl App {
                 .collect();
             AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
         })?;
-        let now = self.ambient().now();
-        let run = Run {
-            id: RunId::new(self.ambient()),
-            workflow: start.workflow,
-            version: start.version,
-            status: RunStatus::Queued,
-            trigger_kind: start.kind.as_str().to_owned(),
-            trigger_data: start.payload.to_string(),
-            state: state_text(&state)?,
-            generation: i64::from(state.generation),
-            output: None,
-            error: None,
-            dedupe_key: start.dedupe_key,
-            log_seq: 1,
-            waiting_until: None,
-            created_at: now,
-            updated_at: now,
-            finished_at: None,
-        };
+        let run = new_run(start, &state, self.ambient())?;
         let id = self
             .store()
             // Two starts with one dedupe key are ordered by its unique index.
             .write_locked(scope, (run, self.ambient().clone()), |tx, (run, ambient)| {
-                Box::pin(async move {
-                    if !tx.insert_run(run).await? {
-                        let key = run.dedupe_key.as_deref().unwrap_or_default();
-                        let first = tx.load_run_by_dedupe_key(run.workflow, key).await?;
-                        return first.ok_or(AppError::Store(StoreError::Conflict { constraint: "run_dedupe".into() }));
-                    }
-                    let detail = json!({ "trigger": run.trigger_kind }).to_string();
-                    let event = RunEvent { seq: 1, kind: "queued".into(), detail, created_at: run.created_at };
-                    tx.record_run_event(run.id, &event).await?;
-                    tx.enqueue(&advance_job(run.id, run.created_at), ambient).await?;
-                    Ok(run.id)
-                })
+                Box::pin(async move { Ok::<_, AppError>(insert_started(tx, run, ambient).await?.run()) })
             })
             .await?;
         self.wake_workers();

@@ -221,6 +221,10 @@ impl Worker {
                 let left = self.app.advance_run(&job.lease, run, &leash).await;
                 tracing::debug!(job = %job.lease.job, run = %run, ?left, "left a job");
             }
+            Ok(JobPayload::FireSchedule { workflow, trigger }) => {
+                let left = self.app.fire_schedule(&job.lease, workflow, &trigger).await;
+                tracing::debug!(job = %job.lease.job, %workflow, %trigger, ?left, "left a job");
+            }
             Err(error) => self.bury(&job, format!("the payload does not decode: {error}")).await,
         }
     }

@@ -7,7 +7,7 @@ use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{HookId, OrgId, WorkflowId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::token::{SecretHash, Token};
-use bulkhead_model::workflow::{Definition, Note, NoteKind, StepKind, TriggerKind};
+use bulkhead_model::workflow::{Definition, Note, NoteKind, StepKind, TriggerId, TriggerKind};
 use bulkhead_store::hook::Hook;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::seal::{KEY_VERSION, Place};
@@ -15,6 +15,7 @@ use bulkhead_store::workflow::{Workflow, WorkflowVersion};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
+use crate::schedule::{self, Upcoming};
 use crate::{App, AppError, Problem};
 
 /// After a rotation the old address stays valid for this long, unless another time is asked for.
@@ -43,6 +44,14 @@ pub struct HookAddress {
     pub trigger: String,
     /// The last part of the address; whoever knows it may start runs.
     pub token: String,
+}
+
+/// What there is to say of a definition that could be saved.
+#[derive(Clone, Debug)]
+pub struct Validation {
+    pub notes: Vec<Note>,
+    /// By schedule trigger, its next ticks, as if the workflow were activated now. The spread's offset is not in them.
+    pub schedules: Vec<(TriggerId, Vec<Upcoming>)>,
 }
 
 /// What to save.
@@ -340,6 +349,7 @@ impl App {
                         }),
                     };
                     tx.record_audit(&event, ambient).await?;
+                    schedule::arm(tx, &next, definition, ambient).await?;
                     Ok((next, version, problems))
                 })
             })
@@ -370,18 +380,21 @@ impl App {
         caller: &Caller,
         org: OrgId,
         save: SaveWorkflow,
-    ) -> Result<Vec<Note>, AppError> {
+    ) -> Result<Validation, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsRead)?;
         let (_, checked) = parse(self, org, save).await?;
+        let definition = Arc::new(checked.definition);
         let problems = self
             .store()
-            .read(&scope, Arc::new(checked.definition), |tx, definition| {
+            .read(&scope, Arc::clone(&definition), |tx, definition| {
                 Box::pin(async move { Ok::<_, AppError>(missing_uses(tx, definition).await?) })
             })
             .await?;
         let mut notes = checked.notes;
         sort_missing(problems, false, &mut notes)?;
-        Ok(notes)
+        let now = self.ambient().now();
+        let schedules = self.planner().run(org, move || schedule::preview(&definition, now)).await?;
+        Ok(Validation { notes, schedules })
     }
 
     /// # Errors
@@ -471,6 +484,7 @@ impl App {
                     if before.active == *active {
                         return Ok(before);
                     }
+                    let mut activated = None;
                     if *active {
                         let version = tx
                             .load_workflow_version(*id, before.current_version)
@@ -480,6 +494,7 @@ impl App {
                             .map_err(|error| StoreError::Corrupt { what: "workflow", why: error.to_string() })?;
                         let problems = missing_uses(tx, &definition).await?;
                         sort_missing(problems, true, &mut Vec::new())?;
+                        activated = Some(definition);
                     }
                     let next = Workflow {
                         active: *active,
@@ -497,6 +512,10 @@ impl App {
                         detail: json!({ "version": next.current_version }),
                     };
                     tx.record_audit(&event, ambient).await?;
+                    match &activated {
+                        Some(definition) => schedule::arm(tx, &next, definition, ambient).await?,
+                        None => schedule::disarm(tx, *id, ambient).await?,
+                    }
                     Ok(next)
                 })
             })

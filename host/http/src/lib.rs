@@ -36,6 +36,7 @@ mod page;
 mod plugin;
 mod problem;
 mod run;
+mod schedule;
 mod schema;
 mod secret;
 mod view;
@@ -159,6 +160,7 @@ fn workflow_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::WorkflowsRead, routes!(workflow::validate_workflow)))
         .routes(guarded(Permission::WorkflowsRead, routes!(workflow::show_workflow)))
         .routes(guarded(Permission::WorkflowsWrite, routes!(workflow::update_workflow)))
+        .routes(guarded(Permission::WorkflowsRead, routes!(schedule::list_schedules)))
         .routes(guarded(Permission::WorkflowsRead, routes!(workflow::list_workflow_versions)))
         .routes(guarded(Permission::WorkflowsRead, routes!(workflow::show_workflow_version)))
         .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::activate_workflow)))

@@ -33,7 +33,7 @@ pub(crate) struct RunSummaryView {
     /// `queued`, `running`, `waiting`, `paused`, `succeeded`, `failed`, `cancelled`.
     #[schema(value_type = String)]
     status: RunStatus,
-    /// What started it: `webhook`, `manual`, `api`.
+    /// What started it: `webhook`, `manual`, `api`, `schedule`.
     trigger: String,
     #[schema(value_type = serde_json::Value)]
     error: Option<Stored>,

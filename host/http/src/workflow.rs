@@ -22,6 +22,7 @@ use crate::access::{OrgCaller, path_param};
 use crate::extract::{IfMatch, In, Input, NoInput, etag};
 use crate::page::{ListOf, NoFilter, PageParams, Paging};
 use crate::problem::Problem;
+use crate::schedule::{PreviewView, UpcomingView};
 use crate::view::{Stored, text};
 
 /// A definition to save.
@@ -130,6 +131,8 @@ pub(crate) struct VersionView {
 #[schema(as = Validation)]
 pub(crate) struct ValidationView {
     notes: Vec<NoteView>,
+    /// When its schedule triggers would fire if the workflow were activated now.
+    schedules: Vec<PreviewView>,
 }
 
 impl From<Note> for NoteView {
@@ -219,8 +222,15 @@ pub(crate) async fn validate_workflow(
     State(state): State<HttpState>,
     Input(input): Input<SaveWorkflowInput>,
 ) -> Result<Json<ValidationView>, Problem> {
-    let notes = state.app.validate_workflow(&at.caller, at.org, input.into()).await?;
-    Ok(Json(ValidationView { notes: notes.into_iter().map(NoteView::from).collect() }))
+    let found = state.app.validate_workflow(&at.caller, at.org, input.into()).await?;
+    let previews = found.schedules.into_iter().map(|(trigger, next)| PreviewView {
+        trigger: trigger.to_string(),
+        next: next.into_iter().map(UpcomingView::from).collect(),
+    });
+    Ok(Json(ValidationView {
+        notes: found.notes.into_iter().map(NoteView::from).collect(),
+        schedules: previews.collect(),
+    }))
 }
 
 /// Shows a workflow with its current version.

@@ -57,6 +57,13 @@ impl Ambient {
         }
     }
 
+    /// Sets a manual clock back, as an operator or a time server may do with a machine's; a system clock ignores it.
+    pub fn set_back(&self, by: Duration) {
+        if let Inner::Manual { now_micros, .. } = &*self.inner {
+            now_micros.fetch_sub(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+        }
+    }
+
     /// Fills `bytes` from a cryptographic generator.
     pub fn fill(&self, bytes: &mut [u8]) {
         match &*self.inner {

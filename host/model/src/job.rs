@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ambient::Ambient;
-use crate::id::{OrgId, RunId};
+use crate::id::{OrgId, RunId, WorkflowId};
+use crate::workflow::TriggerId;
 
 /// What a job does. The payload is stored as JSON; one that no longer decodes goes to the dead letters, others go on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +14,8 @@ use crate::id::{OrgId, RunId};
 pub enum JobPayload {
     /// Carries a run forward until it ends, waits or fails.
     AdvanceRun { run: RunId },
+    /// Fires the ticks of a workflow's schedule that are due, and waits for the next one.
+    FireSchedule { workflow: WorkflowId, trigger: TriggerId },
 }
 
 impl JobPayload {
@@ -20,6 +23,7 @@ impl JobPayload {
     pub fn kind(&self) -> &'static str {
         match self {
             Self::AdvanceRun { .. } => "advance_run",
+            Self::FireSchedule { .. } => "fire_schedule",
         }
     }
 
@@ -27,6 +31,8 @@ impl JobPayload {
     pub fn lane(&self) -> Lane {
         match self {
             Self::AdvanceRun { .. } => Lane::Interactive,
+            // A moment's work, which a crowd of runs must not delay.
+            Self::FireSchedule { .. } => Lane::System,
         }
     }
 }

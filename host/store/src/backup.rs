@@ -46,6 +46,7 @@ pub const TABLES: &[&str] = &[
     "workflow",
     "workflow_version",
     "hook",
+    "schedule",
     "run",
     "run_event",
     "step",

@@ -27,6 +27,7 @@ pub mod page;
 pub mod plugin;
 mod postgres;
 pub mod run;
+pub mod schedule;
 pub mod seal;
 pub mod secret;
 mod sql;

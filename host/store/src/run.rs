@@ -16,7 +16,7 @@ pub struct Run {
     /// The workflow's version that it began with, and ends with.
     pub version: i64,
     pub status: RunStatus,
-    /// `webhook`, `manual`, `api`.
+    /// `webhook`, `manual`, `api`, `schedule`.
     pub trigger_kind: String,
     /// JSON text: what the trigger brought.
     pub trigger_data: String,

@@ -41,6 +41,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("org", include_str!("org.rs")),
     ("plugin", include_str!("plugin.rs")),
     ("run", include_str!("run.rs")),
+    ("schedule", include_str!("schedule.rs")),
     ("secret", include_str!("secret.rs")),
     ("workflow", include_str!("workflow.rs")),
 ];
