@@ -446,14 +446,12 @@ impl PathPrefix {
 /// or with parameters (`..;x`). The URL parser has removed the plain ones.
 #[must_use]
 pub fn climbs(path: &str) -> bool {
-    let bytes = path.as_bytes();
     // Two dots in any spelling need two of these; most paths hold none, and are done here.
-    if !bytes.contains(&b'%') && !path.contains("..") {
+    if !path.contains('%') && !path.contains("..") {
         return false;
     }
-    let (mut at, mut dots, mut only_dots) = (0, 0_u32, true);
-    while at < bytes.len() {
-        let (byte, next) = decode(bytes, at);
+    let (mut dots, mut only_dots) = (0_u32, true);
+    for byte in unescaped(path.as_bytes()) {
         match byte {
             b'/' | b'\\' | b';' => {
                 if only_dots && dots == 2 {
@@ -465,27 +463,27 @@ pub fn climbs(path: &str) -> bool {
             b'.' => dots += 1,
             _ => only_dots = false,
         }
-        at = next;
     }
     only_dots && dots == 2
 }
 
-/// The byte at `at` with every layer of percent escapes removed, and where the next one begins.
-fn decode(bytes: &[u8], at: usize) -> (u8, usize) {
-    if bytes[at] != b'%' {
-        return (bytes[at], at + 1);
-    }
-    let mut digits = at + 1;
-    while bytes.get(digits..digits + 2) == Some(b"25") {
-        digits += 2;
-    }
-    let digit = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
-    match (digit(digits), digit(digits + 1)) {
-        (Some(high), Some(low)) => {
-            (u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"), digits + 2)
+/// The bytes with every layer of percent escapes removed, also where removing one makes another: `%%32%65` is `%2e` is `.`.
+///
+/// One pass: an escape is removed as soon as its second digit is there. No two escapes overlap, so the order does not matter; and
+/// dots and slashes are no part of an escape, so whoever removes fewer layers sees no segment that is not here too.
+fn unescaped(bytes: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let mut out = Vec::with_capacity(bytes.len());
+    for byte in bytes {
+        out.push(*byte);
+        while let [.., b'%', high, low] = out[..]
+            && let (Some(high), Some(low)) = (digit(high), digit(low))
+        {
+            out.truncate(out.len() - 3);
+            out.push(high * 16 + low);
         }
-        _ => (b'%', at + 1),
     }
+    out
 }
 
 impl Scope for PathPrefix {

@@ -119,6 +119,9 @@ fn paths_count_in_segments() {
         "/api/..%2fadmin",
         "/api/..%5cadmin",
         "/api/%252e%252e%252fadmin",
+        "/api/%25%32%65%25%32%65/admin",
+        "/api/%%32%65%%32%65%%32%66admin",
+        "/api/%%%33%32%65%2e/admin",
         "/api/..;x/admin",
         "/api/x/..%2f..%2fadmin",
         "/api/..%2F",
@@ -131,6 +134,7 @@ fn paths_count_in_segments() {
             && api.matches("/api/...")
             && api.matches("/api/group%2Fproject")
             && api.matches("/api/50%25")
+            && api.matches("/api/%%32%66%2")
     );
     let slash: PathPrefix = "/api/".parse().expect("a prefix");
     assert!(slash.matches("/api/x") && slash.matches("/api/") && !slash.matches("/api"));
