@@ -133,7 +133,7 @@ fn through_web_hook(url: &str, notification: &Notification) -> Result<Receipt, F
     let response = http::post(url).json(&payload(notification))?.send()?;
     match response.status {
         200..=299 => Ok(Receipt::default()),
-        400..=428 => Err(refused_by_slack(response.text().trim(), &response)),
+        400..=407 | 409..=428 => Err(refused_by_slack(response.text().trim(), &response)),
         _ => Err(require_http_success(&response).err().unwrap_or_else(|| Failure::permanent("Slack gave no answer"))),
     }
 }
