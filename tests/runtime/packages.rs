@@ -11,7 +11,8 @@ use serde_json::json;
 use wasm_encoder::{Component, ComponentSection as _, CustomSection, ModuleSection, NestedComponentSection};
 
 use crate::support::{
-    ALLOCATOR, RUN, action_that, assert_ended, component, config, host, manifest, module, package, request, within,
+    ALLOCATOR, RUN, action_that, answers, assert_ended, component, component_in, config, host, manifest, module,
+    package, request, within,
 };
 
 const ACTION: ContributionKind = ContributionKind::Action;
@@ -114,11 +115,36 @@ fn imports_need_permissions_and_names_are_named() {
     let http = action_that(r#"(import "wasi:http/types@0.2.12" "[constructor]fields" (func (result i32)))"#, "", "");
     let error = refusal(&package(ACTION, &http));
     assert!(error.contains("wasi:http/types@0.2.12") && error.contains("`http`"), "{error}");
-    let unknown = wat::parse_str(r#"(component (import "evil:host/shell@1.0.0" (instance)))"#).unwrap();
-    let error = refusal(&embed_manifest(&unknown, &manifest(ACTION, &json!([]))).unwrap());
-    assert!(error.contains("evil:host/shell@1.0.0") || error.contains("does not export"), "{error}");
-    let function = wat::parse_str(r#"(component (import "shell" (func)))"#).unwrap();
-    assert!(rules::inspect(&embed_manifest(&function, &manifest(ACTION, &json!([]))).unwrap()).is_err());
+}
+
+/// Everything else about these is in order, so that it is the import which is refused.
+#[test]
+fn imports_that_nobody_knows_are_named() {
+    for (imports, core) in [
+        ("import shell: interface { run: func(); }", r#"(import "shell" "run" (func))"#),
+        ("import shell: func();", r#"(import "$root" "shell" (func))"#),
+    ] {
+        let (answer, data) = answers("null");
+        let text = module(core, &format!("{data} {RUN} {answer})"));
+        let guest = component_in("action-plugin", &text, imports);
+        let error = rules::inspect(&package(ACTION, &guest)).expect_err(imports);
+        assert!(matches!(&error, PackageError::ImportUnknown { import } if import == "shell"), "{imports}: {error}");
+    }
+}
+
+/// A definition of a few bytes takes tens of them in memory: ten thousand are enough for everybody.
+#[test]
+fn definitions_without_end_are_refused() {
+    let inspect = |text: &str| {
+        let component = wat::parse_str(text).unwrap();
+        rules::inspect(&embed_manifest(&component, &manifest(ACTION, &json!([]))).unwrap()).expect_err("refused")
+    };
+    let aliases = "(alias outer 1 $c (component))".repeat(10_001);
+    let error = inspect(&format!("(component (component $c) (component {aliases}))"));
+    assert!(matches!(error, PackageError::TooMany { what: "components", limit: 10_000, .. }), "{error}");
+    let imports: String = (0..10_001).map(|n| format!("(import \"i{n}\" (func))")).collect();
+    let error = inspect(&format!("(component {imports})"));
+    assert!(matches!(error, PackageError::TooMany { what: "imports", limit: 10_000, .. }), "{error}");
 }
 
 /// A function of a megabyte takes a compiler a minute and gigabytes: it never sees one.
@@ -257,14 +283,59 @@ async fn a_compiler_that_dies_is_an_error() {
         ("/bin/sh", vec!["-c", "kill -9 $$"], "ended early"),
         ("/bin/sh", vec!["-c", "echo 'no: \u{1b}[31m' >&2; exit 3"], "does not accept"),
     ] {
+        let retryable = expected != "does not accept";
         let mut config = config(directory.path().join(expected));
         config.compiler.program = program.into();
         config.compiler.args = args.into_iter().map(Into::into).collect();
         let runtime = Runtime::start(config, host().ambient.clone()).unwrap();
         let bytes = package(ACTION, &plain());
         let error = within(runtime.prepare(Digest::of(&bytes), async { Ok(bytes) })).await.expect_err(expected);
+        assert_eq!(error.is_retryable(), retryable, "{error}");
         let PrepareError::Compile(error) = &*error else { panic!("{error}") };
         let words = error.to_string();
         assert!(words.contains(expected) && !words.contains('\u{1b}'), "{words}");
     }
+}
+
+/// The child limits itself before it reads anything: the kernel says so of one that waits for its input.
+#[cfg(target_os = "linux")]
+#[test]
+fn the_compilers_process_is_limited_by_the_kernel() {
+    use std::io::{Read as _, Write as _};
+    use std::process::{Command, Stdio};
+
+    let platform = PackageLimits::platform();
+    let cores = u64::try_from(std::thread::available_parallelism().unwrap().get()).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_bulkhead-compile"))
+        .env_clear()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let expected = [
+        ("Max address space", platform.compile_memory_bytes),
+        ("Max cpu time", platform.compile_wall_ms / 1_000 * cores),
+        ("Max file size", 0),
+        ("Max core file size", 0),
+    ];
+    let limits = || std::fs::read_to_string(format!("/proc/{}/limits", child.id())).unwrap();
+    let in_force = |limits: &str| {
+        expected.iter().all(|(name, value)| {
+            let line = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().take(2).all(|number| number == value.to_string())
+        })
+    };
+    let patience = std::time::Instant::now() + crate::support::PATIENCE;
+    while !in_force(&limits()) {
+        assert!(std::time::Instant::now() < patience, "{}", limits());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    // It still does its work, and says what it thinks of this.
+    stdin.write_all(b"eno package").unwrap();
+    drop(stdin);
+    let mut words = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut words).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(3), "{words}");
 }

@@ -220,9 +220,10 @@ fn not_compiled(error: &Arc<PrepareError>) -> AppError {
     let (code, message) = match &**error {
         PrepareError::Package(package) => return not_acceptable(package),
         PrepareError::Compile(CompileError::TooSlow { .. }) => ("compile-timeout", chain(error)),
-        PrepareError::Compile(CompileError::Refused(_) | CompileError::Crashed { .. }) | PrepareError::Link(_) => {
-            ("compile-failed", chain(error))
-        }
+        PrepareError::Compile(
+            CompileError::Refused(_) | CompileError::TooLarge { .. } | CompileError::Crashed { .. },
+        )
+        | PrepareError::Link(_) => ("compile-failed", chain(error)),
         PrepareError::Compile(CompileError::Unavailable(_)) | PrepareError::Load(_) | PrepareError::Replaced { .. } => {
             return AppError::Runtime(Box::new(Arc::clone(error)));
         }

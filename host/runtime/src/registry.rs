@@ -39,7 +39,11 @@ impl PrepareError {
     /// Trying again may help: the fault is not the package's.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Load(_) | Self::Compile(CompileError::Unavailable(_)))
+        match self {
+            Self::Load(_) => true,
+            Self::Compile(error) => error.is_retryable(),
+            Self::Replaced { .. } | Self::Package(_) | Self::Link(_) => false,
+        }
     }
 }
 
@@ -183,7 +187,8 @@ impl Registry {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+/// Runs work that computes or waits for the disk on a thread that may block.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     match tokio::task::spawn_blocking(work).await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {

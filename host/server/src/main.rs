@@ -92,7 +92,7 @@ enum ConfigCommand {
 
 /// How the compiler's child process is started: this binary again.
 fn compiler() -> Result<CompilerCommand> {
-    Ok(CompilerCommand { program: std::env::current_exe()?, args: vec![COMPILE_WORKER.into()] })
+    Ok(CompilerCommand::this_program(vec![COMPILE_WORKER.into()])?)
 }
 
 fn main() -> ExitCode {

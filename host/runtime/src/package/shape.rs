@@ -51,6 +51,10 @@ impl Counts {
     }
 }
 
+/// Modules and components that one component may define, import, export or name again; and names that a package may import or export.
+/// A package that a tool chain made has some dozens. They are kept in memory from a few bytes each, before anything else is known of the package.
+const DEFINITIONS_MAX: usize = 10_000;
+
 /// What was found.
 pub(super) struct Shape<'a> {
     pub(super) counts: Counts,
@@ -100,14 +104,17 @@ pub(super) fn read<'a>(package: &'a [u8], limits: &PackageLimits) -> Result<Shap
             }
             Payload::CustomSection(section) if frames.len() == 1 && section.name() == MANIFEST_SECTION => {
                 shape.manifests.push(section.data());
+                few("manifests", shape.manifests.len())?;
             }
             Payload::ComponentImportSection(section) => {
                 for import in section.clone() {
                     let import = import.map_err(|error| PackageError::invalid(&error))?;
                     if frames.len() == 1 {
                         shape.imports.push(import.name.name.to_owned());
+                        few("imports", shape.imports.len())?;
                     }
                     top(&mut frames).define_unknown_type(import.ty);
+                    top(&mut frames).check()?;
                 }
             }
             Payload::ComponentExportSection(section) => {
@@ -115,8 +122,10 @@ pub(super) fn read<'a>(package: &'a [u8], limits: &PackageLimits) -> Result<Shap
                     let export = export.map_err(|error| PackageError::invalid(&error))?;
                     if frames.len() == 1 {
                         shape.exports.push(export.name.name.to_owned());
+                        few("exports", shape.exports.len())?;
                     }
                     top(&mut frames).define_again(export.kind, export.index);
+                    top(&mut frames).check()?;
                 }
             }
             Payload::End(_) => {
@@ -126,6 +135,7 @@ pub(super) fn read<'a>(package: &'a [u8], limits: &PackageLimits) -> Result<Shap
                     Some(outer) => outer.components.push(Some(frame.total)),
                     None => shape.counts = Counts { functions, ..frame.total },
                 }
+                frames.last().map_or(Ok(()), Frame::check)?;
             }
             other => count_section(other, &mut frames)?,
         }
@@ -151,6 +161,10 @@ fn check_function(start: u64, end: u64, functions: u64, limits: &PackageLimits) 
 /// No call gets more than this, so what begins with more could never run.
 fn most() -> Limits {
     Limits::ceiling_for(ContributionKind::Action)
+}
+
+fn few(what: &'static str, count: usize) -> Result<(), PackageError> {
+    at_most(what, offset(count), offset(DEFINITIONS_MAX))
 }
 
 fn at_most(what: &'static str, count: u64, limit: u64) -> Result<(), PackageError> {
@@ -209,6 +223,7 @@ fn count_section(payload: &Payload<'_>, frames: &mut [Frame]) -> Result<(), Pack
         Payload::ComponentAliasSection(section) => {
             for alias in section.clone() {
                 define_alias(&alias.map_err(invalid)?, frames);
+                top(frames).check()?;
             }
         }
         Payload::ImportSection(section) if top(frames).is_module => {
@@ -262,6 +277,11 @@ fn define_alias(alias: &ComponentAlias<'_>, frames: &mut [Frame]) {
 }
 
 impl Frame {
+    fn check(&self) -> Result<(), PackageError> {
+        few("modules", self.modules.len())?;
+        few("components", self.components.len())
+    }
+
     fn define_unknown(&mut self, kind: ComponentExternalKind) {
         match kind {
             ComponentExternalKind::Module => self.modules.push(None),
