@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bulkhead_model::call::{CallReport, Outcome};
 use bulkhead_model::limits::{ContributionKind, Limits};
 use bulkhead_runtime::embed_manifest;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::support::{ALLOCATOR, RUN, action_that, answers, assert_ended, component, host, manifest, request, within};
 
@@ -17,7 +17,8 @@ struct Case {
     outcome: Outcome,
     limit: Option<String>,
     limits: Limits,
-    asks_secret: bool,
+    /// The kind of permission in its manifest.
+    asks: Option<String>,
 }
 
 fn directory() -> PathBuf {
@@ -53,7 +54,7 @@ fn read(path: &Path) -> Case {
         outcome,
         limit: line("limit"),
         limits: serde_json::from_value(limits).unwrap(),
-        asks_secret: line("asks").is_some(),
+        asks: line("asks"),
         text: expanded,
         name,
     }
@@ -91,19 +92,30 @@ fn check(case: &Case, report: &CallReport, took: Duration) -> Result<(), String>
     ))
 }
 
+fn asks(case: &Case) -> Value {
+    match case.asks.as_deref() {
+        None => json!([]),
+        Some("secret") => json!([{
+            "kind": "secret", "reason": "To steal it", "required": true, "name": "bot_token",
+            "inject": { "headers": ["authorization"], "origins": ["https://slack.com"] },
+        }]),
+        Some("http") => json!([{
+            "kind": "http", "reason": "To keep what is never sent", "required": false,
+            "origins": ["https://slack.com"], "methods": ["POST"], "paths": ["/"],
+        }]),
+        Some(other) => panic!("{} asks for {other}", case.name),
+    }
+}
+
 #[tokio::test]
 async fn every_hostile_guest_ends_as_it_must_and_harms_nobody() {
     let cases = cases();
     assert!(cases.len() >= 50, "{} cases", cases.len());
     let neighbour = host().prepare(&crate::support::package(ContributionKind::Action, &action_that("", "", ""))).await;
-    let asks_secret = json!([{
-        "kind": "secret", "reason": "To steal it", "required": true, "name": "bot_token",
-        "inject": { "headers": ["authorization"], "origins": ["https://slack.com"] },
-    }]);
     let mut problems = Vec::new();
     for case in &cases {
         let guest = component("action-plugin", &case.text);
-        let permissions = if case.asks_secret { asks_secret.clone() } else { json!([]) };
+        let permissions = asks(case);
         let package = embed_manifest(&guest, &manifest(ContributionKind::Action, &permissions)).unwrap();
         let prepared = host().prepare(&package).await;
         let mut hostile = request(ContributionKind::Action);

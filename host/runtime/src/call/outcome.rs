@@ -4,6 +4,7 @@ use bulkhead_model::limits::KIB;
 use wasmtime::component::ResourceTableError;
 use wasmtime::{PoolConcurrencyLimitError, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
+use wasmtime_wasi_http::FieldMapError;
 
 use super::{CallError, Contribution, Failure, Guest, Limits, Outcome, Stop};
 use crate::call_log::harmless;
@@ -232,6 +233,9 @@ pub(crate) fn classify(error: &wasmtime::Error, guest: &Guest, instantiated: boo
 fn untyped_limit(error: &wasmtime::Error, limits: &Limits) -> Option<Ending> {
     if matches!(error.downcast_ref::<ResourceTableError>(), Some(ResourceTableError::Full)) {
         return Some(Ending::limit("handles", "too many handles are alive", limits));
+    }
+    if let Some(FieldMapError::TotalSizeTooBig | FieldMapError::TooManyFields) = error.downcast_ref::<FieldMapError>() {
+        return Some(Ending::limit("header_bytes", "a set of headers is too large", limits));
     }
     let words = error.root_cause().to_string();
     if words.contains("handle limit exceeded") {

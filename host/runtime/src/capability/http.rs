@@ -1,6 +1,8 @@
 //! `wasi:http`: requests of a guest, each through the egress guard. A refusal reaches the guest as the error code
 //! `HTTP-request-denied` and the admin as a line of the call's record.
 
+mod weighed;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,11 @@ const AFTER_THE_CALL: Duration = Duration::from_secs(1);
 /// Names and values of one set of headers in the host's memory.
 const FIELDS_BYTES_MAX: usize = 64 * 1024;
 
+/// Bytes of one chunk of a body on its way from the guest, and how many chunks wait for the host to take them. Both are small
+/// because a guest may write bodies that it never sends.
+const BODY_CHUNK_BYTES: usize = 16 * 1024;
+const BODY_BUFFER_CHUNKS: usize = 1;
+
 type Ended = Box<dyn Future<Output = Result<(), Error>> + Send>;
 type Sent = Box<dyn Future<Output = Result<(http::Response<WasiBody>, Ended), Error>> + Send>;
 
@@ -46,7 +53,8 @@ impl State {
 }
 
 pub(crate) fn link(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)
+    wasmtime_wasi_http::p2::add_only_http_to_linker_async(linker)?;
+    weighed::link(linker)
 }
 
 impl WasiHttpView for Guest {
@@ -63,6 +71,14 @@ impl WasiHttpHooks for Hooks {
 
     fn set_host_header(&mut self) -> bool {
         false
+    }
+
+    fn p2_outgoing_body_buffer_chunks(&mut self) -> usize {
+        BODY_BUFFER_CHUNKS
+    }
+
+    fn p2_outgoing_body_chunk_size(&mut self) -> usize {
+        BODY_CHUNK_BYTES
     }
 
     fn send_request(
