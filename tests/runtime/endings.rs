@@ -122,12 +122,74 @@ async fn spinning_guests_starve_nobody() {
     }
 }
 
-/// Many more calls than there are places in the pool wait for their turn.
+/// Many more calls than there are places in the pool have their turn, one after the other.
 #[tokio::test]
-async fn more_calls_than_places_wait() {
+async fn more_calls_than_places_take_turns() {
     let prepared = host().prepare(&package(ACTION, &action_that("", "(memory 1) (memory 1) (memory 1)", ""))).await;
-    let calls = (0..1_500).map(|_| host().runtime.call(&prepared, request(ACTION)));
+    let calls = (0..1_500).map(|_| {
+        let mut request = request(ACTION);
+        request.limits.wall_ms = 50_000;
+        host().runtime.call(&prepared, request)
+    });
     for report in within(futures_util::future::join_all(calls)).await {
         assert_ended(&report, Outcome::Returned, None);
     }
+}
+
+/// One organization's guests sleep in all the places that it may have. Its next call waits, and can be ended while it waits; it
+/// gives up when it has waited for as long as it may run; and nobody else notices.
+#[tokio::test]
+async fn a_call_without_a_place_can_be_ended_and_gives_up() {
+    let memories = "(memory 1)".repeat(7);
+    let sleep = action_that(
+        r#"(import "wasi:clocks/monotonic-clock@0.2.12" "subscribe-duration" (func $subscribe (param i64) (result i32)))
+           (import "wasi:io/poll@0.2.12" "[method]pollable.block" (func $block (param i32)))"#,
+        &memories,
+        "(call $block (call $subscribe (i64.const 3600000000000)))",
+    );
+    let sleeping = host().prepare(&package(ACTION, &sleep)).await;
+    let quick = host().prepare(&package(ACTION, &action_that("", &memories, ""))).await;
+    let asked = |wall_ms: u64, control: &CallControl| {
+        let mut request = request(ACTION);
+        request.limits.wall_ms = wall_ms;
+        request.control = control.clone();
+        request
+    };
+    let sleepers: Vec<_> = (0..40)
+        .map(|_| {
+            let control = CallControl::new();
+            (control.clone(), host().runtime.call(&sleeping, asked(59_000, &control)))
+        })
+        .collect();
+    let (controls, sleeps): (Vec<_>, Vec<_>) = sleepers.into_iter().unzip();
+    let others = async {
+        let busy = loop {
+            let report = host().runtime.call(&quick, asked(100, &CallControl::new())).await;
+            if report.outcome != Outcome::Returned {
+                break report;
+            }
+        };
+        assert_ended(&busy, Outcome::HostFault, None);
+        let error = busy.error.unwrap();
+        assert_eq!((error.code.as_str(), error.retryable, error.retry_after_ms), ("busy", true, Some(1_000)));
+
+        for (end, outcome) in [
+            (CallControl::revoke as fn(&CallControl), Outcome::Revoked),
+            (CallControl::cancel as fn(&CallControl), Outcome::Cancelled),
+        ] {
+            let control = CallControl::new();
+            let (report, ()) = tokio::join!(host().runtime.call(&quick, asked(59_000, &control)), async {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                end(&control);
+            });
+            assert_ended(&report, outcome, None);
+            assert_eq!(report.usage.fuel, 0);
+        }
+
+        let mut stranger = asked(50_000, &CallControl::new());
+        stranger.context.org = "org_2".to_owned();
+        assert_ended(&host().runtime.call(&quick, stranger).await, Outcome::Returned, None);
+        controls.iter().for_each(CallControl::cancel);
+    };
+    within(async { tokio::join!(futures_util::future::join_all(sleeps), others) }).await;
 }

@@ -5,7 +5,7 @@
 
 mod outcome;
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -18,7 +18,6 @@ use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use wasmtime::Store;
 
 use crate::bindings::bulkhead::plugin::types::{CallContext as WitContext, Failure};
@@ -28,6 +27,7 @@ use crate::control::{CallControl, Stop};
 use crate::egress::EgressGuard;
 use crate::engine::EngineKind;
 use crate::guest::{self, Guest};
+use crate::places::{Place, Places};
 use crate::registry::Prepared;
 use crate::scope::{Parts, Scope};
 use crate::secret_source::SecretSource;
@@ -73,8 +73,7 @@ pub(crate) struct Environment {
     pub(crate) guard: EgressGuard,
     pub(crate) ambient: Ambient,
     pub(crate) ticker: Ticker,
-    /// Places in the pools of instances.
-    pub(crate) slots: Semaphore,
+    pub(crate) places: Places,
 }
 
 /// A factor's input.
@@ -121,14 +120,31 @@ pub(crate) async fn run(
         let ending = Ending::limit("input_bytes", &message, &request.limits);
         return report_without_instance(ending, request.limits, input_bytes);
     }
-    let slots = environment.slots.acquire_many(prepared.slots).await.expect("the semaphore is never closed");
+    let place = match wait_for_place(&environment.places, &prepared, &request).await {
+        Ok(place) => place,
+        Err(ending) => return report_without_instance(*ending, request.limits, input_bytes),
+    };
     let started = Instant::now();
     let wall = Duration::from_millis(request.limits.wall_ms);
     let registration = environment.ticker.register(started + wall, request.control.clone());
     let report = run_registered(&environment, &prepared, request, started, io).await;
     drop(registration);
-    drop(slots);
+    drop(place);
     report
+}
+
+/// A place in the pool. The call waits for it no longer than it may run, and not at all once it was stopped: whatever revokes or
+/// cancels calls reaches those that wait too.
+async fn wait_for_place(places: &Places, prepared: &Prepared, request: &CallRequest) -> Result<Place, Box<Ending>> {
+    let mut place = pin!(places.take(&request.context.org, prepared.slots));
+    let raced = poll_fn(|context| {
+        if let Poll::Ready(stop) = request.control.poll_stopped(context) {
+            return Poll::Ready(Err(Box::new(Ending::stopped(stop, &request.limits))));
+        }
+        place.as_mut().poll(context).map(Ok)
+    });
+    let patience = Duration::from_millis(request.limits.wall_ms);
+    tokio::time::timeout(patience, raced).await.unwrap_or_else(|_| Err(Box::new(Ending::busy(&request.limits))))
 }
 
 async fn run_registered(
@@ -139,7 +155,7 @@ async fn run_registered(
     io: Handle,
 ) -> CallReport {
     let CallRequest { kind, contribution, context, settings, input, grants, secrets, limits, control } = request;
-    let installation = context.installation.clone();
+    let (org, installation) = (context.org.clone(), context.installation.clone());
     let input_bytes = u64::try_from(input.len()).unwrap_or(u64::MAX);
     let baseline = match prepared.kind {
         EngineKind::Effectful => baseline::State::effectful(),
@@ -152,6 +168,7 @@ async fn run_registered(
     let scope = Scope::new(Parts {
         control,
         limits,
+        org,
         installation,
         grants,
         secrets,

@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | what is a package allowed to look like? | `package` |
 //! | how is it compiled, kept and found again? | `compiler`, `cache`, `registry` |
-//! | how does one call run and end? | `call`, `control`, `ticker`, `limiter` |
+//! | how does one call run and end? | `call`, `places`, `control`, `ticker`, `limiter` |
 //! | what may a guest import, and what does it get? | `capability` |
 //! | how does a request leave the machine? | `egress` |
 
@@ -28,6 +28,7 @@ mod guest;
 mod limiter;
 mod output;
 pub mod package;
+mod places;
 mod registry;
 mod runtime;
 mod scope;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::call::CallReport;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 
 use crate::cache::Cache;
 use crate::call::{self, CallRequest, Environment};
@@ -15,8 +14,9 @@ use crate::compiler::{Compiler, CompilerCommand};
 use crate::control::CallControl;
 use crate::digest::Digest;
 use crate::egress::{EgressConfig, EgressGuard, EgressSetupError};
-use crate::engine::{Allocation, EngineError, EngineKind, SLOTS};
+use crate::engine::{Allocation, EngineError, EngineKind};
 use crate::package::{self, PackageError, PackageInfo};
+use crate::places::Places;
 use crate::registry::{LoadError, PrepareError, Prepared, Registry, Side};
 use crate::ticker::Ticker;
 
@@ -131,10 +131,9 @@ impl Runtime {
         let cache = Cache::open(config.cache_dir.clone(), config.seal_key)
             .map_err(|source| StartError::Cache { directory: config.cache_dir, source })?;
         let allocation = effectful.allocation;
-        let slots = Semaphore::new(usize::try_from(SLOTS).unwrap_or(1));
         Ok(Self {
             shared: Arc::new(Shared {
-                environment: Arc::new(Environment { guard, ambient, ticker, slots }),
+                environment: Arc::new(Environment { guard, ambient, ticker, places: Places::new() }),
                 registry: Registry::new(
                     effectful,
                     pure,

@@ -37,6 +37,7 @@ pub(crate) struct Scope {
     pub(crate) control: CallControl,
     pub(crate) log: CallLog,
     pub(crate) limits: Limits,
+    pub(crate) org: String,
     pub(crate) installation: String,
     pub(crate) vault: SecretVault,
     pub(crate) secrets: Arc<dyn SecretSource>,
@@ -55,6 +56,7 @@ pub(crate) struct Scope {
 pub(crate) struct Parts {
     pub(crate) control: CallControl,
     pub(crate) limits: Limits,
+    pub(crate) org: String,
     pub(crate) installation: String,
     pub(crate) grants: Arc<EffectiveGrants>,
     pub(crate) secrets: Arc<dyn SecretSource>,
@@ -73,7 +75,7 @@ struct Done {
 
 impl Scope {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let Parts { control, limits, installation, grants, secrets, guard, ambient, started, io } = parts;
+        let Parts { control, limits, org, installation, grants, secrets, guard, ambient, started, io } = parts;
         Arc::new(Self {
             log: CallLog::new(&limits),
             vault: SecretVault::new(ambient.clone()),
@@ -82,6 +84,7 @@ impl Scope {
             done: Mutex::default(),
             control,
             limits,
+            org,
             installation,
             grants,
             secrets,

@@ -16,6 +16,8 @@ use crate::scope::Ended;
 
 /// Bytes of a message that are kept: a guest may hand over as much as its memory holds.
 const MESSAGE_BYTES_MAX: usize = 4 * 1024;
+/// When a call that found no place is tried again at the earliest.
+const BUSY_RETRY_AFTER_MS: u64 = 1_000;
 /// Frames of a guest's backtrace that are shown.
 const FRAMES_MAX: usize = 20;
 
@@ -48,6 +50,16 @@ impl Ending {
     pub(crate) fn host_fault(message: &str) -> Self {
         tracing::error!(message, "a plugin call failed through a fault of the host");
         Self::error(Outcome::HostFault, "host-fault", message, true)
+    }
+
+    /// No place in the pool came free while the call waited: nobody's bug, and it goes away.
+    pub(crate) fn busy(limits: &Limits) -> Self {
+        let message = format!("no place for the call came free within {} ms", limits.wall_ms);
+        let mut ending = Self::error(Outcome::HostFault, "busy", &message, true);
+        if let Some(error) = &mut ending.error {
+            error.retry_after_ms = Some(BUSY_RETRY_AFTER_MS);
+        }
+        ending
     }
 
     /// `limit` is the field's name in [`Limits`], `what` a clause that says what happened.
