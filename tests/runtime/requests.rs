@@ -15,8 +15,8 @@ use bulkhead_model::grant::{EffectiveGrants, HttpRule, SecretRule};
 use bulkhead_model::limits::{ContributionKind, Limits};
 use bulkhead_model::manifest::Inject;
 use bulkhead_model::name::SecretName;
-use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
-use bulkhead_runtime::{CallRequest, Runtime, SecretError, SecretSource, embed_manifest};
+use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture, SECRETS_PER_CALL_MAX};
+use bulkhead_runtime::{CallControl, CallRequest, Runtime, SecretError, SecretSource, embed_manifest};
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -28,6 +28,9 @@ use crate::support::{Host, RUN, assert_ended, component, config, manifest, modul
 const ACTION: ContributionKind = ContributionKind::Action;
 const DENIED: &str = "1015";
 const IP_PROHIBITED: &str = "1004";
+const BODY_SIZE: &str = "1017";
+const INCOMPLETE: &str = "1025";
+const TIMEOUT: &str = "1033";
 const SECRET_VALUE: &str = "xoxb-very-secret-value";
 
 const IMPORTS: &str = r#"
@@ -37,6 +40,13 @@ const IMPORTS: &str = r#"
     (import "wasi:http/types@0.2.12" "[method]outgoing-request.set-scheme" (func $scheme (param i32 i32 i32 i32 i32) (result i32)))
     (import "wasi:http/types@0.2.12" "[method]outgoing-request.set-authority" (func $authority (param i32 i32 i32 i32) (result i32)))
     (import "wasi:http/types@0.2.12" "[method]outgoing-request.set-path-with-query" (func $path (param i32 i32 i32 i32) (result i32)))
+    (import "wasi:http/types@0.2.12" "[constructor]request-options" (func $options (result i32)))
+    (import "wasi:http/types@0.2.12" "[method]request-options.set-first-byte-timeout" (func $first_byte (param i32 i32 i64) (result i32)))
+    (import "wasi:http/types@0.2.12" "[method]outgoing-request.body" (func $body (param i32 i32)))
+    (import "wasi:http/types@0.2.12" "[method]outgoing-body.write" (func $stream (param i32 i32)))
+    (import "wasi:http/types@0.2.12" "[static]outgoing-body.finish" (func $finish (param i32 i32 i32 i32)))
+    (import "wasi:io/streams@0.2.12" "[method]output-stream.blocking-write-and-flush" (func $write (param i32 i32 i32 i32)))
+    (import "wasi:io/streams@0.2.12" "[resource-drop]output-stream" (func $drop_stream (param i32)))
     (import "wasi:http/outgoing-handler@0.2.12" "handle" (func $handle (param i32 i32 i32 i32)))
     (import "wasi:http/types@0.2.12" "[method]future-incoming-response.subscribe" (func $subscribe (param i32) (result i32)))
     (import "wasi:http/types@0.2.12" "[method]future-incoming-response.get" (func $get (param i32 i32)))
@@ -46,20 +56,39 @@ const IMPORTS: &str = r#"
     (import "wasi:logging/logging@0.1.0-draft" "log" (func $log (param i32 i32 i32 i32 i32)))
 "#;
 
-/// `$send` takes a set of headers and answers as the module's documentation says. `$print` writes a number at 3000 and returns its length.
+/// `$send` takes a set of headers and answers as the module's documentation says; `$with_body` and `$patience` are for guests that set them. `$print` writes a number at 3000 and returns its length.
 const SENDS: &str = r#"
     (data (i32.const 2900) "authorization")
     (data (i32.const 2920) "bot_token")
     (data (i32.const 2940) "x-other")
+    ;; Chunks of 4096 bytes that are written into the body, and nanoseconds until the first byte.
+    (global $with_body (mut i32) (i32.const 0))
+    (global $patience (mut i64) (i64.const 0))
     (func $send (param $headers i32) (result i32)
-        (local $r i32) (local $f i32)
+        (local $r i32) (local $f i32) (local $o i32) (local $b i32) (local $s i32)
         (local.set $r (call $request (local.get $headers)))
         (if (call $scheme (local.get $r) (i32.const 1) (i32.const $IS_HTTPS) (i32.const 0) (i32.const 0)) (then unreachable))
         (if (call $authority (local.get $r) (i32.const 1) (i32.const 2048) (i32.const $AUTHORITY_LEN)) (then (return (i32.const 2000))))
         (if (call $path (local.get $r) (i32.const 1) (i32.const 2400) (global.get $path_len)) (then (return (i32.const 2001))))
-        (call $handle (local.get $r) (i32.const 0) (i32.const 0) (i32.const 256))
+        (if (global.get $with_body) (then
+            (call $body (local.get $r) (i32.const 256))
+            (local.set $b (i32.load (i32.const 260)))
+            (call $stream (local.get $b) (i32.const 256))
+            (local.set $s (i32.load (i32.const 260)))))
+        (if (i64.ne (global.get $patience) (i64.const 0)) (then
+            (local.set $o (call $options))
+            (if (call $first_byte (local.get $o) (i32.const 1) (global.get $patience)) (then unreachable))))
+        (call $handle (local.get $r) (i64.ne (global.get $patience) (i64.const 0)) (local.get $o) (i32.const 256))
         (if (i32.load8_u (i32.const 256)) (then (return (i32.add (i32.const 1000) (i32.load8_u (i32.const 264))))))
         (local.set $f (i32.load (i32.const 264)))
+        (if (global.get $with_body) (then
+            (loop $chunk
+                (call $write (local.get $s) (i32.const 4096) (i32.const 4096) (i32.const 256))
+                (global.set $with_body (i32.sub (global.get $with_body) (i32.const 1)))
+                ;; The host takes no more once it has decided.
+                (br_if $chunk (i32.and (i32.eqz (i32.load8_u (i32.const 256))) (i32.ne (global.get $with_body) (i32.const 0)))))
+            (call $drop_stream (local.get $s))
+            (call $finish (local.get $b) (i32.const 0) (i32.const 0) (i32.const 256))))
         (call $block (call $subscribe (local.get $f)))
         (call $get (local.get $f) (i32.const 320))
         (if (i32.load8_u (i32.const 336)) (then (return (i32.add (i32.const 1000) (i32.load8_u (i32.const 344))))))
@@ -149,19 +178,13 @@ impl SecretSource for Vault {
     }
 }
 
-/// Names and their addresses; each lookup of a name takes the next list, and the last one stays.
+/// Names and their addresses.
 #[derive(Default)]
-struct Names(Mutex<HashMap<String, Vec<Vec<IpAddr>>>>);
+struct Names(HashMap<String, Vec<IpAddr>>);
 
 impl Resolve for Names {
     fn resolve<'a>(&'a self, host: &'a str) -> ResolveFuture<'a> {
-        let mut names = self.0.lock().unwrap();
-        let answers = names.get_mut(host).filter(|answers| !answers.is_empty());
-        let answer = match answers {
-            Some(answers) if answers.len() > 1 => answers.remove(0),
-            Some(answers) => answers[0].clone(),
-            None => Vec::new(),
-        };
+        let answer = self.0.get(host).cloned().unwrap_or_default();
         Box::pin(std::future::ready(Ok(answer)))
     }
 }
@@ -213,10 +236,16 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 /// A host that may reach `server` on this machine, and knows these names.
 fn host(server: &Server, names: Names) -> Host {
+    host_that(names, |egress| {
+        egress.allow_loopback = vec![format!("127.0.0.1:{}", server.port).parse().unwrap()];
+    })
+}
+
+fn host_that(names: Names, change: impl FnOnce(&mut EgressConfig)) -> Host {
     let directory = tempfile::tempdir().unwrap();
     let mut config = config(directory.path().join("cache"));
     config.egress = EgressConfig::new(Arc::new(names));
-    config.egress.allow_loopback = vec![format!("127.0.0.1:{}", server.port).parse().unwrap()];
+    change(&mut config.egress);
     let ambient = crate::support::host().ambient.clone();
     Host { runtime: Runtime::start(config, ambient.clone()).unwrap(), ambient, _directory: directory }
 }
@@ -279,25 +308,25 @@ async fn what_is_not_granted_is_refused_before_any_byte_leaves() {
 #[tokio::test]
 async fn forbidden_hosts_are_refused_in_every_spelling() {
     let server = Server::start(OK, Duration::ZERO).await;
-    let names = Names::default();
     let ip = |text: &str| vec![text.parse::<IpAddr>().unwrap()];
-    names.0.lock().unwrap().extend([
-        ("inside.example".to_owned(), vec![ip("127.0.0.1")]),
-        ("metadata.example".to_owned(), vec![ip("169.254.169.254")]),
-        ("mapped.example".to_owned(), vec![ip("::ffff:10.0.0.1")]),
-        ("unique.example".to_owned(), vec![ip("fd00:ec2::254")]),
-    ]);
-    let host = host(&server, names);
+    let names = Names(HashMap::from([
+        ("inside.example".to_owned(), ip("127.0.0.1")),
+        ("metadata.example".to_owned(), ip("169.254.169.254")),
+        ("mapped.example".to_owned(), ip("::ffff:10.0.0.1")),
+        ("unique.example".to_owned(), ip("fd00:ec2::254")),
+    ]));
+    // This host allows nothing of its own machine, and the grant names each of these hosts with its port: only the address is left to refuse.
+    let host = host_that(names, |_| ());
     let port = server.port;
     for authority in [
-        "127.0.0.1:1",
-        "127.1:1",
-        "2130706433:1",
-        "0x7f.0.0.1:1",
-        "0177.0.0.1:1",
-        "[::1]:1",
-        "[::ffff:127.0.0.1]:1",
-        "localhost:1",
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f.0.0.1",
+        "0177.0.0.1",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "localhost",
         "10.0.0.1",
         "192.168.1.1",
         "172.16.0.1",
@@ -314,39 +343,16 @@ async fn forbidden_hosts_are_refused_in_every_spelling() {
         "metadata.example",
         "mapped.example",
         "unique.example",
-        "user@inside.example",
     ] {
         for scheme in ["http", "https"] {
-            let url = format!("{scheme}://{authority}/");
-            let everywhere = json!([{ "origins": ["https://*", "http://*", format!("http://127.0.0.1:{port}")], "methods": ["GET"], "paths": ["/"] }]);
-            let report = call(&host, &guest(&url, ONE), grants(&everywhere, "https://x.example"), |_| ()).await;
-            let seen = answer(&report);
-            assert!([DENIED, IP_PROHIBITED, "1019", "1002", "2000"].contains(&seen), "{url}: {seen} {report:?}");
-            assert!(report.egress.iter().all(|record| record.status.is_none()), "{url}");
+            let origin = format!("{scheme}://{authority}:{port}");
+            let everything =
+                json!([{ "origins": ["https://*", "http://*", origin], "methods": ["GET"], "paths": ["/"] }]);
+            let guest = guest(&format!("{origin}/"), ONE);
+            let report = call(&host, &guest, grants(&everything, "https://x.example"), |_| ()).await;
+            assert_eq!(answer(&report), IP_PROHIBITED, "{origin}: {report:?}");
+            assert!(report.egress.iter().all(|record| record.status.is_none()), "{origin}");
         }
-    }
-    assert_eq!(server.connections(), 0);
-}
-
-/// A name that is public when it is checked and this machine's a moment later: the address that was checked is the one that is used.
-#[tokio::test]
-async fn a_name_that_changes_its_address_gains_nothing() {
-    let server = Server::start(OK, Duration::ZERO).await;
-    let names = Names::default();
-    let (public, loopback) = ("192.0.2.1".parse().unwrap(), "127.0.0.1".parse().unwrap());
-    names.0.lock().unwrap().insert("rebind.example".to_owned(), vec![vec![public], vec![loopback]]);
-    let host = host(&server, names);
-    let url = format!("http://rebind.example:{}/", server.port);
-    let guest = guest(&url, ONE);
-    for _ in 0..3 {
-        let report = call(
-            &host,
-            &guest,
-            grants(&get(&format!("http://rebind.example:{}", server.port)), "https://x.example"),
-            |_| (),
-        )
-        .await;
-        assert_ne!(answer(&report), "200");
     }
     assert_eq!(server.connections(), 0);
 }
@@ -461,16 +467,125 @@ async fn a_call_that_waits_for_a_server_can_be_ended() {
     assert_ended(&report, Outcome::Revoked, None);
 }
 
-/// After a revocation no request leaves any more, even if the guest is quick.
+/// Revokes its call while that call waits for a value, and then gives the value all the same.
+struct Revoking(CallControl);
+
+impl SecretSource for Revoking {
+    fn load(&self, _: SecretName) -> BoxFuture<'static, Result<Option<Zeroizing<String>>, SecretError>> {
+        let control = self.0.clone();
+        Box::pin(async move {
+            control.revoke();
+            Ok(Some(Zeroizing::new(SECRET_VALUE.to_owned())))
+        })
+    }
+}
+
+/// After a revocation no request leaves any more, even if the guest is quick and everything that it waits for arrives.
 #[tokio::test]
 async fn nothing_is_sent_after_a_revocation() {
     let server = Server::start(OK, Duration::ZERO).await;
     let host = host(&server, Names::default());
-    let report =
-        call(&host, &guest(&server.url("/"), ONE), grants(&get(&server.origin()), "https://x.example"), |request| {
-            request.control.revoke();
-        })
-        .await;
+    let run = "(call $answer (i32.const 3000) (call $print (call $send (call $with_secret (i32.const 2900) (i32.const 13)))))";
+    let guest = guest(&server.url("/"), run);
+    let granted = grants(&get(&server.origin()), &server.origin());
+    let report = call(&host, &guest, Arc::clone(&granted), |request| {
+        request.secrets = Arc::new(Revoking(request.control.clone()));
+    })
+    .await;
     assert_ended(&report, Outcome::Revoked, None);
+    assert!(report.egress.is_empty(), "{report:?}");
     assert_eq!(server.connections(), 0);
+    // Without the revocation the same guest sends.
+    assert_eq!(answer(&call(&host, &guest, granted, |_| ()).await), "200");
+    assert_eq!(server.connections(), 1);
+}
+
+/// What the SDK takes for worth another attempt, and what not.
+#[tokio::test]
+async fn a_server_that_dies_is_told_from_one_that_talks_nonsense() {
+    for (answered, expected) in [
+        ("", INCOMPLETE),
+        ("HTTP/1.1 200 OK\r\ncontent-le", INCOMPLETE),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nok", INCOMPLETE),
+        ("nonsense\r\n\r\n", "1035"),
+    ] {
+        let server = Server::start(answered, Duration::ZERO).await;
+        let host = host(&server, Names::default());
+        let granted = grants(&get(&server.origin()), "https://x.example");
+        let report = call(&host, &guest(&server.url("/"), ONE), granted, |_| ()).await;
+        assert_eq!(answer(&report), expected, "{answered:?}");
+    }
+}
+
+/// The guest waits for as long as it says, although the platform would wait longer.
+#[tokio::test]
+async fn a_guest_may_wait_for_less() {
+    let server = Server::start(OK, Duration::from_hours(1)).await;
+    let host = host(&server, Names::default());
+    let run = format!("(global.set $patience (i64.const 50000000)) {ONE}");
+    let granted = grants(&get(&server.origin()), "https://x.example");
+    let report = call(&host, &guest(&server.url("/"), &run), granted, |_| ()).await;
+    assert_eq!(answer(&report), TIMEOUT);
+}
+
+/// The record of a request says what became of it; and what is not granted is not read.
+#[tokio::test]
+async fn bodies_are_read_when_they_are_granted_and_recorded_when_they_are_too_large() {
+    let server = Server::start(OK, Duration::ZERO).await;
+    let host = host(&server, Names::default());
+    let run = format!("(global.set $with_body (i32.const 4)) {ONE}");
+    let guest = guest(&server.url("/"), &run);
+    let granted = grants(&get(&server.origin()), "https://x.example");
+    let small = |request: &mut CallRequest| request.limits.host_bytes_per_host_call = 10_000;
+
+    let report = call(&host, &guest, Arc::clone(&granted), |_| ()).await;
+    assert_eq!(answer(&report), "200");
+    assert_eq!(report.egress[0].request_bytes, 4 * 4_096);
+    let read = report.usage.host_bytes;
+
+    let report = call(&host, &guest, Arc::clone(&granted), small).await;
+    assert_eq!(answer(&report), BODY_SIZE);
+    assert!(report.egress[0].error.as_deref().is_some_and(|why| why.contains("body size")), "{report:?}");
+
+    let report = call(&host, &guest, grants(&json!([]), "https://x.example"), |_| ()).await;
+    assert_eq!(answer(&report), DENIED);
+    assert_eq!(report.egress[0].request_bytes, 0);
+    assert_eq!(report.usage.host_bytes, read - 4 * 4_096);
+    assert_eq!(server.connections(), 1);
+}
+
+/// Each secret is searched for in everything, so a call has a bounded number of them.
+#[tokio::test]
+async fn a_call_uses_few_secrets() {
+    struct Any;
+    impl SecretSource for Any {
+        fn load(&self, _: SecretName) -> BoxFuture<'static, Result<Option<Zeroizing<String>>, SecretError>> {
+            Box::pin(std::future::ready(Ok(Some(Zeroizing::new(SECRET_VALUE.to_owned())))))
+        }
+    }
+    let server = Server::start(OK, Duration::ZERO).await;
+    let host = host(&server, Names::default());
+    // `bat_token`, `bbt_token` and so on.
+    let asks = |count: usize| {
+        format!(
+            "(local $n i32)
+            (loop $again
+                (i32.store8 (i32.const 2921) (i32.add (i32.const 97) (local.get $n)))
+                (call $placeholder (i32.const 2920) (i32.const 9) (i32.const 380))
+                (if (i32.load8_u (i32.const 380)) (then unreachable))
+                (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                (br_if $again (i32.lt_u (local.get $n) (i32.const {count}))))
+            (call $answer (i32.const 3000) (call $print (i32.const 200)))"
+        )
+    };
+    let inject = Inject { origins: Vec::new(), headers: Vec::new(), path: None, body: false };
+    let rules = ('a'..='z')
+        .map(|letter| SecretRule { name: format!("b{letter}t_token").parse().unwrap(), inject: inject.clone() });
+    let granted = Arc::new(EffectiveGrants::of_rules(Vec::new(), rules.collect()));
+    let any = |request: &mut CallRequest| request.secrets = Arc::new(Any);
+    let few = guest(&server.url("/"), &asks(SECRETS_PER_CALL_MAX));
+    assert_eq!(answer(&call(&host, &few, Arc::clone(&granted), any).await), "200");
+    let many = guest(&server.url("/"), &asks(SECRETS_PER_CALL_MAX + 1));
+    let report = call(&host, &many, granted, any).await;
+    assert_ended(&report, Outcome::LimitExceeded, Some("secrets_per_call"));
 }

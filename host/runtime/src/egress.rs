@@ -8,6 +8,7 @@
 //! | question | file |
 //! | --- | --- |
 //! | which secrets does a call hold, and where did one leak? | `vault` |
+//! | in which forms may a secret stand somewhere? | `dress` |
 //! | where is a placeholder swapped for its value? | `inject` |
 //! | which headers may a plugin send? | `headers` |
 //! | where does a name lead, and which addresses count? | `resolve`, `connect` |
@@ -15,6 +16,7 @@
 //! | how much may one installation send? | `quota` |
 
 mod connect;
+mod dress;
 mod error;
 mod exchange;
 mod headers;
@@ -25,6 +27,7 @@ mod resolve;
 mod tests;
 mod vault;
 
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,16 +36,21 @@ use bulkhead_model::grant::{EffectiveGrants, Loopback, RefusalReason};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response};
 use rustls::pki_types::CertificateDer;
+use tokio::sync::Semaphore;
 use url::Url;
 
 pub use self::connect::{Dial, DialFuture, TcpDial};
 pub use self::error::{EgressError, EgressSetupError, SecretPlace};
 pub use self::quota::Quotas;
 pub use self::resolve::{Resolve, ResolveError, ResolveFuture, SystemResolver};
-pub use self::vault::{PLACEHOLDER_PREFIX, SecretVault};
+pub use self::vault::{PLACEHOLDER_PREFIX, SECRET_BYTES_PER_CALL_MAX, SECRETS_PER_CALL_MAX, SecretVault};
+use crate::registry::blocking;
 
 /// Bytes of a URL; browsers and servers agree on about this much.
 pub const URL_BYTES_MAX: usize = 8 * 1024;
+/// Bytes that a search for secrets may look at on the thread of everybody's requests, counted once for each thing that is searched
+/// for: some milliseconds even for the worst text. A longer search runs on a thread that may block.
+const SEARCH_BYTES_INLINE_MAX: usize = 4 * 1024 * 1024;
 /// Bytes of a path that a record keeps.
 const RECORD_PATH_BYTES_MAX: usize = 1_024;
 
@@ -103,6 +111,8 @@ impl std::fmt::Debug for EgressConfig {
 /// On whose behalf a request is sent, and within what.
 #[derive(Clone)]
 pub struct EgressContext {
+    /// Counts for the quotas: the organization's id, or a name for the platform's own requests.
+    pub org: String,
     /// Counts for the quotas: the installation's id, or a name for the platform's own requests.
     pub installation: String,
     pub grants: Arc<EffectiveGrants>,
@@ -122,6 +132,32 @@ pub struct EgressRequest {
     pub url: String,
     pub headers: HeaderMap,
     pub body: Bytes,
+    pub timeouts: Timeouts,
+}
+
+/// How long a plugin wants to wait. The guard's own times stay in force: of both, the shorter one counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    pub connect: Option<Duration>,
+    /// From the connection until the head of the response.
+    pub first_byte: Option<Duration>,
+    /// Between two pieces of the response's body.
+    pub between_bytes: Option<Duration>,
+}
+
+/// The shorter of the platform's time and the plugin's.
+fn shorter(platform_ms: u64, asked: Option<Duration>) -> Duration {
+    let platform = Duration::from_millis(platform_ms);
+    asked.map_or(platform, |asked| asked.min(platform))
+}
+
+impl EgressContext {
+    /// Whether a request of this method to this URL is covered by a grant. [`EgressGuard::send`] decides this for itself; whoever
+    /// asks before may save the work of making a body.
+    #[must_use]
+    pub fn grants_request(&self, method: &Method, url: &str) -> bool {
+        parse(url).is_ok_and(|url| self.grants.http(method.as_str(), &url).is_ok())
+    }
 }
 
 /// The one outbound client. Clones share quotas and roots.
@@ -134,6 +170,8 @@ struct Shared {
     config: EgressConfig,
     connector: connect::Connector,
     ledger: quota::Ledger,
+    /// Long searches for secrets at once: they compute, so one for each core.
+    searches: Semaphore,
 }
 
 impl EgressGuard {
@@ -144,7 +182,8 @@ impl EgressGuard {
     pub fn new(config: EgressConfig) -> Result<Self, EgressSetupError> {
         let connector = connect::Connector::new(&config)?;
         let ledger = quota::Ledger::new(config.quotas);
-        Ok(Self { shared: Arc::new(Shared { config, connector, ledger }) })
+        let searches = Semaphore::new(std::thread::available_parallelism().map_or(1, NonZeroUsize::get));
+        Ok(Self { shared: Arc::new(Shared { config, connector, ledger, searches }) })
     }
 
     /// Sends one request and reads the whole answer. Redirects come back as they are.
@@ -185,8 +224,20 @@ impl EgressGuard {
         begun: Instant,
         record: &mut EgressRecord,
     ) -> Result<Response<Bytes>, EgressError> {
+        let end = context.deadline.min(begun + Duration::from_millis(self.shared.config.total_ms));
+        let work = self.send_checked(context, request, end, record);
+        tokio::time::timeout_at(end.into(), work).await.map_err(|_| EgressError::Deadline)?
+    }
+
+    async fn send_checked(
+        &self,
+        context: &EgressContext,
+        request: EgressRequest,
+        end: Instant,
+        record: &mut EgressRecord,
+    ) -> Result<Response<Bytes>, EgressError> {
         let config = &self.shared.config;
-        let EgressRequest { method, url, headers, body } = request;
+        let EgressRequest { method, url, headers, body, timeouts } = request;
         let url = parse(&url)?;
         (record.origin, record.path) = shown(&url, &context.secrets);
         context.grants.http(method.as_str(), &url).map_err(EgressError::Refused)?;
@@ -195,18 +246,34 @@ impl EgressGuard {
         }
         let headers = headers::checked(&headers, &method, &url, body.len(), &context.grants, config)?;
         let outgoing = inject::Outgoing { url, headers, body };
-        let outgoing = inject::inject(outgoing, &context.secrets, &context.grants)?;
+        let (secrets, grants, bytes_max) =
+            (context.secrets.clone(), Arc::clone(&context.grants), config.request_body_bytes_max);
+        let bytes = outgoing.body.len();
+        let outgoing =
+            self.search(context, bytes, move || inject::inject(outgoing, &secrets, &grants, bytes_max)).await?;
         // A path that now holds a secret is granted like any other.
         context.grants.http(method.as_str(), &outgoing.url).map_err(EgressError::Refused)?;
 
-        let _permit = self.shared.ledger.take(&context.installation)?;
-        let end = context.deadline.min(begun + Duration::from_millis(config.total_ms));
-        let work = async {
-            let stream = self.shared.connector.connect(config, &outgoing.url, end).await?;
-            exchange::exchange(stream, config, &method, outgoing, context, record).await
-        };
-        let response = tokio::time::timeout_at(end.into(), work).await.map_err(|_| EgressError::Deadline)??;
-        Ok(context.secrets.conceal(response))
+        let _permit = self.shared.ledger.take(&context.org, &context.installation)?;
+        let connect = shorter(config.connect_ms, timeouts.connect);
+        let stream = self.shared.connector.connect(config, &outgoing.url, connect, end).await?;
+        let response = exchange::exchange(stream, config, &method, outgoing, context, timeouts, record).await?;
+        let (secrets, bytes) = (context.secrets.clone(), response.body().len());
+        Ok(self.search(context, bytes, move || secrets.conceal(response)).await)
+    }
+
+    /// Runs a search for the call's secrets in so many bytes: at once when it is short, otherwise where it holds up nobody.
+    async fn search<T: Send + 'static>(
+        &self,
+        context: &EgressContext,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        if bytes.saturating_mul(context.secrets.searched_for()) <= SEARCH_BYTES_INLINE_MAX {
+            return work();
+        }
+        let _turn = self.shared.searches.acquire().await.expect("the semaphore is never closed");
+        blocking(work).await
     }
 }
 

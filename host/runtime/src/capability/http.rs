@@ -15,7 +15,7 @@ use wasmtime::component::Linker;
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpCtx, WasiHttpCtxView, WasiHttpHooks, WasiHttpView};
 
 use crate::control::Stop;
-use crate::egress::{EgressContext, EgressError, EgressRequest};
+use crate::egress::{EgressContext, EgressError, EgressRequest, Timeouts};
 use crate::guest::Guest;
 use crate::scope::Scope;
 
@@ -84,12 +84,18 @@ impl WasiHttpHooks for Hooks {
     fn send_request(
         &mut self,
         request: http::Request<WasiBody>,
-        _: Option<RequestOptions>,
+        options: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Sent {
         let scope = Arc::clone(&self.scope);
+        let options = options.unwrap_or_default();
+        let timeouts = Timeouts {
+            connect: options.connect_timeout,
+            first_byte: options.first_byte_timeout,
+            between_bytes: options.between_bytes_timeout,
+        };
         Box::new(async move {
-            let response = send(&scope, request).await?;
+            let response = send(&scope, request, timeouts).await?;
             let response = response.map(|body| Full::new(body).map_err(|never| match never {}).boxed_unsync());
             let nothing_left: Ended = Box::new(std::future::ready(Ok(())));
             Ok((response, nothing_left))
@@ -97,51 +103,85 @@ impl WasiHttpHooks for Hooks {
     }
 }
 
-async fn send(scope: &Arc<Scope>, request: http::Request<WasiBody>) -> Result<http::Response<Bytes>, Error> {
-    let (head, body) = request.into_parts();
-    let url = head.uri.to_string();
-    let place = scope.begin_request(EgressRecord {
-        method: head.method.as_str().chars().take(32).collect(),
-        origin: origin(&head.uri),
-        path: scope.vault.redact(head.uri.path()).chars().take(1_024).collect(),
+async fn send(
+    scope: &Arc<Scope>,
+    request: http::Request<WasiBody>,
+    timeouts: Timeouts,
+) -> Result<http::Response<Bytes>, Error> {
+    let begun = EgressRecord {
+        method: request.method().as_str().chars().take(32).collect(),
+        origin: origin(request.uri()),
+        path: scope.vault.redact(request.uri().path()).chars().take(1_024).collect(),
         status: None,
         request_bytes: 0,
         response_bytes: 0,
         duration_ms: 0,
         error: Some("the call ended before an answer came".to_owned()),
-    });
-    let Some(place) = place else {
+    };
+    let Some(place) = scope.begin_request(begun.clone()) else {
         scope.control.stop(Stop::Limit("requests"));
         return Err(Error::ConnectionLimitReached);
     };
-    let body = collect(scope, body).await?;
-    let Some(grants) = scope.live_grants() else {
-        scope.refuse(
-            "http",
-            &format!("{} {}{}", head.method, origin(&head.uri), head.uri.path()),
-            "the grants have expired",
-        );
-        return Err(Error::HttpRequestDenied);
+    let (result, record) = send_counted(scope, request, timeouts, begun).await;
+    scope.end_request(place, record);
+    result
+}
+
+/// Everything after the request was counted. The record that comes back says what became of it, however that ended.
+async fn send_counted(
+    scope: &Arc<Scope>,
+    request: http::Request<WasiBody>,
+    timeouts: Timeouts,
+    begun: EgressRecord,
+) -> (Result<http::Response<Bytes>, Error>, EgressRecord) {
+    let (head, body) = request.into_parts();
+    let because = |why: String| EgressRecord { error: Some(why), ..begun.clone() };
+    let expired = || {
+        let why = "the grants have expired";
+        scope.refuse("http", &format!("{} {}{}", begun.method, begun.origin, head.uri.path()), why);
+        (Err(Error::HttpRequestDenied), because(why.to_owned()))
     };
+    let Some(grants) = scope.live_grants() else { return expired() };
     let context = EgressContext {
+        org: scope.org.clone(),
         installation: scope.installation.clone(),
         grants: Arc::clone(grants),
         secrets: scope.vault.clone(),
         response_bytes_max: scope.limits.response_bytes,
         deadline: scope.deadline() + AFTER_THE_CALL,
     };
-    let request = EgressRequest { method: head.method, url, headers: head.headers, body };
+    let url = head.uri.to_string();
+    // What is not granted is not read either: the guard refuses it without its body.
+    let body = if context.grants_request(&head.method, &url) {
+        match collect(scope, body).await {
+            Ok(body) => body,
+            Err(error) => {
+                let record = because(error.to_string());
+                return (Err(error), record);
+            }
+        }
+    } else {
+        Bytes::new()
+    };
+    // The guest may have taken its time with the body.
+    if scope.live_grants().is_none() {
+        return expired();
+    }
+    let request = EgressRequest { method: head.method, url, headers: head.headers, body, timeouts };
     let guard = scope.guard.clone();
     let sent = scope.outside(Box::pin(async move { guard.send(&context, request).await })).await;
-    let (result, record) = sent.map_err(|message| Error::InternalError(Some(message)))?;
-    let result = result.inspect_err(|error| {
+    let (result, record) = match sent {
+        Ok(sent) => sent,
+        Err(message) => return (Err(Error::InternalError(Some(message.clone()))), because(message)),
+    };
+    let result = result.map_err(|error| {
         if error.is_refusal() {
             let target = format!("{} {}{}", record.method, record.origin, record.path);
             scope.refuse("http", &target, &error.to_string());
         }
+        told(&error)
     });
-    scope.end_request(place, record);
-    result.map_err(|error| told(&error))
+    (result, record)
 }
 
 /// Scheme, host and port for the record, without a user.
@@ -183,15 +223,18 @@ fn told(error: &EgressError) -> Error {
             Error::InternalError(Some(error.to_string()))
         }
         EgressError::RequestTooLarge { bytes_max } => Error::HttpRequestBodySize(u64::try_from(*bytes_max).ok()),
-        EgressError::TooManyConnections { .. } | EgressError::RateLimited { .. } | EgressError::Busy => {
-            Error::ConnectionLimitReached
-        }
+        EgressError::TooManyConnections { .. }
+        | EgressError::OrgBusy { .. }
+        | EgressError::RateLimited { .. }
+        | EgressError::Busy => Error::ConnectionLimitReached,
         EgressError::Resolve(_) => Error::DnsError { rcode: None, info_code: None },
         EgressError::NoAddress => Error::DestinationNotFound,
         EgressError::ConnectTimeout => Error::ConnectionTimeout,
         EgressError::Connect(_) => Error::ConnectionRefused,
         EgressError::Tls(_) => Error::TlsProtocolError,
         EgressError::FirstByteTimeout | EgressError::Deadline => Error::HttpResponseTimeout,
+        EgressError::BetweenBytesTimeout => Error::ConnectionReadTimeout,
+        EgressError::Broken(_) => Error::HttpResponseIncomplete,
         EgressError::Protocol(_) => Error::HttpProtocolError,
         EgressError::Upgraded => Error::HttpUpgradeFailed,
         EgressError::Encoded => Error::HttpResponseContentCoding(None),

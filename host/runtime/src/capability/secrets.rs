@@ -32,6 +32,9 @@ async fn hold(scope: &Arc<Scope>, name: &str) -> Result<Result<String, SecretErr
     let value = loaded.map_err(|error| Ended::HostFault(format!("the secret {name}: {error}")))?;
     // While it was loaded the grant may have been taken away.
     scope.host_call(0)?;
+    if value.as_ref().is_some_and(|value| !scope.vault.has_room_for(value.len())) {
+        return Err(Ended::Limit("secrets_per_call"));
+    }
     Ok(value.map(|value| scope.vault.hold(&rule.name, value)).ok_or_else(|| SecretError::NotSet(name.to_owned())))
 }
 

@@ -68,14 +68,15 @@ impl Connector {
         Ok(Self { tls: TlsConnector::from(Arc::new(tls)) })
     }
 
-    /// A connection to the host of `url`, within the time for connecting and before `end`.
+    /// A connection to the host of `url`, within `connect` and before `end`.
     pub(super) async fn connect(
         &self,
         config: &EgressConfig,
         url: &Url,
+        connect: Duration,
         end: Instant,
     ) -> Result<Box<dyn Stream>, EgressError> {
-        let connect_end = end.min(Instant::now() + Duration::from_millis(config.connect_ms));
+        let connect_end = end.min(Instant::now() + connect);
         let work = async {
             let addresses = addresses(config, url).await?;
             let stream = dial_any(config, &addresses, connect_end).await?;

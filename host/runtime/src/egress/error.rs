@@ -1,7 +1,9 @@
-//! Why a request was not answered. The variants say what to do next: a refusal is for the admin, a transient failure may be
-//! tried again, anything else is for the plugin's author.
+//! Why a request was not answered. The variants say what to do next: a refusal is for the admin, anything else is for the
+//! plugin, which learns it as an error code of `wasi:http` (`capability/http.rs`).
 
+use std::error::Error as _;
 use std::fmt;
+use std::io::ErrorKind;
 
 use bulkhead_model::grant::RefusalReason;
 use bulkhead_model::grant::address::NonPublic;
@@ -50,6 +52,8 @@ pub enum EgressError {
     SecretUnusable { name: SecretName, place: SecretPlace },
     #[error("the installation has {connections_max} requests under way already")]
     TooManyConnections { connections_max: u32 },
+    #[error("the organization has {connections_max} requests under way already")]
+    OrgBusy { connections_max: u32 },
     #[error("the installation sends too many requests; try again in {retry_after_ms} ms")]
     RateLimited { retry_after_ms: u64 },
     #[error("the platform has too many requests under way")]
@@ -69,9 +73,14 @@ pub enum EgressError {
     Tls(#[source] std::io::Error),
     #[error("no response within the time allowed")]
     FirstByteTimeout,
+    #[error("the response paused for longer than allowed")]
+    BetweenBytesTimeout,
     #[error("the request took longer than allowed")]
     Deadline,
-    /// The answer is not HTTP/1.1, its head is too large, or it broke off.
+    /// The server went away in the middle: trying again may help.
+    #[error("the connection broke off before the response was complete")]
+    Broken(#[source] hyper::Error),
+    /// The answer is not HTTP/1.1, or its head is too large.
     #[error("the response cannot be read")]
     Protocol(#[source] hyper::Error),
     #[error("the server switched protocols")]
@@ -95,6 +104,7 @@ impl EgressError {
             Self::SecretLeak { .. } => "secret_leak",
             Self::SecretUnusable { .. } => "secret_unusable",
             Self::TooManyConnections { .. } => "too_many_connections",
+            Self::OrgBusy { .. } => "org_busy",
             Self::RateLimited { .. } => "rate_limited",
             Self::Busy => "busy",
             Self::Resolve(_) => "resolve",
@@ -104,7 +114,9 @@ impl EgressError {
             Self::Connect(_) => "connect",
             Self::Tls(_) => "tls",
             Self::FirstByteTimeout => "first_byte_timeout",
+            Self::BetweenBytesTimeout => "between_bytes_timeout",
             Self::Deadline => "deadline",
+            Self::Broken(_) => "broken",
             Self::Protocol(_) => "protocol",
             Self::Upgraded => "upgraded",
             Self::Encoded => "encoded",
@@ -118,29 +130,15 @@ impl EgressError {
         matches!(self, Self::Refused(_) | Self::SecretLeak { .. } | Self::NonPublic(_))
     }
 
-    /// Whether the same request may succeed later.
-    #[must_use]
-    pub fn is_transient(&self) -> bool {
-        matches!(
-            self,
-            Self::TooManyConnections { .. }
-                | Self::RateLimited { .. }
-                | Self::Busy
-                | Self::Resolve(_)
-                | Self::ConnectTimeout
-                | Self::Connect(_)
-                | Self::FirstByteTimeout
-                | Self::Deadline
-                | Self::Protocol(_)
-        )
-    }
-
-    /// How long to wait before trying again, when that is known.
-    #[must_use]
-    pub fn retry_after_ms(&self) -> Option<u64> {
-        match self {
-            Self::RateLimited { retry_after_ms } => Some(*retry_after_ms),
-            _ => None,
+    /// What a failure of the HTTP client means: did the server go away, or did it say something that is no HTTP?
+    pub(super) fn of_exchange(error: hyper::Error) -> Self {
+        let io = error.source().and_then(|source| source.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+        // Chunks that are none are reported as bad input.
+        let garbled = matches!(io, Some(ErrorKind::InvalidInput | ErrorKind::InvalidData));
+        if garbled || error.is_parse() || error.is_parse_too_large() || error.is_user() {
+            Self::Protocol(error)
+        } else {
+            Self::Broken(error)
         }
     }
 }

@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 
 use super::connect::Stream;
 use super::inject::Outgoing;
-use super::{EgressConfig, EgressContext, EgressError};
+use super::{EgressConfig, EgressContext, EgressError, Timeouts, shorter};
 
 /// What says something about one connection only, and nothing to the plugin.
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -37,21 +37,22 @@ pub(super) async fn exchange(
     method: &Method,
     outgoing: Outgoing,
     context: &EgressContext,
+    timeouts: Timeouts,
     record: &mut EgressRecord,
 ) -> Result<Response<Bytes>, EgressError> {
     let mut builder = http1::Builder::new();
     builder.max_headers(config.response_headers_max);
     // hyper refuses less than 8 KiB.
     builder.max_buf_size(config.response_header_bytes_max.max(8 * 1024));
-    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(EgressError::Protocol)?;
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(EgressError::of_exchange)?;
     let request = request(method, outgoing)?;
-    let first_byte = Duration::from_millis(config.first_byte_ms);
+    let first_byte = shorter(config.first_byte_ms, timeouts.first_byte);
     let talk = async {
         let response = tokio::time::timeout(first_byte, sender.send_request(request))
             .await
             .map_err(|_| EgressError::FirstByteTimeout)?
-            .map_err(EgressError::Protocol)?;
-        read(response, method, context.response_bytes_max, record).await
+            .map_err(EgressError::of_exchange)?;
+        read(response, method, context.response_bytes_max, timeouts.between_bytes, record).await
     };
     // The connection is driven here rather than by a task of its own: it ends with this future, whatever the reason.
     let (mut talk, mut connection) = (pin!(talk), pin!(connection));
@@ -85,6 +86,7 @@ async fn read(
     response: Response<Incoming>,
     method: &Method,
     bytes_max: u64,
+    between_bytes: Option<Duration>,
     record: &mut EgressRecord,
 ) -> Result<Response<Bytes>, EgressError> {
     let (mut head, mut body) = response.into_parts();
@@ -102,8 +104,16 @@ async fn read(
         return Err(EgressError::ResponseTooLarge { bytes_max });
     }
     let mut read = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(EgressError::Protocol)?.into_data() else { continue };
+    loop {
+        // Without a wish of the plugin's a pause lasts as long as the whole request may.
+        let frame = match between_bytes {
+            None => body.frame().await,
+            Some(pause) => {
+                tokio::time::timeout(pause, body.frame()).await.map_err(|_| EgressError::BetweenBytesTimeout)?
+            }
+        };
+        let Some(frame) = frame else { break };
+        let Ok(data) = frame.map_err(EgressError::of_exchange)?.into_data() else { continue };
         record.response_bytes += data.len() as u64;
         if record.response_bytes > bytes_max {
             return Err(EgressError::ResponseTooLarge { bytes_max });

@@ -14,8 +14,12 @@ use url::Url;
 use url::form_urlencoded;
 use zeroize::Zeroizing;
 
-use super::vault::{Held, SecretVault, json_escaped, path_escaped, percent_decoded, replaced};
+use super::dress::percent_decoded;
+use super::vault::{Held, SecretVault, json_escaped, path_escaped, replaced};
 use super::{EgressError, SecretPlace};
+
+/// Bytes of one header's value once its secrets stand in it: the longest secret, twice.
+const HEADER_BYTES_MAX: usize = 32 * 1024;
 
 /// A request on its way out.
 pub(super) struct Outgoing {
@@ -29,6 +33,7 @@ pub(super) fn inject(
     mut outgoing: Outgoing,
     secrets: &SecretVault,
     grants: &EffectiveGrants,
+    body_bytes_max: usize,
 ) -> Result<Outgoing, EgressError> {
     let held = secrets.held();
     // All checks come before the first swap: a value may hold what looks like another secret.
@@ -39,7 +44,7 @@ pub(super) fn inject(
     for held in &held {
         let rule = grants.secret(held.name.as_str()).map(|rule| &rule.inject);
         let rule = rule.filter(|rule| rule.origins.iter().any(|pattern| pattern.matches_url(&origin)));
-        swap(held, rule, &mut outgoing)?;
+        swap(held, rule, &mut outgoing, body_bytes_max)?;
     }
     Ok(outgoing)
 }
@@ -86,10 +91,15 @@ fn check(held: &Held, outgoing: &Outgoing) -> Result<(), EgressError> {
 }
 
 /// `rule` is absent when the secret was not granted, or not toward this origin.
-fn swap(held: &Arc<Held>, rule: Option<&Inject<OriginPattern>>, outgoing: &mut Outgoing) -> Result<(), EgressError> {
+fn swap(
+    held: &Arc<Held>,
+    rule: Option<&Inject<OriginPattern>>,
+    outgoing: &mut Outgoing,
+    body_bytes_max: usize,
+) -> Result<(), EgressError> {
     swap_path(held, rule, &mut outgoing.url)?;
     swap_headers(held, rule, &mut outgoing.headers)?;
-    swap_body(held, rule, outgoing)
+    swap_body(held, rule, outgoing, body_bytes_max)
 }
 
 fn swap_path(held: &Held, rule: Option<&Inject<OriginPattern>>, url: &mut Url) -> Result<(), EgressError> {
@@ -121,20 +131,23 @@ fn swap_headers(held: &Held, rule: Option<&Inject<OriginPattern>>, headers: &mut
     let placeholder = held.placeholder.as_bytes();
     for (name, value) in headers.iter_mut() {
         let filled = if held.placeholder_in(value.as_bytes()) {
-            replaced(value.as_bytes(), placeholder, held.value.as_bytes())
+            replaced(value.as_bytes(), placeholder, held.value.as_bytes(), HEADER_BYTES_MAX)
         } else if *name == AUTHORIZATION {
             // Basic authentication hides the placeholder in base64, as every client library writes it.
-            basic(value).and_then(|pair| replaced(&pair, placeholder, held.value.as_bytes())).map(|pair| {
-                let pair = Zeroizing::new(pair);
-                format!("Basic {}", STANDARD.encode(&*pair)).into_bytes()
+            let pair = basic(value).unwrap_or_default();
+            replaced(&pair, placeholder, held.value.as_bytes(), HEADER_BYTES_MAX).map(|pair| {
+                pair.map(Zeroizing::new).map(|pair| format!("Basic {}", STANDARD.encode(&*pair)).into_bytes())
             })
         } else {
-            None
+            Ok(None)
         };
-        let Some(filled) = filled.map(Zeroizing::new) else { continue };
+        if matches!(filled, Ok(None)) {
+            continue;
+        }
         if !allowed(name.as_str()) {
             return Err(leak(held, SecretPlace::Header));
         }
+        let filled = Zeroizing::new(filled.map_err(|_| unusable(held, SecretPlace::Header))?.unwrap_or_default());
         *value = HeaderValue::from_bytes(&filled).map_err(|_| unusable(held, SecretPlace::Header))?;
         value.set_sensitive(true);
     }
@@ -150,7 +163,12 @@ fn basic(value: &HeaderValue) -> Option<Vec<u8>> {
     STANDARD.decode(digits.trim()).ok()
 }
 
-fn swap_body(held: &Held, rule: Option<&Inject<OriginPattern>>, outgoing: &mut Outgoing) -> Result<(), EgressError> {
+fn swap_body(
+    held: &Held,
+    rule: Option<&Inject<OriginPattern>>,
+    outgoing: &mut Outgoing,
+    bytes_max: usize,
+) -> Result<(), EgressError> {
     if !held.placeholder_in(&outgoing.body) {
         return Ok(());
     }
@@ -163,7 +181,10 @@ fn swap_body(held: &Held, rule: Option<&Inject<OriginPattern>>, outgoing: &mut O
         BodyKind::Form => Zeroizing::new(form_urlencoded::byte_serialize(held.value.as_bytes()).collect()),
         BodyKind::Plain => held.value.clone(),
     };
-    if let Some(filled) = replaced(&outgoing.body, held.placeholder.as_bytes(), value.as_bytes()) {
+    // A short placeholder may stand for a long value, and as often as it fits.
+    let filled = replaced(&outgoing.body, held.placeholder.as_bytes(), value.as_bytes(), bytes_max)
+        .map_err(|_| EgressError::RequestTooLarge { bytes_max })?;
+    if let Some(filled) = filled {
         outgoing.body = filled.into();
         outgoing.headers.insert(CONTENT_LENGTH, HeaderValue::from(outgoing.body.len()));
     }

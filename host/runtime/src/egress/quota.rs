@@ -1,4 +1,5 @@
-//! How much one installation may send: requests at once, and requests per minute with a burst.
+//! How much one installation may send: requests at once, and requests per minute with a burst; and how much its whole
+//! organization may, so that one with many installations leaves room for the others.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +15,8 @@ const KNOWN_MAX: usize = 4_096;
 pub struct Quotas {
     /// Requests of one installation under way at once.
     pub connections_max: u32,
+    /// Requests of all of an organization's installations under way at once: an eighth of everybody's.
+    pub connections_org_max: u32,
     /// Requests of one installation per minute; as many may come in one burst.
     pub requests_per_minute: u32,
     /// Requests of everybody under way at once: each holds a file descriptor.
@@ -22,7 +25,7 @@ pub struct Quotas {
 
 impl Default for Quotas {
     fn default() -> Self {
-        Self { connections_max: 16, requests_per_minute: 600, connections_total_max: 512 }
+        Self { connections_max: 16, connections_org_max: 64, requests_per_minute: 600, connections_total_max: 512 }
     }
 }
 
@@ -36,6 +39,8 @@ pub(super) struct Ledger {
 #[derive(Default)]
 struct Book {
     open: u32,
+    /// Organizations with a request under way, and how many.
+    orgs: HashMap<String, u32>,
     accounts: HashMap<String, Account>,
 }
 
@@ -49,6 +54,7 @@ struct Account {
 /// A request under way; its place is free again when this is dropped.
 pub(super) struct Permit {
     book: Arc<Mutex<Book>>,
+    org: String,
     installation: String,
 }
 
@@ -62,13 +68,16 @@ impl Ledger {
     }
 
     /// Begins a request, or says why it must wait. Never waits itself.
-    pub(super) fn take(&self, installation: &str) -> Result<Permit, EgressError> {
+    pub(super) fn take(&self, org: &str, installation: &str) -> Result<Permit, EgressError> {
         let now = Instant::now();
         let full = f64::from(self.quotas.requests_per_minute);
         let per_second = full / 60.0;
         let mut book = lock(&self.book);
         if book.open >= self.quotas.connections_total_max {
             return Err(EgressError::Busy);
+        }
+        if book.orgs.get(org).is_some_and(|open| *open >= self.quotas.connections_org_max) {
+            return Err(EgressError::OrgBusy { connections_max: self.quotas.connections_org_max });
         }
         if book.accounts.len() >= KNOWN_MAX {
             book.accounts.retain(|_, account| {
@@ -91,7 +100,8 @@ impl Ledger {
         account.left -= 1.0;
         account.open += 1;
         book.open += 1;
-        Ok(Permit { book: Arc::clone(&self.book), installation: installation.to_owned() })
+        *book.orgs.entry(org.to_owned()).or_default() += 1;
+        Ok(Permit { book: Arc::clone(&self.book), org: org.to_owned(), installation: installation.to_owned() })
     }
 }
 
@@ -99,6 +109,12 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut book = lock(&self.book);
         book.open = book.open.saturating_sub(1);
+        if let Some(open) = book.orgs.get_mut(&self.org) {
+            *open = open.saturating_sub(1);
+            if *open == 0 {
+                book.orgs.remove(&self.org);
+            }
+        }
         if let Some(account) = book.accounts.get_mut(&self.installation) {
             account.open = account.open.saturating_sub(1);
         }

@@ -196,6 +196,7 @@ impl Bench {
         change(&mut config);
         let ambient = Ambient::manual(Timestamp::from_micros(0), 7);
         let context = EgressContext {
+            org: "org_1".to_owned(),
             installation: "inst_1".to_owned(),
             grants: grants(&[all_http()], &[]),
             secrets: SecretVault::new(ambient),
@@ -251,7 +252,13 @@ fn request(method: Method, url: &str, headers: &[(&str, &str)], body: &str) -> E
     for (name, value) in headers {
         map.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
     }
-    EgressRequest { method, url: url.to_owned(), headers: map, body: Bytes::copy_from_slice(body.as_bytes()) }
+    EgressRequest {
+        method,
+        url: url.to_owned(),
+        headers: map,
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        timeouts: Timeouts::default(),
+    }
 }
 
 /// The error's code, with its detail behind a colon where there is one.

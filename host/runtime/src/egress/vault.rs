@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine as _;
@@ -15,13 +16,20 @@ use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::header::CONTENT_LENGTH;
 use http::{HeaderValue, Response};
+use memchr::memmem;
 use sha2::Sha256;
 use zeroize::Zeroizing;
+
+use super::dress::{Dress, Reading};
 
 /// How every placeholder begins; 32 hexadecimal digits follow.
 pub const PLACEHOLDER_PREFIX: &str = "bhs_";
 /// How a key for signatures is written: <https://github.com/standard-webhooks/standard-webhooks>.
 const STANDARD_WEBHOOKS_PREFIX: &str = "whsec_";
+/// Secrets that one call may use: each is searched for in whatever leaves and arrives.
+pub const SECRETS_PER_CALL_MAX: usize = 16;
+/// Bytes of all values that one call may use; the longest single one has 16 KiB.
+pub const SECRET_BYTES_PER_CALL_MAX: usize = 64 * 1024;
 /// Shorter values are not searched for in outputs and logs: they would be found everywhere.
 const SEARCHED_BYTES_MIN: usize = 4;
 /// Fewer digits of base64 would be found by chance.
@@ -50,8 +58,9 @@ struct Needle {
     kind: NeedleKind,
 }
 
+/// How a needle is compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum NeedleKind {
+pub(super) enum NeedleKind {
     Exact,
     /// Letters of either case.
     Hex,
@@ -86,6 +95,19 @@ impl SecretVault {
         let needles = needles(&value, &placeholder);
         held.push(Arc::new(Held { name: name.clone(), placeholder: placeholder.clone(), value, needles }));
         placeholder
+    }
+
+    /// Whether the call may use one more secret of this length: [`SECRETS_PER_CALL_MAX`], [`SECRET_BYTES_PER_CALL_MAX`].
+    #[must_use]
+    pub fn has_room_for(&self, value_bytes: usize) -> bool {
+        let held = self.lock();
+        let bytes: usize = held.iter().map(|held| held.value.len()).sum();
+        held.len() < SECRETS_PER_CALL_MAX && bytes.saturating_add(value_bytes) <= SECRET_BYTES_PER_CALL_MAX
+    }
+
+    /// How many things a search looks for.
+    pub(super) fn searched_for(&self) -> usize {
+        self.lock().iter().map(|held| held.needles.len()).sum()
     }
 
     /// The placeholder of a secret that the call holds already.
@@ -131,13 +153,10 @@ impl SecretVault {
         if held.is_empty() {
             return None;
         }
-        let plain = [text.as_bytes().to_vec(), percent_decoded(text.as_bytes()), json_unescaped(text.as_bytes())];
-        let lower = text.to_ascii_lowercase().into_bytes();
-        let base64: Vec<u8> = json_unescaped(text.as_bytes()).into_iter().map(standard_base64).collect();
-        let gives_away = |needle: &Needle| match needle.kind {
-            NeedleKind::Exact => plain.iter().any(|text| position(text, &needle.bytes).is_some()),
-            NeedleKind::Hex => position(&lower, &needle.bytes).is_some(),
-            NeedleKind::Base64 => position(&base64, &needle.bytes).is_some(),
+        let readings: Vec<(Dress, Reading<'_>)> =
+            Dress::ALL.into_iter().filter_map(|dress| Some((dress, dress.read(text.as_bytes())?))).collect();
+        let gives_away = |needle: &Needle| {
+            readings.iter().any(|(dress, reading)| dress.fits(needle.kind) && reading.find(&needle.bytes).is_some())
         };
         held.iter().find(|held| held.needles.iter().any(gives_away)).map(|held| held.name.clone())
     }
@@ -177,19 +196,14 @@ impl SecretVault {
         }
         let (mut head, mut body) = response.into_parts();
         let body_bytes = body.len();
-        for held in &held {
-            for value in head.headers.values_mut() {
-                if let Some(concealed) = replaced(value.as_bytes(), held.value.as_bytes(), held.placeholder.as_bytes())
-                {
-                    // A value without line breaks stays one; anything else cannot have arrived in a header.
-                    *value = HeaderValue::from_bytes(&concealed).unwrap_or(HeaderValue::from_static("[secret]"));
-                }
+        for value in head.headers.values_mut() {
+            if let Some(concealed) = concealed(value.as_bytes(), &held) {
+                // A value without line breaks stays one; anything else cannot have arrived in a header.
+                *value = HeaderValue::from_bytes(&concealed).unwrap_or(HeaderValue::from_static("[secret]"));
             }
-            for form in held.plain_forms() {
-                if let Some(concealed) = replaced(&body, form, held.placeholder.as_bytes()) {
-                    body = concealed.into();
-                }
-            }
+        }
+        if let Some(concealed) = concealed(&body, &held) {
+            body = concealed.into();
         }
         if body.len() != body_bytes && head.headers.contains_key(CONTENT_LENGTH) {
             head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
@@ -260,102 +274,71 @@ pub(super) fn json_escaped(text: &str) -> String {
     quoted[1..quoted.len() - 1].to_owned()
 }
 
-fn standard_base64(byte: u8) -> u8 {
-    match byte {
-        b'-' => b'+',
-        b'_' => b'/',
-        other => other,
-    }
-}
-
-/// Where `needle` begins in `hay`.
-fn position(hay: &[u8], needle: &[u8]) -> Option<usize> {
-    let first = *needle.first()?;
-    let mut from = 0;
-    while let Some(found) = hay.get(from..)?.iter().position(|byte| *byte == first) {
-        let at = from + found;
-        if hay[at..].starts_with(needle) {
-            return Some(at);
-        }
-        from = at + 1;
-    }
-    None
-}
-
-/// `hay` with every `needle` replaced; `None` when there is none.
-pub(super) fn replaced(hay: &[u8], needle: &[u8], with: &[u8]) -> Option<Vec<u8>> {
-    let mut at = position(hay, needle)?;
-    let mut out = Vec::with_capacity(hay.len() + with.len());
-    let mut rest = hay;
-    loop {
-        out.extend_from_slice(&rest[..at]);
-        out.extend_from_slice(with);
-        rest = &rest[at + needle.len()..];
-        match position(rest, needle) {
-            Some(next) => at = next,
-            None => break,
-        }
-    }
-    out.extend_from_slice(rest);
-    Some(out)
-}
-
-/// One layer of percent escapes removed, `+` as a space.
-pub(super) fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
-    let digit = |at: usize| bytes.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        match (bytes[at], digit(at + 1), digit(at + 2)) {
-            (b'%', Some(high), Some(low)) => {
-                out.push(u8::try_from(high * 16 + low).expect("two hexadecimal digits are a byte"));
-                at += 3;
-            }
-            (b'+', ..) => {
-                out.push(b' ');
-                at += 1;
-            }
-            (byte, ..) => {
-                out.push(byte);
-                at += 1;
+/// The bytes with each secret in each of its dresses replaced by its placeholder; `None` when there is none.
+fn concealed(bytes: &[u8], held: &[Arc<Held>]) -> Option<Vec<u8>> {
+    let mut shown: Option<Vec<u8>> = None;
+    for dress in Dress::ALL {
+        let now = shown.as_deref().unwrap_or(bytes);
+        let Some(reading) = dress.read(now) else { continue };
+        let mut found: Vec<(Range<usize>, &str)> = Vec::new();
+        for held in held {
+            for needle in held.needles.iter().filter(|needle| dress.fits(needle.kind)) {
+                if needle.bytes.as_slice() != held.placeholder.as_bytes() {
+                    let places = reading.find_all(&needle.bytes);
+                    found.extend(places.map(|range| (range, held.placeholder.as_str())));
+                }
             }
         }
-    }
-    out
-}
-
-/// JSON's escapes removed wherever they stand; text that is no JSON is searched just the same.
-fn json_unescaped(bytes: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        if bytes[at] != b'\\' || at + 1 == bytes.len() {
-            out.push(bytes[at]);
-            at += 1;
+        if found.is_empty() {
             continue;
         }
-        let (byte, taken) = match bytes[at + 1] {
-            b'n' => (Some(b'\n'), 2),
-            b't' => (Some(b'\t'), 2),
-            b'r' => (Some(b'\r'), 2),
-            b'b' => (Some(8), 2),
-            b'f' => (Some(12), 2),
-            b'u' => (None, 6),
-            other => (Some(other), 2),
-        };
-        if let Some(byte) = byte {
-            out.push(byte);
-        } else {
-            let digits = bytes.get(at + 2..at + 6).and_then(|digits| std::str::from_utf8(digits).ok());
-            match digits.and_then(|digits| u32::from_str_radix(digits, 16).ok()).and_then(char::from_u32) {
-                Some(character) => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
-                // Half of a pair of surrogates: kept apart, never joined to what follows.
-                None => out.push(0),
+        found.sort_by_key(|(range, _)| (range.start, std::cmp::Reverse(range.end)));
+        let mut out = Vec::with_capacity(now.len());
+        let mut from = 0;
+        for (range, placeholder) in found {
+            if range.start >= from {
+                out.extend_from_slice(&now[from..range.start]);
+                out.extend_from_slice(placeholder.as_bytes());
             }
+            // Where two overlap, nothing of the second is left either.
+            from = from.max(range.end);
         }
-        at += taken;
+        out.extend_from_slice(&now[from..]);
+        shown = Some(out);
     }
-    out
+    shown
+}
+
+/// Where `needle` begins in `hay`, in time that grows with the length of both together, whatever they hold.
+pub(super) fn position(hay: &[u8], needle: &[u8]) -> Option<usize> {
+    // Preparing the search reads the needle: that is not worth it where it cannot stand.
+    if needle.is_empty() || needle.len() > hay.len() { None } else { memmem::find(hay, needle) }
+}
+
+/// More bytes than allowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TooLong;
+
+/// `hay` with every `needle` replaced; `None` when there is none.
+pub(super) fn replaced(hay: &[u8], needle: &[u8], with: &[u8], bytes_max: usize) -> Result<Option<Vec<u8>>, TooLong> {
+    if position(hay, needle).is_none() {
+        return Ok(None);
+    }
+    let finder = memmem::Finder::new(needle);
+    let count = finder.find_iter(hay).count();
+    let bytes = hay.len() - count * needle.len() + count.saturating_mul(with.len());
+    if bytes > bytes_max {
+        return Err(TooLong);
+    }
+    let mut out = Vec::with_capacity(bytes);
+    let mut from = 0;
+    for at in finder.find_iter(hay) {
+        out.extend_from_slice(&hay[from..at]);
+        out.extend_from_slice(with);
+        from = at + needle.len();
+    }
+    out.extend_from_slice(&hay[from..]);
+    Ok(Some(out))
 }
 
 /// The text as a path writes it: what a path segment may hold stays, and `/` too; all else becomes percent escapes.

@@ -207,3 +207,68 @@ async fn an_echo_teaches_the_guest_nothing() {
     assert_eq!(response.body(), &format!("{{\"you\":\"{p}\",\"raw\":{p}}}"));
     assert_eq!(response.headers()["content-length"].to_str().unwrap(), response.body().len().to_string());
 }
+
+/// Servers that repeat a secret in the forms in which it is searched for elsewhere.
+#[tokio::test]
+async fn an_echo_in_another_dress_teaches_nothing_either() {
+    let json = |text: &str| serde_json::Value::from(text).to_string();
+    let within_json = json(&format!("token={VALUE}"));
+    let twice = json(&within_json);
+    let base64 = STANDARD.encode(format!("user:{VALUE}"));
+    for body in [
+        within_json.replace("xo", "\\u0078o"),
+        twice,
+        hex::encode(VALUE),
+        hex::encode_upper(VALUE),
+        percent_escaped(VALUE),
+        format!("a={}&b=1", url::form_urlencoded::byte_serialize(VALUE.as_bytes()).collect::<String>()),
+        format!("{{\"authorization\":\"Basic {base64}\"}}"),
+        base64.replace('/', "\\/"),
+        base64.replace('+', "-").replace('/', "_"),
+    ] {
+        let server = Server::start(Reply::text(&format!(
+            "HTTP/1.1 200 OK\r\nx-echo: {body}\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        )))
+        .await;
+        let (bench, p) = holding(&server, VALUE, &[everywhere()]);
+        let sent = request(Method::GET, "http://api.example.com/", &[("authorization", &p)], "");
+        let response = bench.send(sent).await.0.expect("an answer");
+        for shown in [response.headers()["x-echo"].as_bytes(), response.body()] {
+            let shown = std::str::from_utf8(shown).expect("text");
+            assert!(shown.contains(&p), "{body} became {shown}");
+            assert!(!bench.context.secrets.scan(&shown.replace(&p, " ")), "{body} became {shown}");
+        }
+    }
+}
+
+/// A short placeholder may stand for a long value, thousands of times.
+#[tokio::test]
+async fn a_request_does_not_swell_with_its_secrets() {
+    let server = Server::start(Reply::ok("")).await;
+    let long = "v".repeat(16 * 1024);
+    let (bench, p) = holding(&server, &long, &[everywhere()]);
+    let text = [("content-type", "text/plain")];
+    let root = "http://api.example.com/";
+    let fits = request(Method::POST, root, &text, &p.repeat(255));
+    assert_eq!(failed(&bench.send(fits).await), "answered 200 OK");
+    assert_eq!(failed(&bench.send(request(Method::POST, root, &text, &p.repeat(257))).await), "request_too_large");
+    let headers = request(Method::POST, root, &[("x-key", &p.repeat(3))], "");
+    assert_eq!(failed(&bench.send(headers).await), "secret_unusable:header");
+}
+
+/// Text and secrets that are as bad as can be for a search that begins anew at each byte: that would take hours.
+#[tokio::test]
+async fn a_search_takes_time_for_its_length_alone() {
+    let body = "a".repeat(4 * 1024 * 1024 - 1);
+    let server = Server::start(Reply::ok(&body)).await;
+    let mut bench = Bench::before(&server);
+    bench.context.response_bytes_max = 4 * 1024 * 1024;
+    for n in 0..4 {
+        let value = format!("{}{n}{}", "a".repeat(8 * 1024), "a".repeat(8 * 1024 - 1));
+        bench.context.secrets.hold(&format!("token{n}").parse().unwrap(), Zeroizing::new(value));
+    }
+    assert!(bench.context.secrets.searched_for() * body.len() > SEARCH_BYTES_INLINE_MAX);
+    let response = bench.send(request(Method::POST, "http://api.example.com/", &[], &body)).await.0.expect("an answer");
+    assert_eq!(response.body().len(), body.len());
+}

@@ -69,9 +69,22 @@ fn short_values_are_not_searched_for() {
     assert!(empty.is_empty() && !empty.scan("bhs_anything"));
 }
 
+#[test]
+fn a_call_uses_few_secrets() {
+    let vault = SecretVault::new(Ambient::manual(Timestamp::from_micros(0), 1));
+    assert!(vault.has_room_for(SECRET_BYTES_PER_CALL_MAX) && !vault.has_room_for(SECRET_BYTES_PER_CALL_MAX + 1));
+    vault.hold(&name("long"), Zeroizing::new("x".repeat(SECRET_BYTES_PER_CALL_MAX - 100)));
+    assert!(vault.has_room_for(100) && !vault.has_room_for(101));
+    for n in 1..SECRETS_PER_CALL_MAX {
+        assert!(vault.has_room_for(1));
+        vault.hold(&name(&format!("n{n}")), Zeroizing::new("x".to_owned()));
+    }
+    assert!(!vault.has_room_for(1));
+}
+
 proptest! {
     #[test]
-    fn a_value_is_found_in_every_form(value in "[ -~]{6,40}|\\PC{6,20}", before in "[a-zA-Z ]{0,7}", after in "[a-zA-Z ]{0,7}", form in 0..9_usize) {
+    fn a_value_is_found_in_every_form(value in "[ -~]{6,40}|\\PC{6,20}", before in "[a-zA-Z ]{0,7}", after in "[a-zA-Z ]{0,7}", form in 0..10_usize) {
         let (vault, placeholder) = vault(&value);
         let whole = format!("{before}{value}{after}");
         let text = match form {
@@ -83,6 +96,7 @@ proptest! {
             5 => format!("{before}{}{after}", hex::encode_upper(&value)),
             6 => format!("{before}{}{after}", percent_escaped(&value)),
             7 => serde_json::Value::from(whole).to_string(),
+            8 => serde_json::Value::from(serde_json::Value::from(whole).to_string()).to_string(),
             _ => format!("{before}{placeholder}{after}"),
         };
         prop_assert_eq!(vault.find(&text), Some(name("token")), "{}", text);
