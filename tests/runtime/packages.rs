@@ -142,8 +142,8 @@ fn definitions_without_end_are_refused() {
     let aliases = "(alias outer 1 $c (component))".repeat(10_001);
     let error = inspect(&format!("(component (component $c) (component {aliases}))"));
     assert!(matches!(error, PackageError::TooMany { what: "components", limit: 10_000, .. }), "{error}");
-    let imports: String = (0..10_001).map(|n| format!("(import \"i{n}\" (func))")).collect();
-    let error = inspect(&format!("(component {imports})"));
+    let imports: Vec<String> = (0..10_001).map(|n| format!("(import \"i{n}\" (func))")).collect();
+    let error = inspect(&format!("(component {})", imports.concat()));
     assert!(matches!(error, PackageError::TooMany { what: "imports", limit: 10_000, .. }), "{error}");
 }
 

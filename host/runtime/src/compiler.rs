@@ -201,7 +201,8 @@ fn limit_self(_: &PackageLimits) -> std::io::Result<()> {
     Ok(())
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::path::Path;
 
@@ -214,6 +215,7 @@ mod tests {
         Compiler { command, at_once: Semaphore::new(1), wall }
     }
 
+    #[cfg(target_os = "linux")]
     fn pid(directory: &Path) -> u32 {
         std::fs::read_to_string(directory.join("pid")).unwrap().trim().parse().unwrap()
     }

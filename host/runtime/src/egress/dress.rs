@@ -188,19 +188,19 @@ fn standard_base64(byte: u8) -> u8 {
 mod tests {
     use super::*;
 
-    fn ranges(dress: Dress, text: &str, needle: &str) -> Vec<Range<usize>> {
-        let reading = dress.read(text.as_bytes());
-        reading.map(|reading| reading.find_all(needle.as_bytes()).collect()).unwrap_or_default()
+    fn places(dress: Dress, text: &str, needle: &str) -> Vec<(usize, usize)> {
+        let Some(reading) = dress.read(text.as_bytes()) else { return Vec::new() };
+        reading.find_all(needle.as_bytes()).map(|range| (range.start, range.end)).collect()
     }
 
     #[test]
     fn what_is_found_is_where_it_stood() {
-        assert_eq!(ranges(Dress::Plain, "xsecretx", "secret"), [1..7]);
-        assert_eq!(ranges(Dress::Percent, "x%73ecre%74x+", "secret"), [1..11]);
-        assert_eq!(ranges(Dress::Json, r"\n\u0073ecret", "secret"), [2..13]);
-        assert_eq!(ranges(Dress::JsonTwice, r#"\"a\\\"b\""#, r#"a"b"#), [2..8]);
-        assert_eq!(ranges(Dress::Hex, "xAbCdx", "abcd"), [1..5]);
-        assert_eq!(ranges(Dress::Base64, r"x-_\/+x", "+//+"), [1..6]);
+        assert_eq!(places(Dress::Plain, "xsecretx", "secret"), [(1, 7)]);
+        assert_eq!(places(Dress::Percent, "x%73ecre%74x+", "secret"), [(1, 11)]);
+        assert_eq!(places(Dress::Json, r"\n\u0073ecret", "secret"), [(2, 13)]);
+        assert_eq!(places(Dress::JsonTwice, r#"\"a\\\"b\""#, r#"a"b"#), [(2, 8)]);
+        assert_eq!(places(Dress::Hex, "xAbCdx", "abcd"), [(1, 5)]);
+        assert_eq!(places(Dress::Base64, r"x-_\/+x", "+//+"), [(1, 6)]);
     }
 
     #[test]
