@@ -7,7 +7,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rand::rngs::{StdRng, SysRng};
 use rand::{Rng as _, SeedableRng as _, TryRng as _};
@@ -21,15 +21,40 @@ pub struct Ambient {
 }
 
 enum Inner {
-    System,
-    Manual { now_micros: AtomicI64, rng: Mutex<Box<StdRng>> },
+    System {
+        /// How wrong the machine's clock is made to be. For tests.
+        ahead_micros: i64,
+        born: Instant,
+        /// What a shared clock said at `born`; [`NOT_FOLLOWING`] until there was one to follow.
+        shared_micros: AtomicI64,
+    },
+    Manual {
+        now_micros: AtomicI64,
+        rng: Mutex<Box<StdRng>>,
+    },
+}
+
+/// The machine's own clock holds.
+const NOT_FOLLOWING: i64 = i64::MIN;
+/// A shared clock is read over a network: a smaller difference is not corrected, so that time does not jitter.
+const FOLLOW_FROM: Duration = Duration::from_millis(50);
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 impl Ambient {
     /// The machine's clock and the operating system's generator.
     #[must_use]
     pub fn system() -> Self {
-        Self { inner: Arc::new(Inner::System) }
+        Self::system_ahead_by(0)
+    }
+
+    /// As [`system`](Self::system) on a machine whose clock is wrong by so many microseconds. For tests.
+    #[must_use]
+    pub fn system_ahead_by(ahead_micros: i64) -> Self {
+        let shared_micros = AtomicI64::new(NOT_FOLLOWING);
+        Self { inner: Arc::new(Inner::System { ahead_micros, born: Instant::now(), shared_micros }) }
     }
 
     /// A clock that moves only by [`advance`](Self::advance) and a generator seeded with `seed`. For tests.
@@ -42,18 +67,43 @@ impl Ambient {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         match &*self.inner {
-            Inner::System => {
+            Inner::System { born, shared_micros, .. } => match shared_micros.load(Ordering::SeqCst) {
+                NOT_FOLLOWING => self.machine_now(),
+                shared => Timestamp::from_micros(shared).plus(born.elapsed()),
+            },
+            Inner::Manual { now_micros, .. } => Timestamp::from_micros(now_micros.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// What the machine's own clock says, whatever clock is followed.
+    #[must_use]
+    pub fn machine_now(&self) -> Timestamp {
+        match &*self.inner {
+            Inner::System { ahead_micros, .. } => {
                 let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-                Timestamp::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+                Timestamp::from_micros(micros(since).saturating_add(*ahead_micros))
             }
             Inner::Manual { now_micros, .. } => Timestamp::from_micros(now_micros.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// Follows a clock that several machines share and that says `shared` now: from here on [`now`](Self::now) is that
+    /// moment and the time since by the monotonic clock, so that a jump of the machine's clock moves nothing. A manual clock
+    /// ignores it.
+    pub fn follow(&self, shared: Timestamp) {
+        if let Inner::System { born, shared_micros, .. } = &*self.inner {
+            let known = shared_micros.load(Ordering::SeqCst);
+            let off = shared.as_micros().saturating_sub(self.now().as_micros()).unsigned_abs();
+            if known == NOT_FOLLOWING || u128::from(off) >= FOLLOW_FROM.as_micros() {
+                shared_micros.store(shared.minus(born.elapsed()).as_micros(), Ordering::SeqCst);
+            }
         }
     }
 
     /// Moves a manual clock forward; a system clock ignores it.
     pub fn advance(&self, by: Duration) {
         if let Inner::Manual { now_micros, .. } = &*self.inner {
-            now_micros.fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+            now_micros.fetch_add(micros(by), Ordering::SeqCst);
         }
     }
 
@@ -67,7 +117,7 @@ impl Ambient {
     /// Fills `bytes` from a cryptographic generator.
     pub fn fill(&self, bytes: &mut [u8]) {
         match &*self.inner {
-            Inner::System => SysRng.try_fill_bytes(bytes).expect("the operating system's generator answers"),
+            Inner::System { .. } => SysRng.try_fill_bytes(bytes).expect("the operating system's generator answers"),
             Inner::Manual { rng, .. } => {
                 rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fill_bytes(bytes);
             }
@@ -92,9 +142,51 @@ impl Ambient {
 impl std::fmt::Debug for Ambient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let kind = match &*self.inner {
-            Inner::System => "system",
+            Inner::System { .. } => "system",
             Inner::Manual { .. } => "manual",
         };
         write!(f, "Ambient({kind})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: i64 = 3_600_000_000;
+    const MINUTE: i64 = 60_000_000;
+
+    #[test]
+    fn a_machine_an_hour_off_tells_the_shared_time_once_it_follows() {
+        let right = Ambient::system();
+        for ahead in [HOUR, -HOUR] {
+            let wrong = Ambient::system_ahead_by(ahead);
+            let off = wrong.now().as_micros() - right.now().as_micros();
+            assert!((off - ahead).abs() < MINUTE, "{off}");
+            wrong.follow(right.now());
+            let off = wrong.now().as_micros() - right.now().as_micros();
+            assert!(off.abs() < MINUTE, "{off}");
+            let machine = wrong.machine_now().as_micros() - right.now().as_micros();
+            assert!((machine - ahead).abs() < MINUTE, "the machine's own clock is still wrong: {machine}");
+        }
+    }
+
+    #[test]
+    fn small_differences_do_not_make_time_jitter() {
+        let ambient = Ambient::system();
+        ambient.follow(Timestamp::from_micros(HOUR));
+        let before = ambient.now();
+        // Slower than the measured moment, as after a slow answer.
+        ambient.follow(before.minus(Duration::from_millis(10)));
+        assert!(ambient.now() >= before, "time does not run backwards for a trifle");
+        ambient.follow(Timestamp::from_micros(3 * HOUR));
+        assert!(ambient.now() >= Timestamp::from_micros(3 * HOUR));
+    }
+
+    #[test]
+    fn a_manual_clock_follows_nobody() {
+        let ambient = Ambient::manual(Timestamp::from_micros(7), 1);
+        ambient.follow(Timestamp::from_micros(HOUR));
+        assert_eq!((ambient.now(), ambient.machine_now()), (Timestamp::from_micros(7), Timestamp::from_micros(7)));
     }
 }
