@@ -238,10 +238,16 @@ create index audit_by_target on audit (org_id, target, id);
 
 -- Serving processes. On PostgreSQL a row whose expires_at has passed belongs to a dead one.
 create table worker (
-    id          uuid not null primary key,
-    name        text not null,
-    started_at  timestamptz not null,
-    expires_at  timestamptz not null
+    id                  uuid not null primary key,
+    name                text not null,
+    -- The binary's, and the last migration that it knows.
+    version             text not null,
+    schema_version      bigint not null,
+    state               text not null check (state in ('serving', 'draining')),
+    -- How far the machine's own clock is ahead of the database's, in microseconds.
+    clock_ahead_micros  bigint not null,
+    started_at          timestamptz not null,
+    expires_at          timestamptz not null
 );
 
 -- The durable queue. Only 'ready' rows are in the claim path; 'future' ones are promoted when their time comes.
@@ -362,3 +368,7 @@ create table schedule (
 alter table schedule enable row level security;
 alter table schedule force row level security;
 create policy schedule_of_org on schedule using (org_id = (select app_org())) with check (org_id = (select app_org()));
+
+-- A node looks, for what it carries out itself, whether it was changed or ended on another node. It changes nothing.
+create policy installation_nodes on installation for select using ((select app_scope()) = 'nodes');
+create policy run_nodes on run for select using ((select app_scope()) = 'nodes');

@@ -238,10 +238,16 @@ create index audit_by_target on audit (org_id, target, id);
 
 -- Serving processes. On PostgreSQL a row whose expires_at has passed belongs to a dead one.
 create table worker (
-    id          blob not null primary key,
-    name        text not null,
-    started_at  integer not null,
-    expires_at  integer not null
+    id                  blob not null primary key,
+    name                text not null,
+    -- The binary's, and the last migration that it knows.
+    version             text not null,
+    schema_version      integer not null,
+    state               text not null check (state in ('serving', 'draining')),
+    -- How far the machine's own clock is ahead of the database's, in microseconds.
+    clock_ahead_micros  integer not null,
+    started_at          integer not null,
+    expires_at          integer not null
 ) strict;
 
 -- The durable queue. Only 'ready' rows are in the claim path; 'future' ones are promoted when their time comes.

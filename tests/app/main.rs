@@ -12,6 +12,7 @@ mod calls;
 mod grants;
 mod guests;
 mod installations;
+mod nodes;
 mod runs;
 mod schedules;
 mod secrets;

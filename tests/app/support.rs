@@ -1,6 +1,7 @@
 //! An application on each database, with organizations and callers to use it as.
 
 use std::collections::BTreeSet;
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -59,12 +60,11 @@ pub(crate) struct TestApp {
     pub(crate) store: Store,
     pub(crate) ambient: Ambient,
     /// The directory or database that ends with the test.
-    _place: Place,
+    place: Place,
 }
 
-#[expect(dead_code, reason = "held for what their drop does")]
 enum Place {
-    Sqlite(tempfile::TempDir),
+    Sqlite(#[expect(dead_code, reason = "held for what its drop does")] tempfile::TempDir),
     Postgres(TestDatabase<'static>),
 }
 
@@ -126,8 +126,7 @@ impl TestApp {
              exception when duplicate_object or unique_violation then null; end $$"
         );
         database.execute(&role).unwrap();
-        let (_, place) = database.url().rsplit_once('@').unwrap();
-        let url = Some(format!("postgres://{APP_ROLE}:app_suite@{place}"));
+        let url = Some(as_app_role(database.url()));
         let config =
             Database::Postgres { url, owner_url: Some(database.url().to_owned()), app_password: "unused".into() };
         let store = Store::open(StoreConfig { database: config, connections_max: 6 }).await.unwrap();
@@ -137,7 +136,48 @@ impl TestApp {
     fn on(store: Store, place: Place, options: Options) -> Self {
         let ambient = ambient();
         let app = app(&store, &ambient, options);
-        Self { app, store, ambient, _place: place }
+        Self { app, store, ambient, place }
+    }
+
+    fn database(&self) -> &TestDatabase<'static> {
+        match &self.place {
+            Place::Postgres(database) => database,
+            Place::Sqlite(_) => panic!("asked for PostgreSQL's database on SQLite"),
+        }
+    }
+
+    /// How another node opens this PostgreSQL database; `through` names a proxy on the way.
+    pub(crate) fn store_config(&self, through: Option<SocketAddr>) -> StoreConfig {
+        let url = through.map_or_else(|| as_app_role(self.database().url()), |proxy| self.url_through(proxy));
+        let database = Database::Postgres { url: Some(url), owner_url: None, app_password: "unused".into() };
+        StoreConfig { database, connections_max: 4 }
+    }
+
+    /// The database's address with a proxy's in the server's place.
+    pub(crate) fn url_through(&self, proxy: SocketAddr) -> String {
+        let url = as_app_role(self.database().url());
+        let (front, place) = url.rsplit_once('@').unwrap();
+        let (_, name) = place.split_once('/').unwrap();
+        format!("{front}@{proxy}/{name}")
+    }
+
+    pub(crate) fn postgres_address(&self) -> SocketAddr {
+        let (_, place) = self.database().url().rsplit_once('@').unwrap();
+        let (address, _) = place.split_once('/').unwrap();
+        address.to_socket_addrs().unwrap().next().unwrap()
+    }
+
+    /// Another database of the same server.
+    pub(crate) fn deaf_url(&self) -> String {
+        let url = as_app_role(self.database().url());
+        let (front, _) = url.rsplit_once('/').unwrap();
+        format!("{front}/template1")
+    }
+
+    /// Another node on the same PostgreSQL database, with connections and a clock of its own.
+    pub(crate) async fn node(&self, ambient: &Ambient) -> App {
+        let store = Store::open(self.store_config(None)).await.unwrap();
+        app(&store, ambient, Options::default())
     }
 
     /// Another application on the same store, as after a restart or on another node.
@@ -171,6 +211,11 @@ impl TestApp {
         let page = PageRequest::default();
         self.app.list_audit(&tenant.caller, tenant.org, Some(action.to_owned()), None, page).await.unwrap().items
     }
+}
+
+fn as_app_role(owner_url: &str) -> String {
+    let (_, place) = owner_url.rsplit_once('@').unwrap();
+    format!("postgres://{APP_ROLE}:app_suite@{place}")
 }
 
 fn app(store: &Store, ambient: &Ambient, options: Options) -> App {

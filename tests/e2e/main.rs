@@ -7,6 +7,7 @@ mod bad_input;
 mod demo;
 mod github;
 mod kill;
+mod nodes;
 mod server;
 
 /// Generates `name::sqlite` and `name::postgres` from one body.

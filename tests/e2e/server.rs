@@ -43,6 +43,39 @@ impl Place {
         self.database.as_ref().map(Database::url)
     }
 
+    /// Another node on the same PostgreSQL database: `bulkhead serve` with a directory of its own and the same root key.
+    pub(crate) fn start_node(&self, name: &str, demo: &Value, sink: &Sink) -> Server<'_> {
+        let data = self.dir.path().join(name);
+        if !data.exists() {
+            std::fs::create_dir(&data).unwrap();
+            std::fs::copy(self.dir.path().join("data/root.key"), data.join("root.key")).unwrap();
+        }
+        let port = free_port();
+        let mut command = self.node_command(&data);
+        command.arg("serve").env("BULKHEAD_SERVER__LISTEN", format!("127.0.0.1:{port}"));
+        command.env("BULKHEAD_EGRESS__ALLOW_LOOPBACK", format!("[\"{}\"]", sink.address()));
+        let child = self.spawn(command, port);
+        let text = demo.to_string().replace(demo["url"].as_str().unwrap(), &format!("http://127.0.0.1:{port}"));
+        let demo: Value = serde_json::from_str(&text).unwrap();
+        Server { place: self, child, api: Api::new(&demo), demo }
+    }
+
+    /// A command as one node's operator gives it.
+    fn node_command(&self, data: &Path) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+        command.env("BULKHEAD_SERVER__DATA_DIR", data);
+        command.env("BULKHEAD_DATABASE__OWNER_URL", self.database.as_ref().unwrap().url());
+        command
+    }
+
+    /// What `bulkhead doctor` finds about nodes.
+    pub(crate) fn doctor_nodes(&self) -> Vec<Value> {
+        let mut command = self.node_command(&self.dir.path().join("data"));
+        command.args(["doctor", "--json"]).env("BULKHEAD_SERVER__LISTEN", "127.0.0.1:0");
+        let findings: Vec<Value> = serde_json::from_slice(&command.output().unwrap().stdout).unwrap();
+        findings.into_iter().filter(|finding| finding["check"] == "node").collect()
+    }
+
     fn log(&self) -> PathBuf {
         self.dir.path().join("server.log")
     }
@@ -60,19 +93,24 @@ impl Place {
 
     /// Starts the demo and waits until it is ready.
     pub(crate) fn start(&self, sink: &Sink) -> Server<'_> {
+        let child = self.spawn(self.command(&sink.url("/hook")), self.port);
+        let file = std::fs::read_to_string(self.dir.path().join("data/demo.json")).unwrap();
+        let demo: Value = serde_json::from_str(&file).unwrap();
+        Server { place: self, child, api: Api::new(&demo), demo }
+    }
+
+    /// Runs a server until it is ready on this port.
+    fn spawn(&self, mut command: Command, port: u16) -> Child {
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
-        let mut command = self.command(&sink.url("/hook"));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let mut child = command.spawn().unwrap();
-        let health = format!("http://127.0.0.1:{}/readyz", self.port);
+        let health = format!("http://127.0.0.1:{port}/readyz");
         let up = wait_until(START_WITHIN, || {
             assert!(child.try_wait().unwrap().is_none(), "the server ended:\n{}", self.log_text());
             ureq::get(&health).call().is_ok()
         });
         assert!(up, "the server is not ready:\n{}", self.log_text());
-        let file = std::fs::read_to_string(self.dir.path().join("data/demo.json")).unwrap();
-        let demo: Value = serde_json::from_str(&file).unwrap();
-        Server { place: self, child, api: Api::new(&demo), demo }
+        child
     }
 
     pub(crate) fn log_text(&self) -> String {
@@ -111,10 +149,15 @@ impl Server<'_> {
         self.child.wait().unwrap();
     }
 
+    /// `-STOP`, `-CONT`, …
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
     /// SIGTERM; answers the exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal("-TERM");
         let ended = wait_until(Duration::from_mins(1), || self.child.try_wait().unwrap().is_some());
         assert!(ended, "the server does not stop:\n{}", self.place.log_text());
         self.child.wait().unwrap().code()

@@ -24,11 +24,16 @@ const WITHOUT_ROWS: &[&str] = &[
     "has_ready_jobs",
     "insert_org",
     "insert_worker",
+    "list_ended_runs",
+    "list_grant_versions",
+    "list_nodes",
     "load_org_by_slug",
+    "load_shared_clock",
     "next_job_at",
     "promote_jobs",
     "recover_jobs",
     "renew_worker",
+    "update_node",
 ];
 
 /// What an organization's rows look like from inside.
@@ -218,6 +223,11 @@ on_both! {
                     refused!($scope, [worker], |tx| tx.delete_worker(*worker).await);
                     refused!($scope, [worker, now], |tx| tx.recover_jobs(*worker, *now).await);
                     refused!($scope, [now], |tx| tx.free_stuck_jobs(*now).await);
+                    refused!($scope, [], |tx| tx.list_nodes().await);
+                    refused!($scope, [], |tx| tx.load_shared_clock().await);
+                    refused!($scope, [worker], |tx| tx.update_node(*worker, true, 0).await);
+                    refused!($scope, [a], |tx| tx.list_grant_versions(&[(a.org, a.installation.id)]).await);
+                    refused!($scope, [a], |tx| tx.list_ended_runs(&[(a.org, a.run.id)]).await);
                 };
             }
             each_refused!(&system);

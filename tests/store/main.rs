@@ -13,6 +13,7 @@ mod directory;
 mod faults;
 mod isolation;
 mod jobs;
+mod nodes;
 mod nouns;
 mod postgres;
 mod row_security;

@@ -9,7 +9,8 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use crate::support::{APP_ROLE, GLOBAL_TABLES, TestStore};
 
 /// Which system scopes see which tables besides an organization's own rows. May only shrink.
-const ADMITTED: &[(&str, &str)] = &[("admin", "organization"), ("jobs", "job")];
+const ADMITTED: &[(&str, &str)] =
+    &[("admin", "organization"), ("jobs", "job"), ("nodes", "installation"), ("nodes", "run")];
 
 async fn tables(conn: &mut PgConnection) -> Vec<String> {
     sqlx::query_scalar(
@@ -181,8 +182,14 @@ async fn system_scopes_open_the_listed_tables_and_no_other() {
     let mut conn = test.raw_postgres().await;
     let tables = tables(&mut conn).await;
     let mut admitted = BTreeSet::new();
-    let reasons =
-        [SystemReason::SignIn, SystemReason::Jobs, SystemReason::Admin, SystemReason::Worker, SystemReason::Hook];
+    let reasons = [
+        SystemReason::SignIn,
+        SystemReason::Jobs,
+        SystemReason::Admin,
+        SystemReason::Worker,
+        SystemReason::Hook,
+        SystemReason::Nodes,
+    ];
     for scope in reasons.map(SystemReason::as_str).into_iter().chain(["", "anything", "ADMIN", "jobs "]) {
         begin(&mut conn, None, scope).await;
         for table in &tables {
@@ -194,6 +201,21 @@ async fn system_scopes_open_the_listed_tables_and_no_other() {
     }
     let listed = ADMITTED.iter().map(|(scope, table)| ((*scope).to_owned(), (*table).to_owned())).collect();
     assert_eq!(admitted, listed);
+}
+
+#[tokio::test]
+async fn nodes_look_and_change_nothing() {
+    let Some(test) = TestStore::postgres().await else { return };
+    test.tenant("a").await;
+    let mut conn = test.raw_postgres().await;
+    for table in ["installation", "run"] {
+        begin(&mut conn, None, "nodes").await;
+        assert_eq!(count(&mut conn, table, "true").await, 1, "{table}");
+        for statement in [format!("update {table} set org_id = org_id"), format!("delete from {table}")] {
+            assert_eq!(execute(&mut conn, statement.clone()).await.unwrap(), 0, "{statement}");
+        }
+        end(&mut conn).await;
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use crate::support::TestStore;
 const RAW_SQL: &[&str] = &[
     "backup/rows.rs",       // statements over any table, made from the catalogue
     "postgres.rs",          // roles and transactions of PostgreSQL alone
+    "sqlite.rs",            // asks which migrations there are, before there is a store
     "sqlite/connection.rs", // runs what `sql!` made, and pragmas of SQLite alone
     "tx.rs",                // runs what `sql!` made
 ];

@@ -14,7 +14,7 @@ use bulkhead_model::id::{CallId, InstallationId, OrgId, RunId};
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::name::{ContributionName, PluginName};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
-use bulkhead_runtime::{CallContext, CallControl, CallRequest, Digest, LoadError, Prepared};
+use bulkhead_runtime::{CallContext, CallControl, CallRequest, Digest, LoadError, Prepared, Validity};
 use bulkhead_store::StoreError;
 use bulkhead_store::call::{Call, CallSummary};
 use bulkhead_store::installation::{Installation, InstallationState};
@@ -44,6 +44,7 @@ pub(crate) struct PluginCall {
     /// Below the installation's own wall time; `None` leaves that.
     pub(crate) timeout_ms: Option<u64>,
     pub(crate) cancel: CancellationToken,
+    pub(crate) validity: Validity,
 }
 
 /// What came of a step's call.
@@ -76,6 +77,7 @@ struct Asked {
     idempotency_key: Option<String>,
     timeout_ms: Option<u64>,
     cancel: CancellationToken,
+    validity: Validity,
 }
 
 /// What the short read gives, and what follows from it.
@@ -107,6 +109,7 @@ impl App {
             idempotency_key: Some(call.idempotency_key),
             timeout_ms: call.timeout_ms,
             cancel: call.cancel,
+            validity: call.validity,
         };
         // On the heap: a run's own future holds this one.
         match Box::pin(self.perform(scope, asked)).await {
@@ -145,6 +148,8 @@ impl App {
                     idempotency_key: None,
                     timeout_ms: None,
                     cancel: CancellationToken::new(),
+                    // Somebody waits for it here; no other node would make it.
+                    validity: Validity::default(),
                 };
                 let call = app.perform(&scope, asked).await?;
                 app.record_single_call(&scope, call).await
@@ -327,7 +332,7 @@ impl App {
             check_input(ready, &asked.input, input.len()).await?;
         }
         let prepared = self.prepared(scope, ready).await?;
-        let control = CallControl::new();
+        let control = CallControl::under(asked.validity.clone());
         let version = ready.installation.grant_version;
         let registration = self.sandbox().live.register((org, installation), version, id, control.clone());
         let request = self.request(scope, ready, asked, id, input, control.clone());

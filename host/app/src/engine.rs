@@ -346,6 +346,7 @@ impl App {
             idempotency_key: planned.idempotency_key.clone(),
             timeout_ms: planned.timeout_ms,
             cancel: leash.cancel_token(),
+            validity: leash.validity(),
         };
         Ok(match self.run_plugin(&journey.scope, call).await? {
             Attempted::Made(call) => Made::Call(call),

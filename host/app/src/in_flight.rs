@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use bulkhead_model::id::RunId;
+use bulkhead_model::id::{OrgId, RunId};
+use bulkhead_runtime::Validity;
 use tokio_util::sync::CancellationToken;
 
 /// The runs that this process carries forward now, so that each, or all, can be ended early.
@@ -12,19 +13,30 @@ pub(crate) struct InFlight {
     state: Arc<Mutex<InFlightState>>,
     /// Fires when nothing is in flight any more and nothing will be: only then may the heartbeat end.
     done: CancellationToken,
+    /// As long as the heartbeat is in time. What is carried out under it ends with it.
+    validity: Validity,
 }
 
 #[derive(Default)]
 struct InFlightState {
     /// Cancelled at a fence and at the end of a shutdown's patience: every job is handed back.
     all: CancellationToken,
-    runs: HashMap<RunId, CancellationToken>,
+    runs: HashMap<RunId, Carried>,
+    leashes: u64,
+}
+
+struct Carried {
+    org: OrgId,
+    token: CancellationToken,
+    /// Which leash: a run whose job was lost may be carried again before the old leash is gone.
+    leash: u64,
 }
 
 /// What one run's calls hang on. Dropping it takes the run out of the list.
 pub(crate) struct Leash {
     in_flight: InFlight,
     run: RunId,
+    number: u64,
     all: CancellationToken,
     own: CancellationToken,
 }
@@ -34,17 +46,19 @@ impl InFlight {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(crate) fn leash(&self, run: RunId) -> Leash {
+    pub(crate) fn leash(&self, org: OrgId, run: RunId) -> Leash {
         let mut state = self.lock();
         let (all, own) = (state.all.clone(), state.all.child_token());
-        state.runs.insert(run, own.clone());
-        Leash { in_flight: self.clone(), run, all, own }
+        state.leashes += 1;
+        let number = state.leashes;
+        state.runs.insert(run, Carried { org, token: own.clone(), leash: number });
+        Leash { in_flight: self.clone(), run, number, all, own }
     }
 
     /// Ends the run's call in flight; its commit will find the run ended.
     pub(crate) fn cancel_run(&self, run: RunId) {
-        if let Some(token) = self.lock().runs.get(&run) {
-            token.cancel();
+        if let Some(carried) = self.lock().runs.get(&run) {
+            carried.token.cancel();
         }
     }
 
@@ -54,29 +68,47 @@ impl InFlight {
         state.all.cancel();
         state.all = CancellationToken::new();
     }
-}
 
-impl InFlight {
+    /// The runs that are carried forward now and were not told to end.
+    pub(crate) fn runs(&self) -> Vec<(OrgId, RunId)> {
+        let state = self.lock();
+        let going = state.runs.iter().filter(|(_, carried)| !carried.token.is_cancelled());
+        going.map(|(run, carried)| (carried.org, *run)).collect()
+    }
+
     /// Fires when this process has stopped acting for good.
     pub(crate) fn done(&self) -> &CancellationToken {
         &self.done
+    }
+
+    /// The right of this process to carry out jobs.
+    pub(crate) fn validity(&self) -> &Validity {
+        &self.validity
     }
 }
 
 impl Leash {
     /// Whether the job is to be handed back rather than finished.
     pub(crate) fn hand_back(&self) -> bool {
-        self.all.is_cancelled()
+        self.all.is_cancelled() || self.in_flight.validity.has_ended()
     }
 
     /// Fires when the call in flight is to end, for whatever reason.
     pub(crate) fn cancel_token(&self) -> CancellationToken {
         self.own.clone()
     }
+
+    /// What the run's calls are made under.
+    pub(crate) fn validity(&self) -> Validity {
+        self.in_flight.validity.clone()
+    }
 }
 
 impl Drop for Leash {
     fn drop(&mut self) {
-        self.in_flight.lock().runs.remove(&self.run);
+        let mut state = self.in_flight.lock();
+        if state.runs.get(&self.run).is_some_and(|carried| carried.leash == self.number) {
+            state.runs.remove(&self.run);
+        }
     }
 }

@@ -5,7 +5,8 @@
 //!   first; what it gets, an `OrgScope`, is what the store demands.
 //! - No plugin call and no outbound call happens inside a transaction.
 //! - Every mutation writes its audit entry in its own transaction.
-//! - After commit only: the runtime is told what changed ([`live`]), workers are woken ([`worker`]).
+//! - After commit only: the runtime is told what changed ([`live`]), workers are woken ([`worker`]), other nodes are told of both
+//!   ([`node`]).
 
 pub mod api_key;
 pub mod audit;
@@ -23,6 +24,7 @@ mod in_flight;
 pub mod installation;
 pub mod job;
 mod live;
+pub mod node;
 pub mod org;
 pub mod permits;
 mod planner;
@@ -72,6 +74,7 @@ pub struct App {
     inner: Arc<Inner>,
     wake: worker::Wake,
     in_flight: in_flight::InFlight,
+    node: node::NodeState,
     planner: planner::Planner,
     definitions: moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Definition>>,
 }
@@ -94,6 +97,7 @@ impl App {
             inner: Arc::new(inner),
             wake: worker::Wake::default(),
             in_flight: in_flight::InFlight::default(),
+            node: node::NodeState::default(),
             planner: planner::Planner::new(),
             definitions: moka::sync::Cache::new(DEFINITIONS_MAX),
         }
@@ -132,8 +136,13 @@ impl App {
         &self.wake
     }
 
-    /// Tells this process's worker that there is work.
+    pub(crate) fn node(&self) -> &node::NodeState {
+        &self.node
+    }
+
+    /// Tells the workers of this process and of the other nodes that there is work.
     pub(crate) fn wake_workers(&self) {
         self.wake.wake();
+        self.node.tell_wake();
     }
 }

@@ -69,6 +69,11 @@ impl LiveCalls {
         older.map(|(_, control)| control.revoke()).count()
     }
 
+    /// The installations whose calls run now.
+    pub(crate) fn installations(&self) -> Vec<Key> {
+        self.lock().calls.keys().copied().collect()
+    }
+
     /// Calls that run now.
     pub(crate) fn count(&self) -> usize {
         self.lock().calls.values().map(HashMap::len).sum()

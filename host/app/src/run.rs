@@ -347,6 +347,7 @@ impl App {
             })
             .await?;
         self.in_flight().cancel_run(id);
+        self.node().tell_run_ended(org, id);
         Ok(())
     }
 

@@ -88,9 +88,15 @@ impl App {
         answered.await.unwrap_or_else(|_| Err(AppError::Runtime(Box::new(EndedEarly(name)))))
     }
 
-    /// Tells the running process, after commit, that an installation is at `version`: calls that began under an older one are
-    /// revoked, and what was remembered of it is forgotten.
+    /// Tells this process and the other nodes, after commit, that an installation is at `version`: calls that began under an
+    /// older one are revoked, and what was remembered of it is forgotten.
     pub fn installation_changed(&self, org: OrgId, installation: InstallationId, version: GrantVersion) {
+        self.installation_is_at(org, installation, version);
+        self.node().tell_installation_changed(org, installation);
+    }
+
+    /// The same for this process alone.
+    pub(crate) fn installation_is_at(&self, org: OrgId, installation: InstallationId, version: GrantVersion) {
         let sandbox = self.sandbox();
         sandbox.rights.invalidate(&(org, installation));
         let revoked = sandbox.live.changed((org, installation), version);

@@ -2,7 +2,7 @@
 //! its heartbeat is overdue ([`heartbeat`](crate::heartbeat)) it claims nothing.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_model::id::WorkerId;
 use bulkhead_model::job::{JobPayload, Lane};
@@ -49,7 +49,7 @@ pub struct WorkerConfig {
     pub heartbeat: Option<StoreConfig>,
 }
 
-/// Wakes the claim loop. In process; other nodes find work by polling.
+/// Wakes the claim loop of this process. Other nodes are told by [`node`](crate::node).
 #[derive(Clone, Default)]
 pub(crate) struct Wake(Arc<Notify>);
 
@@ -77,7 +77,7 @@ impl App {
     /// # Errors
     /// The store's, when the worker cannot be registered.
     pub async fn start_worker(&self, config: WorkerConfig, supervisor: &Supervisor) -> Result<WorkerId, StoreError> {
-        let id = WorkerId::new(self.ambient());
+        let (id, registering) = (WorkerId::new(self.ambient()), Instant::now());
         let args = (id, config.name.clone(), self.ambient().clone());
         let recovered = self
             .store()
@@ -105,12 +105,13 @@ impl App {
             supervisor: supervisor.clone(),
         });
         if let Some(store) = config.heartbeat {
-            heartbeat::spawn(Arc::clone(&worker.heartbeat), store);
+            self.node().has_heartbeat(heartbeat::spawn(Arc::clone(&worker.heartbeat), store, registering));
         }
         let claiming = Arc::clone(&worker);
         supervisor.spawn_loop("claim", move || Arc::clone(&claiming).claim_loop());
         let recovering = Arc::clone(&worker);
         supervisor.spawn_loop("recover", move || Arc::clone(&recovering).recover_loop());
+        self.node().works_as(id);
         Ok(id)
     }
 }
@@ -210,14 +211,14 @@ impl Worker {
             // Slots were counted before the claim by the only claimer, so one is free.
             let _slot = slot;
             worker.work(job).await;
-            worker.app.wake_workers();
+            worker.app.wake().wake();
         });
     }
 
     async fn work(&self, job: ClaimedJob) {
         match serde_json::from_str::<JobPayload>(&job.payload) {
             Ok(JobPayload::AdvanceRun { run }) => {
-                let leash = self.app.in_flight().leash(run);
+                let leash = self.app.in_flight().leash(job.lease.org, run);
                 let left = self.app.advance_run(&job.lease, run, &leash).await;
                 tracing::debug!(job = %job.lease.job, run = %run, ?left, "left a job");
             }
@@ -289,6 +290,7 @@ impl App {
     /// Stops claiming, lets jobs under way finish for `patience`, then cancels their calls and hands the jobs back without
     /// counting an attempt.
     pub async fn stop_worker(&self, supervisor: &Supervisor, patience: Duration) {
+        self.drain_node().await;
         if !supervisor.shut_down(patience).await {
             tracing::info!("handing back jobs that are still under way");
             self.in_flight().hand_back_all();
@@ -296,5 +298,6 @@ impl App {
         }
         // Until here the heartbeat went on: without it another node would take the jobs up beside this one.
         self.in_flight().done().cancel();
+        self.leave_node().await;
     }
 }

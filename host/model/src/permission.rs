@@ -242,6 +242,8 @@ pub enum SystemReason {
     Worker,
     /// A webhook delivery, authenticated by its token.
     Hook,
+    /// Looks whether what this node carries out was changed or ended on another one.
+    Nodes,
 }
 
 impl SystemReason {
@@ -253,6 +255,7 @@ impl SystemReason {
             Self::Admin => "admin",
             Self::Worker => "worker",
             Self::Hook => "hook",
+            Self::Nodes => "nodes",
         }
     }
 }

@@ -4,8 +4,9 @@
 //! one that computes sees it at the next epoch tick; a host call sees it before it has any effect.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
 
@@ -54,11 +55,70 @@ impl Stop {
     }
 }
 
+/// Until when this process may act: the right behind its calls. It ends by itself, at a moment of the monotonic
+/// clock, so that a process that was stopped and goes on knows before its first effect, without a thread that tells it.
+#[derive(Clone)]
+pub struct Validity {
+    inner: Arc<ValidityInner>,
+}
+
+struct ValidityInner {
+    born: Instant,
+    /// Microseconds after `born`; `u64::MAX` has no end.
+    ends_micros: AtomicU64,
+    /// Somebody saw it ended. It stays so until it is renewed.
+    lapsed: AtomicBool,
+}
+
+impl Default for Validity {
+    /// Without an end.
+    fn default() -> Self {
+        let (ends_micros, lapsed) = (AtomicU64::new(u64::MAX), AtomicBool::new(false));
+        Self { inner: Arc::new(ValidityInner { born: Instant::now(), ends_micros, lapsed }) }
+    }
+}
+
+impl Validity {
+    /// Valid (again) until `duration` after `from`.
+    pub fn renew(&self, from: Instant, duration: Duration) {
+        let ends = from.saturating_duration_since(self.inner.born).saturating_add(duration);
+        let ends_micros = u64::try_from(ends.as_micros()).unwrap_or(u64::MAX);
+        self.inner.ends_micros.store(ends_micros, Ordering::SeqCst);
+        self.inner.lapsed.store(false, Ordering::SeqCst);
+    }
+
+    /// Ends it now.
+    pub fn end(&self) {
+        self.inner.lapsed.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        if self.inner.lapsed.load(Ordering::Acquire) {
+            return true;
+        }
+        let ends_micros = self.inner.ends_micros.load(Ordering::Acquire);
+        let ended = ends_micros != u64::MAX && self.inner.born.elapsed() >= Duration::from_micros(ends_micros);
+        if ended {
+            self.inner.lapsed.store(true, Ordering::SeqCst);
+        }
+        ended
+    }
+}
+
+impl std::fmt::Debug for Validity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Validity").field("has_ended", &self.has_ended()).finish()
+    }
+}
+
 #[derive(Default)]
 struct Inner {
     /// 0 while the call may go on.
     stop: AtomicU8,
     waker: AtomicWaker,
+    validity: Option<Validity>,
 }
 
 /// Ends one call. Clones are the same handle; it may be used before, during and after the call.
@@ -71,6 +131,13 @@ impl CallControl {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The handle of a call that is cancelled when `validity` ends. A guest that waits is not woken by that: whoever keeps the
+    /// validity cancels as well.
+    #[must_use]
+    pub fn under(validity: Validity) -> Self {
+        Self { inner: Arc::new(Inner { validity: Some(validity), ..Inner::default() }) }
     }
 
     /// Ends the call because its grants changed.
@@ -86,7 +153,12 @@ impl CallControl {
     /// Why the call has to end, if it has to. The first reason stays.
     #[must_use]
     pub fn stopped(&self) -> Option<Stop> {
-        Stop::from_code(self.inner.stop.load(Ordering::Acquire))
+        let stop = Stop::from_code(self.inner.stop.load(Ordering::Acquire));
+        if stop.is_none() && self.inner.validity.as_ref().is_some_and(Validity::has_ended) {
+            self.stop(Stop::Cancelled);
+            return Stop::from_code(self.inner.stop.load(Ordering::Acquire));
+        }
+        stop
     }
 
     pub(crate) fn stop(&self, reason: Stop) {
@@ -125,6 +197,22 @@ mod tests {
         control.cancel();
         control.stop(Stop::Deadline);
         assert_eq!(control.stopped(), Some(Stop::Revoked));
+    }
+
+    #[test]
+    fn a_call_ends_with_the_right_that_it_is_made_under() {
+        let validity = Validity::default();
+        let control = CallControl::under(validity.clone());
+        assert_eq!(control.stopped(), None);
+        // Long over: a process that was stopped in between has told nobody.
+        validity.renew(Instant::now(), Duration::ZERO);
+        assert_eq!(control.stopped(), Some(Stop::Cancelled));
+        validity.renew(Instant::now(), Duration::from_mins(10));
+        assert!(!validity.has_ended());
+        assert_eq!(control.stopped(), Some(Stop::Cancelled), "a new right is none for what began under the old one");
+        assert_eq!(CallControl::under(validity.clone()).stopped(), None);
+        validity.end();
+        assert!(validity.has_ended());
     }
 
     #[test]

@@ -37,7 +37,7 @@ mod ticker;
 
 pub use call::{CallContext, CallRequest};
 pub use compiler::CompilerCommand;
-pub use control::{CallControl, Stop};
+pub use control::{CallControl, Stop, Validity};
 pub use digest::{Digest, DigestError};
 pub use engine::{Allocation, EngineError};
 pub use package::{EmbedError, PackageError, PackageInfo, embed_manifest};

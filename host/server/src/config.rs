@@ -73,12 +73,15 @@ pub(crate) struct DatabaseConfig {
     pub(crate) url: Option<Secret>,
     /// PostgreSQL, as the owner: for migrations. Alone, the server makes the application role itself.
     pub(crate) owner_url: Option<Secret>,
+    /// PostgreSQL: where nodes listen to each other when `url` leads through a pooler in transaction mode; the same database,
+    /// past the pooler.
+    pub(crate) listen_url: Option<Secret>,
     pub(crate) connections_max: u32,
 }
 
 impl Default for DatabaseConfig {
     fn default() -> Self {
-        Self { url: None, owner_url: None, connections_max: 16 }
+        Self { url: None, owner_url: None, listen_url: None, connections_max: 16 }
     }
 }
 

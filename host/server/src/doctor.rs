@@ -1,15 +1,21 @@
 //! `bulkhead doctor`: checks that the server can run here, one line per check, and says what to do.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
+use bulkhead_app::node::CLOCK_OFF_MAX;
 use bulkhead_model::ambient::Ambient;
+use bulkhead_model::permission::{SystemReason, SystemScope};
+use bulkhead_store::node::Node;
 use bulkhead_store::{Store, StoreError};
 use serde::Serialize;
 
 use crate::config::Config;
 use crate::host::store_config;
 use crate::keys;
+
+const NODES: SystemScope = SystemScope::new(SystemReason::Nodes);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -101,6 +107,15 @@ async fn database(config: &Config) -> Vec<Finding> {
                 "database",
                 Ok(format!("{} answers; its schema is this version's", store.database_name())),
             ));
+            if store.is_postgres() {
+                let ambient = Ambient::system();
+                findings.push(finding("clock", clock(&store, &ambient).await));
+                match store.read(&NODES, (), |tx, ()| Box::pin(async move { tx.list_nodes().await })).await {
+                    Ok(nodes) if nodes.is_empty() => findings.push(finding("nodes", Ok("none serves".into()))),
+                    Ok(nodes) => findings.extend(nodes.iter().map(|each| finding("node", node(each)))),
+                    Err(error) => findings.push(finding("nodes", Err(error.to_string()))),
+                }
+            }
             store.close().await;
         }
         Err(StoreError::Refused(why)) if why.contains("in use") => {
@@ -112,6 +127,38 @@ async fn database(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Of this machine, against the one that all nodes share.
+async fn clock(store: &Store, ambient: &Ambient) -> Result<String, String> {
+    let shared = store.read(&NODES, (), |tx, ()| Box::pin(async move { tx.load_shared_clock().await })).await;
+    let shared = shared.map_err(|error| error.to_string())?.ok_or("the database does not tell the time")?;
+    off_by(ambient.machine_now().as_micros().saturating_sub(shared.as_micros()), "this machine's clock")
+}
+
+/// One row; a node with a wrong clock or without a heartbeat is a finding.
+fn node(node: &Node) -> Result<String, String> {
+    let state = match (node.alive, node.draining) {
+        (false, _) => "dead",
+        (true, true) => "draining",
+        (true, false) => "serving",
+    };
+    let line = format!(
+        "{}: {state}, version {}, schema {:04}, since {}",
+        node.name, node.version, node.schema_version, node.started_at
+    );
+    if !node.alive {
+        return Err(format!("{line}: its heartbeat is over; a serving node takes its work up"));
+    }
+    let clock = off_by(node.clock_ahead_micros, "its machine's clock").map_err(|why| format!("{line}; {why}"))?;
+    Ok(format!("{line}; {clock}"))
+}
+
+fn off_by(ahead_micros: i64, whose: &str) -> Result<String, String> {
+    let off = Duration::from_micros(ahead_micros.unsigned_abs());
+    let way = if ahead_micros < 0 { "behind" } else { "ahead of" };
+    let line = format!("{whose} is {:.3} s {way} the database's", off.as_secs_f64());
+    if off > CLOCK_OFF_MAX { Err(format!("{line}, which holds: set it right")) } else { Ok(line) }
 }
 
 /// Starts the compiler's child process on an empty package: it must answer with a refusal, not a crash.

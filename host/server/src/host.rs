@@ -1,10 +1,12 @@
 //! Wiring: from a configuration to an application with its store and its sandbox.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use bulkhead_app::node::Notifications;
 use bulkhead_app::permits::CallConcurrency;
 use bulkhead_app::sandbox::SandboxParts;
 use bulkhead_app::supervise::Supervisor;
@@ -127,7 +129,7 @@ impl Host {
     }
 
     /// Begins to carry out jobs.
-    pub(crate) async fn start_worker(&self, config: &Config) -> Result<()> {
+    pub(crate) async fn start_worker(&self, config: &Config, address: SocketAddr) -> Result<()> {
         let heartbeat = self.store.is_postgres().then(|| {
             let mut own = self.store_config.clone();
             own.connections_max = 1;
@@ -145,11 +147,18 @@ impl Host {
             interactive: config.worker.slots_interactive,
             bulk: config.worker.slots_bulk,
         };
-        let name = format!("pid {}", std::process::id());
-        let worker = WorkerConfig { name, slots, heartbeat };
+        let url = config.database.listen_url.as_ref().map(|url| url.reveal().to_owned());
+        self.app.start_node(Notifications::On { url }).await.context("the node cannot start")?;
+        let worker = WorkerConfig { name: node_name(address), slots, heartbeat };
         self.app.start_worker(worker, &self.supervisor).await.context("the worker cannot start")?;
         Ok(())
     }
+}
+
+/// What people tell this node by: host, process id and address.
+fn node_name(address: SocketAddr) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "host".to_owned());
+    format!("{}/{} on {address}", host.trim(), std::process::id())
 }
 
 /// `bulkhead migrate`

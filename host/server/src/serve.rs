@@ -63,8 +63,8 @@ pub(crate) async fn serve(
     listener: TcpListener,
     metrics: Arc<dyn Fn() -> String + Send + Sync>,
 ) -> Result<()> {
-    host.start_worker(config).await?;
     let address = listener.local_addr()?;
+    host.start_worker(config, address).await?;
     let http = HttpConfig {
         cursor_key: host.root_key.derive("cursor v1"),
         metrics,

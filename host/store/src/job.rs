@@ -12,9 +12,13 @@ use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
+use crate::migrations;
 use crate::page::{Page, PageRequest};
 use crate::sql::{Row, binds, sql, sql_postgres};
 use crate::tx::Tx;
+
+/// Shown with each serving process.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// What to put into the queue.
 #[derive(Clone, Debug)]
@@ -320,13 +324,16 @@ impl Tx {
         if self.is_postgres() {
             // The lease's clock is the database's, never a node's.
             let sql = sql_postgres!(
-                "insert into worker (id, name, started_at, expires_at)
-                 values ($1, $2, clock_timestamp(), clock_timestamp() + $3 * interval '1 microsecond')"
+                "insert into worker (id, name, version, schema_version, state, clock_ahead_micros, started_at, expires_at)
+                 values ($1, $2, $3, $4, 'serving', 0, clock_timestamp(), clock_timestamp() + $5 * interval '1 microsecond')"
             );
-            self.execute(sql, binds![id, name, micros(ttl)]).await.map(drop)
+            self.execute(sql, binds![id, name, VERSION, migrations::newest(), micros(ttl)]).await.map(drop)
         } else {
-            let sql = sql!("insert into worker (id, name, started_at, expires_at) values ($1, $2, $3, $4)");
-            self.execute(sql, binds![id, name, now, now.plus(ttl)]).await.map(drop)
+            let sql = sql!(
+                "insert into worker (id, name, version, schema_version, state, clock_ahead_micros, started_at, expires_at)
+                 values ($1, $2, $3, $4, 'serving', 0, $5, $6)"
+            );
+            self.execute(sql, binds![id, name, VERSION, migrations::newest(), now, now.plus(ttl)]).await.map(drop)
         }
     }
 

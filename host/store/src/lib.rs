@@ -22,6 +22,7 @@ pub mod hook;
 pub mod installation;
 pub mod job;
 mod migrations;
+pub mod node;
 pub mod org;
 pub mod page;
 pub mod plugin;
@@ -37,7 +38,7 @@ mod tx;
 pub mod workflow;
 
 pub use error::{DatabaseError, StoreError};
-pub use postgres::application_role;
+pub use postgres::{Listener, application_role};
 pub use sql::STATEMENT_SOURCES;
 pub use store::{Database, FaultHook, ScopeContext, Scoped, Store, StoreConfig, TxError, WriterStats};
 pub use tx::Tx;

@@ -4,6 +4,8 @@ use sha2::{Digest as _, Sha256};
 use sqlx::SqlStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
+use crate::error::StoreError;
+
 /// Name, SQLite text, PostgreSQL text.
 const ALL: &[(&str, &str, &str)] = &[(
     "0001_foundation",
@@ -20,7 +22,10 @@ fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'stat
             Migration::new(version, entry.0.into(), MigrationType::Simple, sql, false)
         })
         .collect();
-    Migrator::with_migrations(migrations)
+    let mut migrator = Migrator::with_migrations(migrations);
+    // Newer ones are `check_newer`'s matter, which knows which of them this binary can live beside.
+    migrator.set_ignore_missing(true);
+    migrator
 }
 
 pub(crate) fn sqlite() -> Migrator {
@@ -43,4 +48,73 @@ pub(crate) fn fingerprints() -> Vec<(String, String)> {
 /// The version that this binary needs.
 pub(crate) fn newest() -> i64 {
     i64::try_from(ALL.len()).unwrap_or(i64::MAX)
+}
+
+/// What stands in a migration's name before the number of the oldest binary's last migration that works beside it.
+const BESIDE: &str = "_beside_";
+
+/// The oldest schema whose binaries work beside the migration of this name: `0007_scores_beside_0005` says 5. `None`: it says
+/// nothing, and only binaries that know it work with it.
+fn beside(name: &str) -> Option<i64> {
+    let (_, number) = name.rsplit_once(BESIDE)?;
+    number.parse().ok()
+}
+
+/// Refuses a database that a newer version has changed so that this one could not work with it (docs/decisions/0006). `applied`
+/// are numbers and names.
+///
+/// # Errors
+/// [`StoreError::Refused`].
+pub(crate) fn check_newer(applied: &[(i64, String)]) -> Result<(), StoreError> {
+    check_newer_than(newest(), applied)
+}
+
+fn check_newer_than(known: i64, applied: &[(i64, String)]) -> Result<(), StoreError> {
+    let newer = applied.iter().filter(|(number, _)| *number > known);
+    for (_, name) in newer {
+        if beside(name).is_none_or(|oldest| known < oldest) {
+            return Err(StoreError::Refused(format!(
+                "the database belongs to a newer version: it has the migration {name}, and this binary knows those up to \
+                 {known:04}: start the newer version"
+            )));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn applied(names: &[&str]) -> Vec<(i64, String)> {
+        names.iter().map(|name| (name[..4].parse().unwrap(), (*name).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_older_binary_works_beside_those_that_say_so() {
+        let there = applied(&["0001_foundation", "0002_leads_beside_0001", "0003_scores_beside_0001"]);
+        for known in 1..=4 {
+            check_newer_than(known, &there).unwrap();
+        }
+        check_newer_than(1, &[]).unwrap();
+    }
+
+    #[test]
+    fn and_refuses_all_others_by_name() {
+        let there = applied(&["0001_foundation", "0002_leads_beside_0001", "0003_drops_beside_0002", "0004_renames"]);
+        for (known, name) in [(1, "0003_drops_beside_0002"), (2, "0004_renames"), (3, "0004_renames")] {
+            let text = check_newer_than(known, &there).unwrap_err().to_string();
+            assert!(text.contains(name) && text.contains(&format!("{known:04}")), "{text}");
+        }
+        check_newer_than(4, &there).unwrap();
+        // A mark that says nothing sensible is none.
+        assert!(check_newer_than(1, &applied(&["0002_x_beside_all"])).is_err());
+    }
+
+    #[test]
+    fn no_migration_claims_to_work_beside_itself_or_later_ones() {
+        for ((name, _, _), number) in ALL.iter().zip(1_i64..) {
+            assert!(beside(name).is_none_or(|oldest| (1..number).contains(&oldest)), "{name}");
+        }
+    }
 }

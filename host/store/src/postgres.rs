@@ -1,12 +1,13 @@
-//! What only PostgreSQL needs: roles, row-level security, isolation and retry.
+//! What only PostgreSQL needs: roles, row-level security, isolation and retry, notifications.
 
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Postgres, Row as _,
+    SqlSafeStr as _, Transaction,
 };
 
 use crate::error::StoreError;
@@ -36,14 +37,23 @@ pub fn application_role(database: &str) -> String {
 const STATEMENT_TIMEOUT: &str = "15s";
 /// No lock is waited for longer.
 const LOCK_TIMEOUT: &str = "5s";
-/// A transaction whose client has gone silent holds its locks no longer than this.
-const IDLE_TIMEOUT: &str = "30s";
+/// A transaction whose client has gone silent holds its locks no longer than a lease lives: a node that was stopped in mid-write
+/// must not keep another from taking its jobs up. Nothing in a transaction waits for anything but the database.
+const IDLE_TIMEOUT: &str = "4s";
 /// Serialises role creation between servers that start together (any fixed number).
 const ROLE_LOCK: i64 = 0x6275_6c6b_6865_6164;
+
+/// The channel of all nodes of a database.
+const CHANNEL: &str = "bulkhead";
+/// PostgreSQL refuses longer ones (`NOTIFY`: "must be shorter than 8000 bytes").
+pub(crate) const PAYLOAD_BYTES_MAX: usize = 7_999;
+/// A new connection for listening is there within this time.
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 pub(crate) struct PostgresBackend {
     pool: PgPool,
     connections_max: u32,
+    listen_options: PgConnectOptions,
 }
 
 fn refused(text: impl Into<String>) -> StoreError {
@@ -105,6 +115,18 @@ pub(crate) async fn begin_restore(
     begin_long(options, "begin").await
 }
 
+/// Numbers and names of the migrations that the database has; none when it is empty.
+async fn applied(conn: &mut PgConnection) -> Result<Vec<(i64, String)>, StoreError> {
+    let there: bool =
+        sqlx::query_scalar("select to_regclass('_sqlx_migrations') is not null").fetch_one(&mut *conn).await?;
+    if !there {
+        return Ok(Vec::new());
+    }
+    let rows =
+        sqlx::query("select version, description from _sqlx_migrations order by version").fetch_all(conn).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
 /// Whether the connection is gone (rather than a statement refused).
 fn is_broken_connection(error: &sqlx::Error) -> bool {
     match error {
@@ -125,6 +147,7 @@ impl PostgresBackend {
         let app_options = app_options(url.as_deref(), owner_url.as_deref(), app_password)?;
         if let Some(owner_url) = &owner_url {
             let mut owner = PgConnection::connect_with(&parse(owner_url)?).await?;
+            migrations::check_newer(&applied(&mut owner).await?)?;
             migrations::postgres()
                 .run_direct(None, &mut owner, false)
                 .await
@@ -133,6 +156,7 @@ impl PostgresBackend {
             prepare_role(&mut owner, app_options.get_username(), create).await?;
             owner.close().await?;
         }
+        let listen_options = app_options.clone();
         // For the application alone: a migration of a large table may take its time.
         let app_options = app_options.options([
             ("statement_timeout", STATEMENT_TIMEOUT),
@@ -146,7 +170,7 @@ impl PostgresBackend {
             .test_before_acquire(false)
             .connect_with(app_options)
             .await?;
-        let backend = Self { pool, connections_max };
+        let backend = Self { pool, connections_max, listen_options };
         if let Err(error) = backend.refuse_unsafe_role().await {
             backend.close().await;
             return Err(error);
@@ -173,6 +197,7 @@ impl PostgresBackend {
         if version.unwrap_or(0) < migrations::newest() {
             return Err(refused("migrations are missing: run `bulkhead migrate` with database.owner_url"));
         }
+        migrations::check_newer(&applied(&mut conn).await?)?;
         let unsafe_tables = sqlx::query(
             "select c.relname, pg_has_role(c.relowner, 'member') as owned from pg_class c \
              join pg_namespace n on n.oid = c.relnamespace \
@@ -251,10 +276,15 @@ impl PostgresBackend {
         let org = context.org.map(|org| org.uuid().to_string()).unwrap_or_default();
         let scope = context.system.map_or("", bulkhead_model::permission::SystemReason::as_str);
         let text = format!("{begin}; set local app.org_id = '{org}'; set local app.scope = '{scope}'");
+        self.begin_with(text).await.map(Conn::Postgres)
+    }
+
+    /// Begins with these statements on a connection that works.
+    async fn begin_with(&self, text: String) -> Result<Transaction<'static, Postgres>, StoreError> {
         let mut tries_left = self.connections_max;
         loop {
             match self.pool.begin_with(AssertSqlSafe(text.clone())).await {
-                Ok(transaction) => return Ok(Conn::Postgres(transaction)),
+                Ok(transaction) => return Ok(transaction),
                 // It died while it lay in the pool; nothing has run on it.
                 Err(error) if is_broken_connection(&error) && tries_left > 0 => tries_left -= 1,
                 Err(error) => return Err(error.into()),
@@ -270,6 +300,61 @@ impl PostgresBackend {
 
     pub(crate) async fn close(&self) {
         self.pool.close().await;
+    }
+}
+
+// `LISTEN` and `NOTIFY`: how nodes tell each other that there is something to look at. Nothing rests on it: a word may be lost,
+// and a pooler that hands connections out by the transaction loses every one.
+
+/// Hears what nodes of this database say, on a connection of its own.
+pub struct Listener {
+    listener: PgListener,
+}
+
+impl Listener {
+    /// The next word; `None` once the connection is lost: words may have been lost with it, and another listener is needed.
+    /// May be given up and called again.
+    pub async fn next(&mut self) -> Option<String> {
+        match self.listener.try_recv().await {
+            Ok(heard) => heard.map(|heard| heard.payload().to_owned()),
+            Err(error) => {
+                tracing::debug!(error = %error, "the listening connection failed");
+                None
+            }
+        }
+    }
+}
+
+impl PostgresBackend {
+    /// `url` leads to the same database past a pooler; without it the application's own address is used.
+    pub(crate) async fn listen(&self, url: Option<&str>) -> Result<Listener, StoreError> {
+        let options = url.map_or_else(|| Ok(self.listen_options.clone()), parse)?;
+        let connect = async {
+            let pool = PgPoolOptions::new()
+                .max_connections(1)
+                .max_lifetime(None)
+                .idle_timeout(None)
+                .acquire_timeout(CONNECT_WITHIN)
+                .connect_with(options)
+                .await?;
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.eager_reconnect(false);
+            listener.listen(CHANNEL).await?;
+            Ok::<_, StoreError>(Listener { listener })
+        };
+        tokio::time::timeout(CONNECT_WITHIN, connect).await.map_err(|_| StoreError::TimedOut)?
+    }
+
+    /// Tells every listening node. In a transaction of its own, since the commit of one that notifies takes a lock of the whole
+    /// instance; and without waiting for the disk, since there is nothing in it to lose.
+    pub(crate) async fn notify(&self, text: &str) -> Result<(), StoreError> {
+        if text.len() > PAYLOAD_BYTES_MAX {
+            return Err(StoreError::Misuse("a notification is too long"));
+        }
+        let mut transaction = self.begin_with("begin; set local synchronous_commit = off".to_owned()).await?;
+        sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(text).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(())
     }
 }
 

@@ -38,6 +38,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("hook", include_str!("hook.rs")),
     ("installation", include_str!("installation.rs")),
     ("job", include_str!("job.rs")),
+    ("node", include_str!("node.rs")),
     ("org", include_str!("org.rs")),
     ("plugin", include_str!("plugin.rs")),
     ("run", include_str!("run.rs")),

@@ -112,12 +112,24 @@ async fn prepare(dir: &Path) -> Result<(PathBuf, File), StoreError> {
         .busy_timeout(Duration::from_secs(5))
         .log_statements(tracing::log::LevelFilter::Trace);
     let mut conn = options.create_if_missing(true).connect().await?;
+    migrations::check_newer(&applied(&mut conn).await?)?;
     migrations::sqlite()
         .run_direct(None, &mut conn, false)
         .await
         .map_err(|error| StoreError::Refused(format!("the migrations did not apply: {error}")))?;
     conn.close().await?;
     Ok((path, lock))
+}
+
+/// Numbers and names of the migrations that the database has; none when it is empty.
+async fn applied(conn: &mut sqlx::SqliteConnection) -> Result<Vec<(i64, String)>, StoreError> {
+    let there: i64 = sqlx::query_scalar("select count(*) from sqlite_schema where name = '_sqlx_migrations'")
+        .fetch_one(&mut *conn)
+        .await?;
+    if there == 0 {
+        return Ok(Vec::new());
+    }
+    Ok(sqlx::query_as("select version, description from _sqlx_migrations order by version").fetch_all(conn).await?)
 }
 
 /// One process serves a data directory. The lock goes with the process, however it ends; one that is just ending is waited for.

@@ -9,7 +9,7 @@ use bulkhead_model::permission::{OrgScope, SystemScope};
 use futures_util::future::BoxFuture;
 
 use crate::error::{DatabaseError, StoreError};
-use crate::postgres::PostgresBackend;
+use crate::postgres::{Listener, PostgresBackend};
 use crate::sqlite::SqliteBackend;
 use crate::tx::{Tx, TxContext};
 
@@ -279,6 +279,29 @@ impl Store {
                 let mut tx = Tx::new(conn, context, self.fault.clone(), self.opened_at);
                 IN_TRANSACTION.scope((), closure(&mut tx, &args)).await
             }
+        }
+    }
+
+    /// Listens to what other nodes of this PostgreSQL database say; `url` leads to it past a pooler. `None` on SQLite, which has
+    /// one process.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`], [`StoreError::TimedOut`].
+    pub async fn listen(&self, url: Option<&str>) -> Result<Option<Listener>, StoreError> {
+        match &*self.backend {
+            Backend::Sqlite(_) => Ok(None),
+            Backend::Postgres(postgres) => postgres.listen(url).await.map(Some),
+        }
+    }
+
+    /// Tells the nodes that listen, in a transaction of its own. It may be lost. Does nothing on SQLite.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::Misuse`] for a text of 8,000 bytes or more.
+    pub async fn notify(&self, text: &str) -> Result<(), StoreError> {
+        match &*self.backend {
+            Backend::Sqlite(_) => Ok(()),
+            Backend::Postgres(postgres) => postgres.notify(text).await,
         }
     }
 

@@ -1,0 +1,151 @@
+//! The processes that share a database: who they are, what the database's clock says, and whether what one of them carries out
+//! was changed or ended on another.
+
+use bulkhead_model::grant::GrantVersion;
+use bulkhead_model::id::{InstallationId, OrgId, RunId, WorkerId};
+use bulkhead_model::permission::SystemReason;
+use bulkhead_model::time::Timestamp;
+
+use crate::error::StoreError;
+use crate::sql::{binds, sql, sql_postgres};
+use crate::tx::Tx;
+
+/// A serving process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub id: WorkerId,
+    /// For people: host, process id and address.
+    pub name: String,
+    /// The binary's version …
+    pub version: String,
+    /// … and the last migration that it knows.
+    pub schema_version: i64,
+    /// It takes no new work and ends when what is under way has ended.
+    pub draining: bool,
+    /// How far its machine's own clock is ahead of the database's; negative when it is behind.
+    pub clock_ahead_micros: i64,
+    pub started_at: Timestamp,
+    pub expires_at: Timestamp,
+    /// Its heartbeat is in time.
+    pub alive: bool,
+}
+
+/// Pairs of ids as JSON text, for a statement that takes them all at once.
+fn pairs<T: Copy>(keys: &[(OrgId, T)], uuid: impl Fn(T) -> uuid::Uuid) -> String {
+    let pairs: Vec<_> = keys.iter().map(|(org, key)| [org.uuid(), uuid(*key)]).collect();
+    serde_json::json!(pairs).to_string()
+}
+
+impl Tx {
+    /// The serving processes, oldest first. Needs the scope of `SystemReason::Nodes`.
+    pub async fn list_nodes(&mut self) -> Result<Vec<Node>, StoreError> {
+        self.require_reason(SystemReason::Nodes)?;
+        let rows = if self.is_postgres() {
+            // Whether a heartbeat is in time goes by the database's clock.
+            let sql = sql_postgres!(
+                "select id, name, version, schema_version, state, clock_ahead_micros, started_at, expires_at,
+                     cast(case when expires_at > clock_timestamp() then 1 else 0 end as bigint) as alive
+                 from worker order by started_at, id"
+            );
+            self.fetch(sql, &[]).await?
+        } else {
+            let sql = sql!(
+                "select id, name, version, schema_version, state, clock_ahead_micros, started_at, expires_at,
+                     cast(1 as bigint) as alive
+                 from worker order by started_at, id"
+            );
+            self.fetch(sql, &[]).await?
+        };
+        rows.iter()
+            .map(|row| {
+                let state: String = row.get("state")?;
+                let alive: i64 = row.get("alive")?;
+                Ok(Node {
+                    id: row.get("id")?,
+                    name: row.get("name")?,
+                    version: row.get("version")?,
+                    schema_version: row.get("schema_version")?,
+                    draining: state == "draining",
+                    clock_ahead_micros: row.get("clock_ahead_micros")?,
+                    started_at: row.get("started_at")?,
+                    expires_at: row.get("expires_at")?,
+                    alive: alive == 1,
+                })
+            })
+            .collect()
+    }
+
+    /// Says how this process is. Needs the scope of `SystemReason::Nodes`.
+    pub async fn update_node(
+        &mut self,
+        id: WorkerId,
+        draining: bool,
+        clock_ahead_micros: i64,
+    ) -> Result<(), StoreError> {
+        self.require_reason(SystemReason::Nodes)?;
+        let sql = sql!("update worker set state = $2, clock_ahead_micros = $3 where id = $1");
+        let state = if draining { "draining" } else { "serving" };
+        self.execute(sql, binds![id, state, clock_ahead_micros]).await.map(drop)
+    }
+
+    /// What the clock says that all nodes share; `None` on SQLite, whose one process has its own. Needs the scope of
+    /// `SystemReason::Nodes`.
+    pub async fn load_shared_clock(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        self.require_reason(SystemReason::Nodes)?;
+        if !self.is_postgres() {
+            return Ok(None);
+        }
+        // The database's clock is the one that its nodes share. The parameter makes the answer binary, as `Timestamp` reads it.
+        let sql = sql_postgres!("select clock_timestamp() as now where $1 = 1");
+        self.fetch_optional(sql, binds![1_i64]).await?.map(|row| row.get("now")).transpose()
+    }
+
+    /// The current versions of installations of whatever organizations; those that are gone are left out. Needs the scope of
+    /// `SystemReason::Nodes`.
+    pub async fn list_grant_versions(
+        &mut self,
+        keys: &[(OrgId, InstallationId)],
+    ) -> Result<Vec<(OrgId, InstallationId, GrantVersion)>, StoreError> {
+        self.require_reason(SystemReason::Nodes)?;
+        let mut rows = Vec::new();
+        if self.is_postgres() {
+            // One round trip for all of them; `jsonb` since the common dialect has no list of values.
+            let sql = sql_postgres!(
+                "select org_id, id, grant_version from installation where (org_id, id) in
+                     (select cast(pair->>0 as uuid), cast(pair->>1 as uuid) from jsonb_array_elements(cast($1 as jsonb)) pair)"
+            );
+            rows = self.fetch(sql, binds![&pairs(keys, InstallationId::uuid)]).await?;
+        } else {
+            let sql = sql!("select org_id, id, grant_version from installation where org_id = $1 and id = $2");
+            for (org, id) in keys {
+                rows.extend(self.fetch(sql, binds![*org, *id]).await?);
+            }
+        }
+        rows.iter()
+            .map(|row| Ok((row.get("org_id")?, row.get("id")?, GrantVersion(row.get("grant_version")?))))
+            .collect()
+    }
+
+    /// Those of the runs that have ended or are gone. Needs the scope of `SystemReason::Nodes`.
+    pub async fn list_ended_runs(&mut self, keys: &[(OrgId, RunId)]) -> Result<Vec<RunId>, StoreError> {
+        self.require_reason(SystemReason::Nodes)?;
+        let mut rows = Vec::new();
+        if self.is_postgres() {
+            // As above.
+            let sql = sql_postgres!(
+                "select id from run where status not in ('succeeded', 'failed', 'cancelled') and (org_id, id) in
+                     (select cast(pair->>0 as uuid), cast(pair->>1 as uuid) from jsonb_array_elements(cast($1 as jsonb)) pair)"
+            );
+            rows = self.fetch(sql, binds![&pairs(keys, RunId::uuid)]).await?;
+        } else {
+            let sql = sql!(
+                "select id from run where org_id = $1 and id = $2 and status not in ('succeeded', 'failed', 'cancelled')"
+            );
+            for (org, id) in keys {
+                rows.extend(self.fetch(sql, binds![*org, *id]).await?);
+            }
+        }
+        let going = rows.iter().map(|row| row.get("id")).collect::<Result<Vec<RunId>, _>>()?;
+        Ok(keys.iter().map(|(_, id)| *id).filter(|id| !going.contains(id)).collect())
+    }
+}
