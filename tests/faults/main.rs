@@ -7,9 +7,13 @@
 //! In the suite these are short. `cargo xtask soak` runs them for as long as asked.
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
+mod bench;
+mod clock;
+mod disk;
 mod kill;
 mod load;
 mod site;
+mod statements;
 mod tally;
 
 use std::str::FromStr;

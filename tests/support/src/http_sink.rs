@@ -158,6 +158,8 @@ struct State {
     requests: Vec<Request>,
     malformed: Vec<String>,
     script: VecDeque<Reply>,
+    /// Scripts of single targets, which go first.
+    targets: HashMap<String, VecDeque<Reply>>,
     otherwise: Reply,
     /// Those that are open, by number.
     connections: HashMap<usize, TcpStream>,
@@ -177,6 +179,7 @@ impl Sink {
             requests: Vec::new(),
             malformed: Vec::new(),
             script: VecDeque::new(),
+            targets: HashMap::new(),
             otherwise: Reply::status(200),
             connections: HashMap::new(),
             opened: 0,
@@ -201,6 +204,11 @@ impl Sink {
     /// Puts an answer at the end of the script: each request, of whichever connection, takes the next.
     pub fn script(&self, reply: Reply) {
         self.shared.lock().script.push_back(reply);
+    }
+
+    /// The same for requests of one target (path and query) alone: tests that run side by side share a sink.
+    pub fn script_for(&self, target: &str, reply: Reply) {
+        self.shared.lock().targets.entry(target.to_owned()).or_default().push_back(reply);
     }
 
     /// The answer when the script is at its end.
@@ -317,8 +325,9 @@ fn serve(stream: TcpStream, number: usize, shared: &Shared) {
         let last = request.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
         let reply = {
             let mut state = shared.lock();
+            let own = state.targets.get_mut(&request.target).and_then(VecDeque::pop_front);
             state.requests.push(request);
-            state.script.pop_front().unwrap_or_else(|| state.otherwise.clone())
+            own.or_else(|| state.script.pop_front()).unwrap_or_else(|| state.otherwise.clone())
         };
         shared.changed.notify_all();
         if reply.manner == Manner::Silent {
