@@ -187,11 +187,15 @@ impl App {
                 })
             })
             .await;
-        if let Err(error) = buried {
-            tracing::error!(run = %id, error = &error as &dyn std::error::Error, "a job could not be buried");
-            return Left::Lost;
+        match buried {
+            Ok(()) => Left::Settled,
+            Err(StoreError::LostLease) => Left::Lost,
+            Err(error) => {
+                tracing::error!(run = %id, error = &error as &dyn std::error::Error, "a job could not be buried; trying again");
+                // The lease is still ours, and nobody else would take the job up before its deadline.
+                self.release(lease, FAULT_BACKOFF.0, Attempt::Counts, Some(error.to_string())).await
+            }
         }
-        Left::Settled
     }
 
     pub(crate) async fn release(&self, lease: &Lease, pause: Duration, count: Attempt, error: Option<String>) -> Left {
