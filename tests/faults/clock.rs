@@ -38,9 +38,9 @@ async fn a_clock_that_jumps_ends_no_lease_and_repeats_nothing() {
         let run = bench.begin(label).await;
         Bench::called(label).await;
         if back {
-            ambient.set_back(HOUR)
+            ambient.set_back(HOUR);
         } else {
-            ambient.advance(HOUR)
+            ambient.advance(HOUR);
         }
         is_waiting(&bench, run).await;
         assert_eq!(

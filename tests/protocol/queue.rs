@@ -23,6 +23,7 @@ pub(crate) type Worker = (usize, u8);
 
 /// Which rules hold. All of them do; a test takes one away to see that it is missed.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each rule holds or does not, whatever the others do")]
 pub(crate) struct Rules {
     /// A write about a job names the fence of its lease.
     pub(crate) fence_checked: bool,
