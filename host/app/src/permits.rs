@@ -55,6 +55,8 @@ impl Default for CallConcurrency {
 struct Gate {
     places: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Places that are held or waited for; changed under the map's lock alone.
+    present: AtomicUsize,
 }
 
 /// The gates that somebody uses or waits at; the last one to leave takes the gate away.
@@ -86,8 +88,14 @@ impl<K: Eq + Hash + Copy> Gates<K> {
     async fn enter(self: &Arc<Self>, key: K, until: Instant) -> Result<Place<K>, AppError> {
         let gate = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            let new = || Gate { places: Arc::new(Semaphore::new(self.places)), waiting: AtomicUsize::new(0) };
-            Arc::clone(open.entry(key).or_insert_with(|| Arc::new(new())))
+            let new = || Gate {
+                places: Arc::new(Semaphore::new(self.places)),
+                waiting: AtomicUsize::new(0),
+                present: AtomicUsize::new(0),
+            };
+            let gate = Arc::clone(open.entry(key).or_insert_with(|| Arc::new(new())));
+            gate.present.fetch_add(1, Ordering::SeqCst);
+            gate
         };
         // From here on the drop takes the gate away when nobody else is there.
         let mut place = Place { gates: Arc::clone(self), key, gate, permit: None };
@@ -113,8 +121,9 @@ impl<K: Eq + Hash + Copy> Drop for Place<K> {
     fn drop(&mut self) {
         self.permit = None;
         let mut open = self.gates.open.lock().unwrap_or_else(PoisonError::into_inner);
-        // One count is the map's and one is ours; gates are cloned only under this lock.
-        if Arc::strong_count(&self.gate) == 2 {
+        // Counted under the lock, and not by the gate's references: those end only after this, when two places that leave
+        // at once have both seen the other.
+        if self.gate.present.fetch_sub(1, Ordering::SeqCst) == 1 {
             open.remove(&self.key);
         }
     }
@@ -248,6 +257,28 @@ mod tests {
         drop(held);
         assert!(permits.installations.open.lock().unwrap().is_empty());
         assert!(permits.orgs.open.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn places_that_are_left_at_once_leave_no_gate() {
+        let (org, installation, _) = ids();
+        let permits = permits(2, 2, 20_000);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        for _ in 0..2_000 {
+            let take = || runtime.block_on(permits.acquire(org, installation)).unwrap();
+            let (one, other) = (take(), take());
+            let start = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    start.wait();
+                    drop(one);
+                });
+                start.wait();
+                drop(other);
+            });
+            assert!(permits.installations.open.lock().unwrap().is_empty());
+            assert!(permits.orgs.open.lock().unwrap().is_empty());
+        }
     }
 
     #[test]

@@ -39,12 +39,47 @@ impl Planner {
     ) -> Result<T, AppError> {
         const OPEN: &str = "the semaphores are never closed";
         let own = self.orgs.get_with(org, || Arc::new(Semaphore::new(1)));
-        let _own = own.acquire_owned().await.expect(OPEN);
+        let own = own.acquire_owned().await.expect(OPEN);
         let place = Arc::clone(&self.places).acquire_owned().await.expect(OPEN);
         let worked = tokio::task::spawn_blocking(move || {
-            let _place = place;
+            // Both belong to the work, which goes on when whoever asked for it has gone away.
+            let _places = (own, place);
             work()
         });
         worked.await.map_err(|error| AppError::Runtime(Box::new(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use bulkhead_model::ambient::Ambient;
+    use bulkhead_model::time::Timestamp;
+
+    use super::*;
+
+    /// Work whose asker went away still counts as the organization's: a second piece waits for it.
+    #[tokio::test]
+    async fn an_abandoned_piece_of_work_keeps_its_organizations_place() {
+        let org = OrgId::new(&Ambient::manual(Timestamp::from_micros(0), 1));
+        let planner = Planner::new();
+        let (began, has_began) = tokio::sync::oneshot::channel();
+        let (go_on, may_go_on) = mpsc::channel::<()>();
+        let first = planner.run(org, move || {
+            began.send(()).unwrap();
+            may_go_on.recv().unwrap();
+        });
+        let mut first = Box::pin(first);
+        tokio::select! {
+            _ = &mut first => panic!("it waits for the test"),
+            began = has_began => began.unwrap(),
+        }
+        drop(first);
+        let own = planner.orgs.get(&org).unwrap();
+        assert_eq!(own.available_permits(), 0);
+        go_on.send(()).unwrap();
+        planner.run(org, || ()).await.unwrap();
+        assert_eq!(own.available_permits(), 1);
     }
 }
