@@ -18,6 +18,8 @@ use crate::package::PackageInfo;
 const LAYOUT: &[u8] = b"bulkhead compile cache 1";
 const SEAL_BYTES: usize = 32;
 const LENGTH_BYTES: usize = 8;
+/// Bytes on disk: thousands of packages of usual size. Uploads must not fill the disk that the database is on.
+const CACHE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
 /// A directory of sealed artifacts.
 pub(crate) struct Cache {
@@ -71,9 +73,36 @@ impl Cache {
     pub(crate) fn store(&self, entry: &Entry, compatibility: u64) {
         let key = key(entry.info.digest, compatibility);
         let written = self.seal(&key, entry).and_then(|bytes| self.write(&self.path(&key), &key, &bytes));
-        if let Err(error) = written {
+        if let Err(error) = written.and_then(|()| self.prune(CACHE_BYTES_MAX)) {
             tracing::warn!(package = %entry.info.digest, %error, "a compiled package cannot be kept");
         }
+    }
+
+    /// Removes what was used longest ago until at most so many bytes are left, also what crashed writers and earlier versions
+    /// left behind. What is gone is compiled again when it is needed.
+    fn prune(&self, bytes_max: u64) -> std::io::Result<()> {
+        let mut files = Vec::new();
+        for file in fs::read_dir(&self.directory)? {
+            let file = file?;
+            // One that another process has just removed is no longer there to be counted.
+            let Ok(metadata) = file.metadata() else { continue };
+            // Where the file system does not tell when it was read, the time when it was written stands in.
+            let written = metadata.modified()?;
+            files.push((metadata.accessed().map_or(written, |read| read.max(written)), metadata.len(), file.path()));
+        }
+        files.sort();
+        let mut bytes: u64 = files.iter().map(|(_, bytes, _)| bytes).sum();
+        for (_, file_bytes, path) in files {
+            if bytes <= bytes_max {
+                break;
+            }
+            bytes -= file_bytes;
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// All or nothing: a reader sees the old file or the whole new one.
@@ -162,6 +191,27 @@ mod tests {
         assert_eq!(cache.load(entry.info.digest, 1).unwrap().artifact, entry.artifact);
         assert!(cache.load(entry.info.digest, 2).is_none());
         assert!(cache.load(Digest::of(b"another"), 1).is_none());
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_makes_room() {
+        let (_directory, cache) = cache();
+        let entry = entry();
+        for (compatibility, used_s) in [(1, 300), (2, 100), (3, 200)] {
+            cache.store(&entry, compatibility);
+            let file =
+                fs::File::options().write(true).open(cache.path(&key(entry.info.digest, compatibility))).unwrap();
+            let used = std::time::UNIX_EPOCH + std::time::Duration::from_secs(used_s);
+            file.set_times(fs::FileTimes::new().set_accessed(used).set_modified(used)).unwrap();
+        }
+        let left = |cache: &Cache| [1, 2, 3].map(|at| cache.path(&key(entry.info.digest, at)).exists());
+        let each = fs::metadata(cache.path(&key(entry.info.digest, 1))).unwrap().len();
+        cache.prune(3 * each).unwrap();
+        assert_eq!(left(&cache), [true, true, true]);
+        cache.prune(2 * each).unwrap();
+        assert_eq!(left(&cache), [true, false, true]);
+        cache.prune(each).unwrap();
+        assert_eq!(left(&cache), [true, false, false]);
     }
 
     /// Every single changed byte, a cut, another's key and another's place: all are discarded.
