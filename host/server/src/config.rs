@@ -56,12 +56,20 @@ pub(crate) struct ServerConfig {
     pub(crate) data_dir: PathBuf,
     /// How long requests and jobs may go on after a request to stop.
     pub(crate) drain_s: u64,
+    /// Connections of one address at once (of one /64 with IPv6). A proxy in front is one address.
+    pub(crate) connections_per_address_max: usize,
 }
 
 impl Default for ServerConfig {
     fn default() -> Self {
         let listen = SocketAddr::from(([127, 0, 0, 1], 8080));
-        Self { listen, public_url: None, data_dir: PathBuf::from("bulkhead-data"), drain_s: 20 }
+        Self {
+            listen,
+            public_url: None,
+            data_dir: PathBuf::from("bulkhead-data"),
+            drain_s: 20,
+            connections_per_address_max: 512,
+        }
     }
 }
 
@@ -99,11 +107,14 @@ pub(crate) struct SandboxConfig {
     pub(crate) guest_threads: usize,
     /// Memory for prepared plugins, in MiB.
     pub(crate) prepared_mib_max: u64,
+    /// The folder with the packages that the platform ships: only these may be uploaded as `bulkhead/…`. Without it, `plugins`
+    /// beside the binary.
+    pub(crate) first_party_dir: Option<PathBuf>,
 }
 
 impl Default for SandboxConfig {
     fn default() -> Self {
-        Self { guest_threads: 0, prepared_mib_max: 512 }
+        Self { guest_threads: 0, prepared_mib_max: 512, first_party_dir: None }
     }
 }
 
@@ -176,6 +187,10 @@ impl Config {
     fn check(&self) -> Result<()> {
         anyhow::ensure!(self.database.connections_max >= 2, "database.connections_max is at least 2");
         anyhow::ensure!(self.sandbox.prepared_mib_max >= 16, "sandbox.prepared_mib_max is at least 16");
+        anyhow::ensure!(
+            self.server.connections_per_address_max >= 1,
+            "server.connections_per_address_max is at least 1"
+        );
         for (name, slots) in [
             ("system", self.worker.slots_system),
             ("interactive", self.worker.slots_interactive),

@@ -15,7 +15,7 @@ use url::Url;
 
 use crate::config::{Config, LogFormat, Secret};
 use crate::host::{FirstStart, Host};
-use crate::{serve, telemetry};
+use crate::{first_party, serve, telemetry};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -118,7 +118,7 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<ExitCode> {
     loopbacks.dedup();
     config.egress.allow_loopback.extend(loopbacks);
 
-    let packages = settle::packages(args.plugins.as_deref())?;
+    let packages = first_party::packages(args.plugins.as_deref())?;
     let first_party = packages.iter().map(|package| package.digest).collect();
     let host = Host::open(&config, FirstStart::Demo, first_party).await?;
     let url = config.public_url(listener.local_addr()?);

@@ -8,14 +8,18 @@ use bulkhead_app::node::CLOCK_OFF_MAX;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_store::node::Node;
+use bulkhead_runtime::CompilerCommand;
 use bulkhead_store::{Store, StoreError};
 use serde::Serialize;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::config::Config;
 use crate::host::store_config;
 use crate::keys;
 
 const NODES: SystemScope = SystemScope::new(SystemReason::Nodes);
+/// The compiler's probe may take this long, on a busy machine.
+const COMPILE_TIME: Duration = Duration::from_secs(20);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -161,16 +165,52 @@ fn off_by(ahead_micros: i64, whose: &str) -> Result<String, String> {
     if off > CLOCK_OFF_MAX { Err(format!("{line}, which holds: set it right")) } else { Ok(line) }
 }
 
-/// Starts the compiler's child process on an empty package: it must answer with a refusal, not a crash.
+/// A component of nothing: the smallest package that compiles.
+const EMPTY_COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+
+/// Has the compiler's child process compile the smallest component, under its own limits.
 async fn compiler() -> Result<String, String> {
     let command = crate::compiler().map_err(|error| error.to_string())?;
+    probe(command, COMPILE_TIME).await
+}
+
+async fn probe(command: CompilerCommand, patience: Duration) -> Result<String, String> {
     let mut child = tokio::process::Command::new(command.program)
         .args(command.args)
-        .stdin(std::process::Stdio::null())
-        .stdout(std::process::Stdio::null())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::null())
+        .kill_on_drop(true)
         .spawn()
         .map_err(|error| format!("cannot be started: {error}"))?;
-    let status = child.wait().await.map_err(|error| error.to_string())?;
-    if status.code().is_some() { Ok("starts".into()) } else { Err(format!("ended by {status}")) }
+    let mut stdin = child.stdin.take().expect("stdin was asked for");
+    let talk = async {
+        // A child that ends early closes the pipe; its status says why.
+        let _ = stdin.write_all(&[b"e", EMPTY_COMPONENT].concat()).await;
+        drop(stdin);
+        child.wait_with_output().await
+    };
+    let done = tokio::time::timeout(patience, talk).await;
+    let output = done.map_err(|_| format!("gave no answer within {} s", patience.as_secs()))?;
+    let output = output.map_err(|error| error.to_string())?;
+    match (output.status.success(), output.stdout.len()) {
+        (true, 0) => Err("answers nothing".into()),
+        (true, bytes) => Ok(format!("compiles (an empty component to {bytes} bytes)")),
+        (false, _) => Err(format!("ended by {}", output.status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_compiler_that_does_not_compile_is_found() {
+        for program in ["false", "true", "no-such-program"] {
+            let command = CompilerCommand { program: program.into(), args: Vec::new() };
+            assert!(probe(command, COMPILE_TIME).await.is_err(), "{program}");
+        }
+        let patient = CompilerCommand { program: "sleep".into(), args: vec!["60".into()] };
+        assert!(probe(patient, Duration::from_millis(10)).await.unwrap_err().contains("no answer"));
+    }
 }

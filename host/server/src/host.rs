@@ -46,7 +46,7 @@ fn root_key(config: &Config, first: FirstStart, ambient: &Ambient) -> Result<Roo
         if config.database.is_postgres() { first == FirstStart::Demo } else { !dir.join("bulkhead.sqlite").exists() };
     keys::load_or_create(dir, fresh, ambient).with_context(|| {
         "the root key protects secrets and cannot be replaced; for a new PostgreSQL installation make one with \
-         `mkdir -p DIR && (umask 077; head -c 32 /dev/urandom | xxd -p -c 64 > DIR/root.key)`"
+         `mkdir -p -m 700 DIR && (umask 077; head -c 32 /dev/urandom | xxd -p -c 64 > DIR/root.key)`"
     })
 }
 

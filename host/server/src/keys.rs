@@ -11,6 +11,9 @@ use bulkhead_store::seal::RootKey;
 /// Reads the key. Where there is none, one is made, but only for a data directory that holds nothing sealed yet.
 pub(crate) fn load_or_create(data_dir: &Path, may_create: bool, ambient: &Ambient) -> Result<RootKey> {
     let path = data_dir.join("root.key");
+    if data_dir.exists() {
+        check_private(data_dir)?;
+    }
     if path.exists() {
         let mode = std::fs::metadata(&path)?.permissions().mode();
         if mode & 0o077 != 0 {
@@ -51,6 +54,16 @@ pub(crate) fn load_or_create(data_dir: &Path, may_create: bool, ambient: &Ambien
     Ok(RootKey::new(key))
 }
 
+/// Payloads lie in the data directory too, so others may not look into it, nor put a database of theirs there.
+fn check_private(data_dir: &Path) -> Result<()> {
+    let mode = std::fs::metadata(data_dir)?.permissions().mode();
+    // A group may be how an orchestrator hands a volume over.
+    if mode & 0o007 != 0 {
+        bail!("{} is open to everybody (mode {:o}): run `chmod 700 {0}`", data_dir.display(), mode & 0o777);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,7 +79,10 @@ mod tests {
         let fresh = dir.path().join("fresh");
         load_or_create(&fresh, true, &ambient).unwrap();
         assert_eq!(std::fs::metadata(&fresh).unwrap().permissions().mode() & 0o777, 0o700);
-        std::fs::set_permissions(dir.path().join("root.key"), std::fs::Permissions::from_mode(0o644)).unwrap();
+        let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        set(&dir.path().join("root.key"), 0o644);
         assert!(load_or_create(dir.path(), true, &ambient).unwrap_err().to_string().contains("chmod 600"));
+        set(&fresh, 0o705);
+        assert!(load_or_create(&fresh, false, &ambient).unwrap_err().to_string().contains("chmod 700"));
     }
 }

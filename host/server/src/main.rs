@@ -7,6 +7,7 @@ mod backup;
 mod config;
 mod demo;
 mod doctor;
+mod first_party;
 mod host;
 mod keys;
 mod plugin_cli;

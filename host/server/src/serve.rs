@@ -1,6 +1,7 @@
 //! `bulkhead serve`: listen, work, and stop in order.
 
-use std::collections::BTreeSet;
+mod peer;
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,9 +19,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use self::peer::{Moving, PeerPlace, Peers};
 use crate::config::Config;
 use crate::host::{FirstStart, Host};
-use crate::telemetry;
+use crate::{first_party, telemetry};
 
 /// A request's head arrives within this time, and so does the next one on an idle connection.
 const HEADERS_TIME_MAX: Duration = Duration::from_secs(15);
@@ -28,6 +30,8 @@ const HEADERS_TIME_MAX: Duration = Duration::from_secs(15);
 const HEADERS_MAX: usize = 100;
 /// Connections at once, where the file descriptors allow it.
 const CONNECTIONS_MAX: usize = 8_192;
+/// An answer of which the client takes nothing for this long is given up, and the connection with it.
+const STALL_MAX: Duration = Duration::from_secs(30);
 /// A port that a process which just died still holds is waited for.
 const TAKE_OVER: Duration = Duration::from_secs(3);
 
@@ -35,7 +39,8 @@ const TAKE_OVER: Duration = Duration::from_secs(3);
 pub(crate) async fn run(config: Config) -> Result<ExitCode> {
     telemetry::start_logs(&config.log)?;
     let metrics = telemetry::start_metrics()?;
-    let host = Host::open(&config, FirstStart::Embedded, BTreeSet::new()).await?;
+    let first_party = first_party::digests(config.sandbox.first_party_dir.as_deref())?;
+    let host = Host::open(&config, FirstStart::Embedded, first_party).await?;
     let listener = listen(config.server.listen).await?;
     serve(&config, &host, listener, metrics).await?;
     Ok(ExitCode::SUCCESS)
@@ -74,23 +79,36 @@ pub(crate) async fn serve(
     let router = bulkhead_http::router(host.app.clone(), http);
     let stop = stop_on_signal()?;
     tracing::info!(address = %address, database = host.store.database_name(), "serving");
-    accept(listener, router, host, &stop, config.drain()).await;
+    // Whatever the machine allows, one client leaves half of it to the others.
+    let peers = Peers::new(config.server.connections_per_address_max.min(connections_max() / 2));
+    accept(listener, router, host, &stop, peers, config.drain()).await;
     host.store.close().await;
     tracing::info!("stopped");
     Ok(())
 }
 
 /// Accepts connections until `stop`; then no new ones, and requests and jobs under way share the same time to end.
-async fn accept(listener: TcpListener, router: Router, host: &Host, stop: &CancellationToken, patience: Duration) {
+async fn accept(
+    listener: TcpListener,
+    router: Router,
+    host: &Host,
+    stop: &CancellationToken,
+    peers: Peers,
+    patience: Duration,
+) {
     let places = Arc::new(Semaphore::new(connections_max()));
     let graceful = GracefulShutdown::new();
     loop {
         let accepted = tokio::select! {
-            accepted = accept_one(&listener, &places) => accepted,
+            accepted = accept_one(&listener, &places, &peers) => accepted,
             () = stop.cancelled() => break,
         };
         let (stream, place) = match accepted {
-            Ok(accepted) => accepted,
+            Ok(Some(accepted)) => accepted,
+            Ok(None) => {
+                metrics::counter!("bulkhead_connections_refused_total").increment(1);
+                continue;
+            }
             Err(error) => {
                 // Out of file descriptors, say: the next turn may find one.
                 tracing::warn!(error = %error, "a connection could not be accepted");
@@ -101,7 +119,8 @@ async fn accept(listener: TcpListener, router: Router, host: &Host, stop: &Cance
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIME_MAX).max_headers(HEADERS_MAX);
         let service = TowerToHyperService::new(router.clone());
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        let connection =
+            graceful.watch(builder.serve_connection(TokioIo::new(Moving::new(stream, STALL_MAX)), service));
         host.supervisor.spawn("connection", async move {
             if let Err(error) = connection.await {
                 tracing::debug!(error = %error, "a connection ended early");
@@ -119,14 +138,17 @@ async fn accept(listener: TcpListener, router: Router, host: &Host, stop: &Cance
     tokio::join!(connections, host.app.stop_worker(&host.supervisor, patience));
 }
 
+/// The next connection with its places; `None` when its client holds its share already, and it is closed.
 async fn accept_one(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    peers: &Peers,
+) -> std::io::Result<Option<(TcpStream, (OwnedSemaphorePermit, PeerPlace))>> {
     let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
+    let (stream, peer) = listener.accept().await?;
+    let Some(of_peer) = peers.enter(peer.ip()) else { return Ok(None) };
     stream.set_nodelay(true)?;
-    Ok((stream, place))
+    Ok(Some((stream, (place, of_peer))))
 }
 
 /// Half of the file descriptors that this process may open: the database, plugins' requests and files need theirs too.

@@ -1,8 +1,6 @@
 //! Puts the demo's organization, plugins and workflow where they are missing; what is there stays.
 
-use std::path::{Path, PathBuf};
-
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::installation::{InstallationDetail, InstallationPatch, NewInstallation};
 use bulkhead_app::workflow::SaveWorkflow;
@@ -11,13 +9,13 @@ use bulkhead_model::id::{OrgId, WorkflowId};
 use bulkhead_model::manifest::Manifest;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Caller, PermissionSet};
-use bulkhead_runtime::{Digest, package};
 use bulkhead_store::page::PageRequest;
 use indexmap::IndexMap;
 use serde_json::{Value, json};
 use url::Url;
 
 use super::{DemoFile, DemoWorkflow};
+use crate::first_party::Package;
 use crate::host::Host;
 
 const ORG: &str = "demo";
@@ -25,65 +23,6 @@ const WORKFLOW: &str = include_str!("github_issue_to_slack.json");
 const WORKFLOW_NAME: &str = "GitHub issue to Slack";
 /// A delivery small enough to type.
 pub(super) const SAMPLE_DELIVERY: &str = r#"{"action":"opened","issue":{"number":1,"title":"Crash on start","html_url":"https://github.com/acme/app/issues/1","body":"It stops.","labels":[{"name":"bug"}]},"repository":{"full_name":"acme/app"},"sender":{"login":"ada"}}"#;
-/// The first-party packages that the demo installs.
-const PLUGINS: [&str; 3] = ["webhook", "slack", "email-domain"];
-
-/// A package on disk.
-pub(super) struct Package {
-    pub(super) digest: Digest,
-    manifest: Manifest,
-    bytes: Vec<u8>,
-}
-
-/// Where packages lie: as told, or beside the binary, or where the build puts them.
-fn folder(told: Option<&Path>) -> Result<PathBuf> {
-    if let Some(dir) = told {
-        return Ok(dir.to_owned());
-    }
-    let binary = std::env::current_exe().context("the binary does not know where it is")?;
-    let beside = binary.parent().map(|dir| dir.join("plugins"));
-    let built = binary.parent().and_then(Path::parent).map(|target| target.join("plugins"));
-    let here = Some(PathBuf::from("target/plugins"));
-    let candidates: Vec<PathBuf> = [beside, built, here].into_iter().flatten().collect();
-    candidates.iter().find(|dir| holds_packages(dir)).cloned().with_context(|| {
-        "the first-party packages are not there: `cargo xtask build-plugins` makes them, or name their folder with --plugins"
-    })
-}
-
-fn holds_packages(dir: &Path) -> bool {
-    std::fs::read_dir(dir).is_ok_and(|entries| {
-        entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with("bulkhead-webhook-"))
-    })
-}
-
-/// Reads the newest version of each first-party package.
-pub(super) fn packages(told: Option<&Path>) -> Result<Vec<Package>> {
-    let dir = folder(told)?;
-    let mut found: Vec<Package> = Vec::new();
-    for entry in std::fs::read_dir(&dir).with_context(|| format!("cannot read {}", dir.display()))? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted = PLUGINS.iter().any(|plugin| name.starts_with(&format!("bulkhead-{plugin}-")));
-        if !wanted || path.extension().is_none_or(|extension| extension != "wasm") {
-            continue;
-        }
-        let bytes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let info = package::inspect(&bytes).with_context(|| format!("{} is no package", path.display()))?;
-        let package = Package { digest: info.digest, manifest: info.manifest, bytes };
-        match found.iter_mut().find(|other| other.manifest.name == package.manifest.name) {
-            Some(other) if other.manifest.version >= package.manifest.version => {}
-            Some(other) => *other = package,
-            None => found.push(package),
-        }
-    }
-    for plugin in PLUGINS {
-        if !found.iter().any(|package| package.manifest.name.plugin() == plugin) {
-            bail!("{} has no package of bulkhead/{plugin}: run `cargo xtask build-plugins`", dir.display());
-        }
-    }
-    Ok(found)
-}
-
 /// Makes what is missing and brings addresses up to date.
 pub(super) async fn settle(
     host: &Host,
