@@ -57,7 +57,7 @@ create table installation (
     primary key (org_id, id),
     foreign key (org_id, plugin_id) references plugin (org_id, id)
 ) strict;
-create index installation_by_plugin on installation (org_id, plugin_id);
+create index installation_present on installation (org_id, plugin_id) where state <> 'uninstalled';
 
 -- Every set of grants that an installation ever had.
 create table installation_grant (
@@ -151,6 +151,7 @@ create table run (
 ) strict;
 create unique index run_dedupe on run (org_id, workflow_id, dedupe_key) where dedupe_key is not null;
 create index run_by_workflow on run (org_id, workflow_id, id);
+create index run_by_workflow_status on run (org_id, workflow_id, status, id);
 create index run_by_status on run (org_id, status, id);
 
 -- What happened in a run, in its own order.
@@ -211,7 +212,7 @@ create table call (
     foreign key (org_id, plugin_id) references plugin (org_id, id)
 ) strict;
 create index call_by_installation on call (org_id, installation_id, id);
-create index call_by_run on call (org_id, run_id, id) where run_id is not null;
+create index call_by_outcome on call (org_id, installation_id, outcome, id);
 
 -- Facts that leave a transaction for others to act on.
 create table event (
@@ -223,6 +224,7 @@ create table event (
     created_at  integer not null,
     primary key (org_id, id)
 ) strict;
+create index event_by_kind on event (org_id, kind, id);
 
 create table audit (
     org_id      blob not null references organization (id),
@@ -234,7 +236,9 @@ create table audit (
     created_at  integer not null,
     primary key (org_id, id)
 ) strict;
+create index audit_by_action on audit (org_id, action, id);
 create index audit_by_target on audit (org_id, target, id);
+create index audit_by_target_action on audit (org_id, target, action, id);
 
 -- Serving processes. On PostgreSQL a row whose expires_at has passed belongs to a dead one.
 create table worker (
@@ -248,6 +252,12 @@ create table worker (
     clock_ahead_micros  integer not null,
     started_at          integer not null,
     expires_at          integer not null
+) strict;
+
+-- Written by readiness checks: whether writes succeed.
+create table probe (
+    id          integer not null primary key check (id = 1),
+    written_at  integer not null
 ) strict;
 
 -- The durable queue. Only 'ready' rows are in the claim path; 'future' ones are promoted when their time comes.

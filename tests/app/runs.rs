@@ -177,6 +177,35 @@ on_both! {
         assert!(supervisor.shut_down(PATIENCE).await);
     }
 
+    /// A failure that the definition allows for is not where the run failed; and what is forgotten does not look done.
+    async fn a_retry_begins_where_the_run_failed_and_forgets_what_came_after(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        app.install(&acme, acme_echo(), json!({})).await;
+        let steps = json!({
+            "allowed": { "type": "action", "use": "acme/gone#it", "with": {}, "allow_failure": true, "next": "fails" },
+            "fails": { "type": "action", "use": "acme/gone#it", "with": {}, "retry": { "max_attempts": 1 }, "next": "after" },
+            "after": call(None),
+        });
+        let workflow = save(&app, &acme, "allowed", steps).await;
+        let supervisor = work(&app.app).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        until_status(&app, &acme, run, RunStatus::Failed).await;
+        let retry = async |from_step: Option<&str>| {
+            let retry = RetryRun { from_step: from_step.map(str::to_owned), new_generation: false };
+            app.app.retry_run(&acme.caller, acme.org, run, retry).await
+        };
+        assert!(until_async(PATIENCE, async || retry(None).await.is_ok()).await);
+        let log = app.app.list_run_events(&acme.caller, acme.org, run, 0, 100).await.unwrap();
+        let retried = log.iter().find(|event| event.kind == "retried").unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&retried.detail).unwrap()["from_step"], "fails");
+        until_status(&app, &acme, run, RunStatus::Failed).await;
+        assert!(supervisor.shut_down(PATIENCE).await);
+        // Nobody works: what is shown is what the retry left.
+        retry(Some("fails")).await.unwrap();
+        let steps = show(&app, &acme, run).await.steps;
+        assert_eq!(steps.iter().map(|step| step.step.as_str()).collect::<Vec<_>>(), ["allowed"]);
+    }
+
     async fn a_failed_run_begins_again_from_its_failed_step(app: TestApp) {
         let acme = app.tenant("acme").await;
         let steps = json!({ "first": { "type": "delay", "for_ms": 1, "next": "tell" }, "tell": call(None) });

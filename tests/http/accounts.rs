@@ -89,6 +89,18 @@ on_both! {
         assert_eq!(server.get(&tenant, "api-keys").await.json(200)["items"], keys["items"], "nothing changed");
     }
 
+    async fn a_key_does_not_outlive_the_one_that_made_it(server: TestServer) {
+        let tenant = server.tenant("acme").await;
+        let brief = json!({ "name": "brief", "permissions": ["api_keys.write", "org.read"], "expires_in_days": 1 });
+        let brief = server.post(&tenant, "api-keys", &brief).await.json(201);
+        let make = |body: &serde_json::Value| ask("POST", tenant.at("api-keys")).key(brief["secret"].as_str().unwrap()).json(body);
+        let longer = server.send(make(&json!({ "name": "x", "permissions": ["org.read"], "expires_in_days": 2 }))).await;
+        assert_eq!((longer.problem(422), longer.error(422).0), ("invalid-expiry".to_owned(), "/expires_in_days".to_owned()));
+        let by_default = server.send(make(&json!({ "name": "x", "permissions": ["org.read"] }))).await.json(201);
+        assert_eq!(by_default["expires_at"], brief["expires_at"]);
+        server.send(make(&json!({ "name": "x", "permissions": ["org.read"], "expires_in_days": 1 }))).await.json(201);
+    }
+
     async fn an_organization_answers_to_its_id_and_its_name(server: TestServer) {
         let (acme, other) = (server.tenant("acme").await, server.tenant("other").await);
         for name in [&acme.org, &acme.slug] {

@@ -50,8 +50,12 @@ on_both! {
     async fn probes_and_numbers_need_no_key(server: TestServer) {
         assert_eq!(server.send(ask("GET", "/healthz")).await.json(200), serde_json::json!({ "status": "ok", "version": "1.2.3" }));
         assert_eq!(server.send(ask("GET", "/livez")).await.json(200)["status"], "ok");
+        let writes = || server.store.writer_stats().map(|stats| stats.writes);
+        let before = writes();
         let ready = server.send(ask("GET", "/readyz")).await;
         assert_eq!(ready.json(200), serde_json::json!({ "status": "ready", "checks": { "database": "ok" } }));
+        assert_eq!(server.send(ask("GET", "/readyz")).await.status.as_u16(), 200);
+        assert_eq!(writes(), before.map(|writes| writes + 1), "it writes, and not for each probe");
         let metrics = server.send(ask("GET", "/metrics")).await;
         assert_eq!((metrics.status.as_u16(), metrics.text().as_str()), (200, "bulkhead_up 1\n"));
         assert!(metrics.header("content-type").starts_with("text/plain"));

@@ -30,6 +30,7 @@ impl Things {
         let call = id(&server.post(tenant, &format!("installations/{installation}/calls"), &call).await.json(200));
         let workflow = id(&server.save(tenant, &stops_at_once("Private")).await);
         let run = server.post(tenant, &format!("workflows/{workflow}/runs"), &json!({})).await.json(202);
+        server.step(tenant, run["run"].as_str().unwrap(), "end", "{}").await;
         let key = server.post(tenant, "api-keys", &json!({ "name": "k", "permissions": ["org.read"] })).await.json(201);
         let values = vec![
             ("plugin", id(&plugin)),
@@ -40,6 +41,7 @@ impl Things {
             ("version", "1".to_owned()),
             ("trigger", "hook".to_owned()),
             ("run", run["run"].as_str().unwrap().to_owned()),
+            ("step", "end".to_owned()),
             ("api_key", id(&key)),
         ];
         Self { values }

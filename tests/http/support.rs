@@ -13,10 +13,13 @@ use bulkhead_app::{App, AppParts, CallConcurrency, SandboxParts};
 use bulkhead_http::{HttpConfig, router};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::Ceiling;
-use bulkhead_model::permission::{Permission, PermissionSet};
+use bulkhead_model::id::RunId;
+use bulkhead_model::permission::{Permission, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::run::StepStatus;
 use bulkhead_model::time::Timestamp;
 use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
 use bulkhead_runtime::{CompilerCommand, Runtime, RuntimeConfig};
+use bulkhead_store::run::Step;
 use bulkhead_store::seal::{RootKey, Sealer};
 use bulkhead_store::{Database, Store, StoreConfig};
 use bulkhead_test_support::postgres::{Database as TestDatabase, server_or_skip};
@@ -288,6 +291,31 @@ impl TestServer {
     pub(crate) async fn upload(&self, tenant: &Tenant, package: Vec<u8>) -> Value {
         let ask = ask("POST", tenant.at("plugins")).key(&tenant.key).bytes("application/wasm", package);
         self.send(ask).await.json(201)
+    }
+
+    /// Puts a step's row where no worker did, with this output.
+    pub(crate) async fn step(&self, tenant: &Tenant, run: &str, step: &str, output: &str) {
+        let scope = SystemScope::new(SystemReason::Worker).for_org(tenant.org.parse().unwrap());
+        let row = Step {
+            step: step.to_owned(),
+            iteration: 0,
+            position: 0,
+            status: StepStatus::Succeeded,
+            outcome: None,
+            attempts: 1,
+            input: None,
+            output: Some(output.to_owned()),
+            error: None,
+            usage: None,
+            call: None,
+            started_at: None,
+            finished_at: None,
+        };
+        let args = (run.parse::<RunId>().unwrap(), row);
+        let written = self
+            .store
+            .write_locked(&scope, args, |tx, (run, row)| Box::pin(async move { tx.save_step(*run, row).await }));
+        written.await.unwrap();
     }
 
     /// Saves a workflow; its view.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bulkhead_model::permission::Permission;
 use serde_json::{Value, json};
 
 use crate::support::{PATIENCE, PUBLIC_URL, Tenant, TestServer, ask, stops_at_once};
@@ -142,8 +143,57 @@ on_both! {
         let retry = format!("runs/{run}/retry");
         assert_eq!(server.post(&tenant, &retry, &json!({ "from_step": "nowhere" })).await.problem(422), "unknown-step");
         assert_eq!(server.post(&tenant, &retry, &json!({ "step": "end" })).await.problem(422), "invalid-body");
+        let unnamed = server.post(&tenant, &retry, &json!({})).await;
+        assert_eq!((unnamed.problem(422), unnamed.error(422).0), ("unknown-step".to_owned(), "/from_step".to_owned()), "nothing failed");
         assert_eq!(server.post(&tenant, &retry, &json!({ "from_step": "end" })).await.json(202)["run"], json!(run));
         assert_eq!(ended(&server, &tenant, &run).await["status"], "succeeded");
+    }
+
+    async fn addresses_are_for_those_who_may_activate(server: TestServer) {
+        let tenant = server.tenant("acme").await;
+        let writer = server.key(&tenant, &[Permission::WorkflowsRead, Permission::WorkflowsWrite]).await;
+        let body = |name: &str| json!({ "definition": stops_at_once(name) });
+        let made = server.send(ask("POST", tenant.at("workflows")).key(&writer).json(&body("One"))).await;
+        let view = made.json(201);
+        assert_eq!(view["hooks"], json!([]));
+        let path = format!("workflows/{}", view["id"].as_str().unwrap());
+        let put = ask("PUT", tenant.at(&path)).key(&writer).header("if-match", made.header("etag")).json(&body("Two"));
+        assert_eq!(server.send(put).await.json(200)["hooks"], json!([]));
+        assert_eq!(server.send(ask("GET", tenant.at(&path)).key(&writer)).await.json(200)["hooks"], json!([]));
+        assert!(server.get(&tenant, &path).await.json(200)["hooks"][0]["url"].is_string(), "the address is there");
+    }
+
+    async fn what_is_large_is_shown_where_it_is_asked_for(server: TestServer) {
+        let tenant = server.tenant("acme").await;
+        let workflow = server.save(&tenant, &stops_at_once("Echo")).await;
+        let runs = format!("workflows/{}/runs", workflow["id"].as_str().unwrap());
+        let run = server.post(&tenant, &runs, &json!({})).await.json(202)["run"].as_str().unwrap().to_owned();
+        let output = json!("o".repeat(64 * 1024)).to_string();
+        server.step(&tenant, &run, "end", &output).await;
+        let step = server.get(&tenant, &format!("runs/{run}")).await.json(200)["steps"][0].clone();
+        assert_eq!((&step["output"], &step["output_bytes"]), (&Value::Null, &json!(64 * 1024 + 2)));
+        let whole = server.get(&tenant, &format!("runs/{run}/steps/end")).await.json(200);
+        assert_eq!((whole["output"].to_string(), &whole["output_bytes"]), (output, &json!(64 * 1024 + 2)));
+        for step in ["other", "a%00b", "A%20B"] {
+            assert_eq!(server.get(&tenant, &format!("runs/{run}/steps/{step}")).await.problem(404), "not-found", "{step}");
+        }
+        let versions = server.get(&tenant, &format!("workflows/{}/versions", workflow["id"].as_str().unwrap())).await.json(200);
+        assert!(versions["items"][0].get("definition").is_none());
+        assert_eq!(versions["items"][0]["definition_bytes"], json!(stops_at_once("Echo").to_string().len()));
+    }
+
+    async fn who_started_a_run_is_on_record_once(server: TestServer) {
+        let tenant = server.tenant("acme").await;
+        let workflow = server.save(&tenant, &stops_at_once("Echo")).await;
+        let runs = tenant.at(&format!("workflows/{}/runs", workflow["id"].as_str().unwrap()));
+        let start = || ask("POST", &*runs).key(&tenant.key).header("idempotency-key", "once").json(&json!({}));
+        let run = server.send(start()).await.json(202)["run"].as_str().unwrap().to_owned();
+        server.send(start()).await.json(202);
+        let log = server.get(&tenant, "audit?action=run.started").await.json(200);
+        let entries = log["items"].as_array().unwrap();
+        assert_eq!(entries.len(), 1, "{log}");
+        assert_eq!((&entries[0]["target"], &entries[0]["detail"]["workflow"]), (&json!(run), &workflow["id"]));
+        assert!(entries[0]["actor"].as_str().unwrap().starts_with("key_"));
     }
 
     async fn a_waiting_run_is_cancelled(server: TestServer) {

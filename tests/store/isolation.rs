@@ -31,6 +31,7 @@ const WITHOUT_ROWS: &[&str] = &[
     "load_shared_clock",
     "next_job_at",
     "promote_jobs",
+    "record_probe",
     "recover_jobs",
     "renew_worker",
     "update_node",
@@ -82,8 +83,11 @@ on_both! {
             assert!(tx.load_plugin(a.plugin.id).await?.is_none());
             assert!(tx.load_plugin_version(a.plugin.name.as_str(), &a.plugin.version).await?.is_none());
             assert!(tx.list_plugins(None, page).await?.items.is_empty());
+            assert_eq!(tx.count_plugins().await?, (0, 0));
             assert!(tx.load_installation(inst).await?.is_none());
             assert!(matches!(tx.require_installation(inst).await, Err(StoreError::NotFound { .. })));
+            assert!(tx.load_installation_of(&a.plugin.name, None).await?.is_none());
+            assert!(tx.load_installation_of(&a.plugin.name, Some(inst)).await?.is_none());
             assert!(tx.load_installation_for(&a.plugin.name, None).await?.is_none());
             assert!(tx.load_installation_for(&a.plugin.name, Some(inst)).await?.is_none());
             assert!(tx.list_installations(page).await?.items.is_empty());
@@ -106,6 +110,7 @@ on_both! {
             assert!(tx.list_runs(None, Some(wf), page).await?.items.is_empty());
             assert!(tx.list_runs(Some(a.run.status), None, page).await?.items.is_empty());
             assert!(tx.list_steps(run).await?.is_empty());
+            assert!(tx.load_step(run, &a.step.step).await?.is_none());
             assert!(tx.list_run_events(run, 0, 9).await?.is_empty());
             assert!(tx.load_call(a.call.id).await?.is_none());
             assert!(tx.list_calls(inst, None, page).await?.items.is_empty());
@@ -136,6 +141,7 @@ on_both! {
             assert!(!tx.delete_schedule(wf, &a.schedule.trigger).await?);
             assert!(matches!(tx.lock_run(a.run.id).await, Err(StoreError::NotFound { .. })));
             tx.update_run(&a.run).await?;
+            tx.delete_steps(a.run.id, 0).await?;
             assert!(!tx.hasten_job("advance_run", &key, *now).await?);
             assert!(!tx.remove_waiting_job("advance_run", &key).await?);
             assert!(!tx.is_job_held("advance_run", &key).await?);
@@ -217,6 +223,7 @@ on_both! {
                     refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);
                     refused!($scope, [], |tx| tx.next_job_at().await);
                     refused!($scope, [], |tx| tx.count_ready_jobs().await);
+                    refused!($scope, [now], |tx| tx.record_probe(*now).await);
                     refused!($scope, [], |tx| tx.has_ready_jobs(Lane::Interactive).await);
                     refused!($scope, [worker, now, minute], |tx| tx.insert_worker(*worker, "x", *now, *minute).await);
                     refused!($scope, [worker, now, minute], |tx| tx.renew_worker(*worker, *now, *minute).await);

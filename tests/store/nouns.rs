@@ -5,6 +5,7 @@ use std::time::Duration;
 use bulkhead_model::call::{CallError, EgressRecord, LogLine, Outcome, Refusal};
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{ApiKeyId, InstallationId, OrgId, PluginId, RunId, WorkflowId};
+use bulkhead_model::job::Lane;
 use bulkhead_model::name::PluginName;
 use bulkhead_model::permission::{Actor, Permission, SystemReason};
 use bulkhead_model::run::{RunStatus, StepStatus};
@@ -13,11 +14,11 @@ use bulkhead_store::StoreError;
 use bulkhead_store::installation::InstallationState;
 use bulkhead_store::org::Org;
 use bulkhead_store::page::{PAGE_LIMIT_MAX, Page, PageRequest};
-use bulkhead_store::run::RunEvent;
+use bulkhead_store::run::{RunEvent, Step};
 use serde_json::json;
 use uuid::Uuid;
 
-use crate::support::{ADMIN, api_key, audit, call, installation, plugin, run, scope, step, version, workflow};
+use crate::support::{ADMIN, JOBS, api_key, audit, call, installation, plugin, run, scope, step, version, workflow};
 
 /// The nouns have no equality of their own; what they print shows every field.
 #[track_caller]
@@ -57,6 +58,11 @@ fn assert_conflict<T: std::fmt::Debug>(result: Result<T, StoreError>) {
 fn descending<T: Ord>(mut ids: Vec<T>) -> Vec<T> {
     ids.sort_by(|a, b| b.cmp(a));
     ids
+}
+
+/// Steps of a run without the sizes of their payloads.
+async fn list_whole(tx: &mut bulkhead_store::Tx, run: RunId) -> Result<Vec<Step>, StoreError> {
+    Ok(tx.list_steps(run).await?.into_iter().map(|(step, _)| step).collect())
 }
 
 on_both! {
@@ -428,6 +434,23 @@ on_both! {
         let all = tx!(test.read, &scope, [everything], |tx| tx.list_runs(None, None, *everything).await).unwrap();
         let last = all.items.last().unwrap();
         assert_eq!((last.id, last.status, last.waiting_until), (id, RunStatus::Waiting, next.waiting_until));
+
+        // A worker holds the job of the run that waits: it is under way, and told so under every filter.
+        let (worker, now, minute) = (test.worker().await, test.ambient.now(), Duration::from_mins(1));
+        let claimed = tx!(test.write_locked, &JOBS, [worker, now, minute], |tx| {
+            tx.claim_jobs(*worker, Lane::Interactive, 9, *now, *minute).await
+        });
+        assert_eq!(claimed.unwrap().len(), 1);
+        for workflow in [None, Some(workflow_id)] {
+            assert_eq!(list(None, workflow).await, newest_first);
+            assert_eq!(list(Some(RunStatus::Running), workflow).await, [id]);
+            assert_eq!(list(Some(RunStatus::Waiting), workflow).await, []);
+            assert_eq!(list(Some(RunStatus::Queued), workflow).await, queued);
+        }
+        assert_eq!(list(Some(RunStatus::Running), Some(other)).await, []);
+        let all = tx!(test.read, &scope, [everything], |tx| tx.list_runs(None, None, *everything).await).unwrap();
+        let last = all.items.last().unwrap();
+        assert_eq!((last.id, last.status, last.waiting_until), (id, RunStatus::Running, None));
     }
 
     async fn a_step_keeps_its_place_and_its_first_start(test: TestStore) {
@@ -443,8 +466,33 @@ on_both! {
         let mut later = send.clone();
         (later.position, later.started_at) = (99, Some(test.ambient.now()));
         tx!(test.write, &scope, [run, later], |tx| tx.save_step(*run, later).await).unwrap();
-        let steps = tx!(test.read, &scope, [run], |tx| tx.list_steps(*run).await).unwrap();
-        assert_same(&steps, &vec![before, send]);
+        let steps = tx!(test.read, &scope, [run], |tx| list_whole(tx, *run).await).unwrap();
+        assert_same(&steps, &vec![before.clone(), send.clone()]);
+        // A change without a call keeps what is known of the last one.
+        let mut cancelled = send.clone();
+        (cancelled.status, cancelled.outcome, cancelled.input) = (StepStatus::Cancelled, None, None);
+        (cancelled.output, cancelled.usage, cancelled.call) = (None, None, None);
+        let (outcome, input, usage, call) = (send.outcome.clone(), send.input.clone(), send.usage.clone(), send.call);
+        assert!(input.is_some());
+        tx!(test.write, &scope, [run, cancelled], |tx| tx.save_step(*run, cancelled).await).unwrap();
+        let steps = tx!(test.read, &scope, [run], |tx| list_whole(tx, *run).await).unwrap();
+        let expected = Step { outcome, input, usage, call, ..cancelled };
+        assert_same(&steps, &vec![before.clone(), expected]);
+        // From a place on they are forgotten.
+        let place = before.position + 1;
+        tx!(test.write, &scope, [run, place], |tx| tx.delete_steps(*run, *place).await).unwrap();
+        let steps = tx!(test.read, &scope, [run], |tx| list_whole(tx, *run).await).unwrap();
+        assert_same(&steps, &vec![before.clone()]);
+        // What is large is left out of the list, and is there when the step is asked for.
+        let mut large = before.clone();
+        (large.input, large.output) = (Some("i".repeat(4 * 1024 + 1)), Some("ö".repeat(32 * 1024)));
+        tx!(test.write, &scope, [run, large], |tx| tx.save_step(*run, large).await).unwrap();
+        let (listed, sizes) = tx!(test.read, &scope, [run], |tx| tx.list_steps(*run).await).unwrap().remove(0);
+        assert_eq!((listed.input, &listed.output), (None, &large.output));
+        assert_eq!((sizes.input_bytes, sizes.output_bytes), (Some(4 * 1024 + 1), Some(64 * 1024)));
+        let shown = tx!(test.read, &scope, [run], |tx| tx.load_step(*run, "check").await).unwrap();
+        assert_same(&shown, &Some(large.clone()));
+        assert!(tx!(test.read, &scope, [run], |tx| tx.load_step(*run, "nowhere").await).unwrap().is_none());
         let (unknown, orphan) = (RunId::new(&test.ambient), later.clone());
         assert_conflict(tx!(test.write, &scope, [unknown, orphan], |tx| tx.save_step(*unknown, orphan).await));
     }
@@ -549,7 +597,7 @@ on_both! {
         step.iteration = 1;
         let (run, scope) = (tenant.run.id, tenant.scope());
         tx!(test.write, &scope, [run, step], |tx| tx.save_step(*run, step).await).unwrap();
-        let steps = tx!(test.read, &scope, [run], |tx| tx.list_steps(*run).await).unwrap();
+        let steps = tx!(test.read, &scope, [run], |tx| list_whole(tx, *run).await).unwrap();
         assert_eq!(steps.iter().map(|step| step.iteration).collect::<Vec<_>>(), [0, 1]);
     }
 }

@@ -15,7 +15,7 @@ const ADMITTED: &[(&str, &str)] =
 async fn tables(conn: &mut PgConnection) -> Vec<String> {
     sqlx::query_scalar(
         "select relname::text from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p')
-           and relname not in ('_sqlx_migrations', 'worker') order by 1",
+           and relname not in ('_sqlx_migrations', 'probe', 'worker') order by 1",
     )
     .fetch_all(conn)
     .await

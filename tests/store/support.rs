@@ -476,4 +476,4 @@ pub(crate) fn audit(action: &'static str, target: &str) -> AuditEvent {
 }
 
 /// The tables that hold tenants' rows, by the catalogue of a freshly migrated SQLite database less the exceptions.
-pub(crate) const GLOBAL_TABLES: &[&str] = &["organization", "worker"];
+pub(crate) const GLOBAL_TABLES: &[&str] = &["organization", "probe", "worker"];

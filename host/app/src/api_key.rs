@@ -5,6 +5,7 @@ use std::time::Duration;
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::{SecretHash, Token};
 use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::page::{Page, PageRequest};
@@ -34,7 +35,8 @@ pub struct CreatedApiKey {
 }
 
 impl App {
-    /// Makes a key with at most the caller's own permissions.
+    /// Makes a key with at most the caller's own permissions, which ends no later than the caller's own. Without an expiry it
+    /// ends after 90 days or with the caller's own, whichever is first.
     ///
     /// # Errors
     /// [`AppError::Invalid`] when it asks for more than the caller holds, for nothing, or for too long a life.
@@ -47,7 +49,7 @@ impl App {
                 "a key cannot hold a permission that its maker does not hold",
             ));
         }
-        self.insert_api_key(&scope, new).await
+        self.insert_api_key(&scope, new, Some(caller.key())).await
     }
 
     /// Makes an organization's first key, with every permission. For the operator only.
@@ -55,10 +57,15 @@ impl App {
     /// # Errors
     /// As [`create_api_key`](Self::create_api_key).
     pub async fn create_first_api_key(&self, org: OrgId, new: NewApiKey) -> Result<CreatedApiKey, AppError> {
-        self.insert_api_key(&SystemScope::new(SystemReason::Admin).for_org(org), new).await
+        self.insert_api_key(&SystemScope::new(SystemReason::Admin).for_org(org), new, None).await
     }
 
-    async fn insert_api_key(&self, scope: &OrgScope, new: NewApiKey) -> Result<CreatedApiKey, AppError> {
+    async fn insert_api_key(
+        &self,
+        scope: &OrgScope,
+        new: NewApiKey,
+        maker: Option<ApiKeyId>,
+    ) -> Result<CreatedApiKey, AppError> {
         if new.name.trim().is_empty() || new.name.chars().count() > NAME_LEN_MAX {
             return Err(AppError::invalid(
                 "invalid-name",
@@ -79,6 +86,17 @@ impl App {
             return Err(AppError::invalid("invalid-expiry", "/expires_in_days", message));
         }
         let (ambient, now) = (self.ambient(), self.ambient().now());
+        let wanted = now.plus(Duration::from_secs(u64::from(days) * 86_400));
+        let maker_ends = match maker {
+            Some(maker) => self.key_ends_at(scope, maker).await?,
+            None => None,
+        };
+        // Otherwise whoever got hold of a key for an hour could keep what it may do for a year.
+        let expires_at = maker_ends.map_or(wanted, |end| wanted.min(end));
+        if new.expires_in_days.is_some() && expires_at < wanted {
+            let message = "a key cannot outlive the key that makes it: ask for fewer days, or leave them out";
+            return Err(AppError::invalid("invalid-expiry", "/expires_in_days", message));
+        }
         let token = Token::<ApiKeyId>::generate(scope.org(), ApiKeyId::new(ambient), ambient);
         let key = ApiKey {
             id: token.row,
@@ -86,7 +104,7 @@ impl App {
             secret_hash: SecretHash::of(&token.secret),
             permissions: new.permissions,
             created_at: now,
-            expires_at: Some(now.plus(Duration::from_secs(u64::from(days) * 86_400))),
+            expires_at: Some(expires_at),
             revoked_at: None,
         };
         let event = AuditEvent {
@@ -108,6 +126,15 @@ impl App {
             })
             .await?;
         Ok(CreatedApiKey { key, secret_text: token.reveal() })
+    }
+
+    /// When the key that makes another one ends.
+    async fn key_ends_at(&self, scope: &OrgScope, id: ApiKeyId) -> Result<Option<Timestamp>, AppError> {
+        let key = self
+            .store()
+            .read(scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.load_api_key(*id).await?) }))
+            .await?;
+        Ok(key.ok_or(AppError::Unauthenticated)?.expires_at)
     }
 
     /// # Errors

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::call::{CallError, CallReport, Outcome};
+use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{CallId, InstallationId, OrgId, RunId};
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::name::{ContributionName, PluginName};
@@ -259,23 +260,18 @@ impl App {
             .store()
             .read(scope, args, |tx, (target, contracts)| {
                 Box::pin(async move {
-                    match target {
-                        Target::Installation(id) => {
-                            let installation = tx.require_installation(*id).await?;
-                            if let Some(known) = contracts.get(&(tx.org()?, installation.plugin)) {
-                                return Ok((installation, known));
-                            }
-                            let plugin = require_plugin(tx, &installation).await?;
-                            Ok((installation, Arc::new(Contract::new(plugin))))
-                        }
+                    let installation = match target {
+                        Target::Installation(id) => tx.require_installation(*id).await?,
                         Target::Plugin(name, named) => {
-                            let found = tx.load_installation_for(name, *named).await?;
-                            let (installation, plugin) = found.ok_or(AppError::NotFound { what: "installation" })?;
-                            let known = contracts.get(&(tx.org()?, installation.plugin));
-                            let contract = known.unwrap_or_else(|| Arc::new(Contract::new(plugin)));
-                            Ok::<_, AppError>((installation, contract))
+                            let found = tx.load_installation_of(name, *named).await?;
+                            found.ok_or(AppError::NotFound { what: "installation" })?
                         }
+                    };
+                    if let Some(known) = contracts.get(&(tx.org()?, installation.plugin)) {
+                        return Ok((installation, known));
                     }
+                    let plugin = require_plugin(tx, &installation).await?;
+                    Ok::<_, AppError>((installation, Arc::new(Contract::new(plugin))))
                 })
             })
             .await?;
@@ -301,7 +297,9 @@ impl App {
         let rights = if let Some((_, rights)) = known {
             rights
         } else {
-            let rights = Arc::new(Rights::compute(&contract.plugin, &installation, &sandbox.ceiling, now));
+            let (of, held) = (Arc::clone(&contract), installation.clone());
+            let compute = move |ceiling: &Ceiling, now| Ok(Rights::compute(&of.plugin, &held, ceiling, now));
+            let rights = Arc::new(self.checked(org, compute).await?);
             sandbox.rights.insert(key, (installation.grant_version, Arc::clone(&rights)));
             rights
         };

@@ -1,7 +1,7 @@
 //! What an installation may do: shown in layers, changed as a whole, in force at once.
 
 use bulkhead_model::audit::AuditEvent;
-use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::grant::{Ceiling, GrantVersion, Grants};
 use bulkhead_model::id::{InstallationId, OrgId};
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_runtime::Digest;
@@ -43,13 +43,25 @@ impl App {
         self.to_the_end(
             "replace grants",
             Box::pin(async move {
+                let found = app
+                    .store()
+                    .read(&scope, (id, seen), |tx, (id, seen)| {
+                        Box::pin(async move { require_at(tx, *id, *seen).await })
+                    })
+                    .await?;
+                let check = move |ceiling: &Ceiling, now| {
+                    let (installation, plugin) = &found;
+                    check_grants(&plugin.manifest, &grants, ceiling, &installation.settings, now)?;
+                    Ok(grants)
+                };
+                let grants = app.checked(org, check).await?;
                 let (installation, plugin) = app
                     .store()
                     .write(&scope, (id, seen, grants, scope.actor().clone(), app.ambient().clone()), |tx, args| {
                         let (id, seen, grants, actor, ambient) = args;
                         Box::pin(async move {
+                            // The grants were checked against this very version of the installation.
                             let (before, plugin) = require_at(tx, *id, *seen).await?;
-                            check_grants(&plugin.manifest, grants)?;
                             let mut next =
                                 Installation { grants: grants.clone(), updated_at: ambient.now(), ..before.clone() };
                             if next.grants == before.grants {
@@ -74,7 +86,7 @@ impl App {
                     })
                     .await?;
                 app.installation_changed(org, id, installation.grant_version);
-                Ok(app.detail(installation, plugin))
+                app.detail(org, installation, plugin).await
             }),
         )
         .await

@@ -5,15 +5,15 @@ use bulkhead_model::permission::{SystemReason, SystemScope};
 use crate::{App, AppError};
 
 impl App {
-    /// Reads from the database, as every request does.
+    /// Writes one small row to the database and commits: a disk that is full or gone shows before requests fail.
     ///
     /// # Errors
     /// The store's.
     pub async fn check_database(&self) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Jobs);
         self.store()
-            .read(&scope, (), |tx, ()| {
-                Box::pin(async move { tx.next_job_at().await.map(drop).map_err(AppError::from) })
+            .write_locked(&scope, self.ambient().now(), |tx, now| {
+                Box::pin(async move { tx.record_probe(*now).await.map_err(AppError::from) })
             })
             .await
     }

@@ -5,15 +5,19 @@
 //! consent and is named in the answer. A required permission that is not granted does not keep an installation from being
 //! enabled; its calls end as `refused` before any guest code runs, until the permission is granted.
 
+use std::sync::Arc;
+
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::grant::{
-    AskView, CapabilityGrant, GRANTS_MAX, Grant, GrantVersion, Grants, HttpRule, Layers, SecretRule, Share, resolve_ask,
+    AskView, Budget, CapabilityGrant, Ceiling, EffectiveGrants, GRANTS_MAX, Grant, GrantVersion, Grants, HttpRule,
+    Layers, SecretRule, Share, TooComplex, resolve_ask, secrets_asked,
 };
 use bulkhead_model::id::{InstallationId, OrgId};
-use bulkhead_model::manifest::{Manifest, PermissionAsk};
+use bulkhead_model::manifest::{CapabilityAsk, METHODS_MAX, Manifest, ORIGINS_MAX, PATHS_MAX, PermissionAsk};
 use bulkhead_model::name::PluginName;
-use bulkhead_model::permission::{Actor, Caller, Permission};
-use bulkhead_model::workflow::{Definition, StepKind};
+use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::workflow::StepKind;
 use bulkhead_runtime::Digest;
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::page::{PAGE_LIMIT_MAX, Page, PageRequest};
@@ -26,6 +30,8 @@ use crate::{App, AppError, Problem};
 
 /// Bytes of an installation's settings as JSON text.
 pub const SETTINGS_BYTES_MAX: usize = 64 * 1024;
+/// Active workflows that are read to tell who used an installation which ends: a definition has up to 1 MiB.
+pub const USED_BY_LOOKED_AT_MAX: usize = 200;
 
 /// What to install.
 #[derive(Clone, Debug)]
@@ -78,16 +84,44 @@ pub(crate) fn is_missing(view: &AskView, settings: &Value) -> bool {
 /// What is left of an installation after its end.
 #[derive(Clone, Debug)]
 pub struct Uninstalled {
-    /// Names of active workflows that used it; their steps fail from now on.
+    /// Names of active workflows that used it, among the newest [`USED_BY_LOOKED_AT_MAX`]; their steps fail from now on.
     pub used_by: Vec<String>,
 }
 
 impl App {
-    pub(crate) fn detail(&self, installation: Installation, plugin: Plugin) -> InstallationDetail {
-        let now = self.ambient().now();
-        let ceiling = &self.sandbox().ceiling;
-        let layers = Layers::of(&plugin.manifest, &installation.grants, ceiling, &installation.settings, now);
-        InstallationDetail { installation, plugin, layers }
+    /// Installations with the layers of their rights, computed away from the threads that serve requests: each ask is compared
+    /// with each grant.
+    pub(crate) async fn details(
+        &self,
+        org: OrgId,
+        found: Vec<(Installation, Plugin)>,
+    ) -> Result<Vec<InstallationDetail>, AppError> {
+        let (ceiling, now) = (Arc::clone(&self.sandbox().ceiling), self.ambient().now());
+        let detail = move |(installation, plugin): (Installation, Plugin)| {
+            let layers = Layers::of(&plugin.manifest, &installation.grants, &ceiling, &installation.settings, now);
+            InstallationDetail { installation, plugin, layers }
+        };
+        self.planner().run(org, move || found.into_iter().map(detail).collect()).await
+    }
+
+    pub(crate) async fn detail(
+        &self,
+        org: OrgId,
+        installation: Installation,
+        plugin: Plugin,
+    ) -> Result<InstallationDetail, AppError> {
+        let details = self.details(org, vec![(installation, plugin)]).await?;
+        Ok(details.into_iter().next().expect("one went in"))
+    }
+
+    /// Runs a check of grants and settings where it keeps nobody waiting and no transaction open.
+    pub(crate) async fn checked<T: Send + 'static>(
+        &self,
+        org: OrgId,
+        check: impl FnOnce(&Ceiling, Timestamp) -> Result<T, AppError> + Send + 'static,
+    ) -> Result<T, AppError> {
+        let (ceiling, now) = (Arc::clone(&self.sandbox().ceiling), self.ambient().now());
+        self.planner().run(org, move || check(&ceiling, now)).await?
     }
 
     /// Installs a plugin version, enabled. Grants are taken as given and have to answer the manifest's asks.
@@ -112,8 +146,12 @@ impl App {
             })
             .await?;
         let plugin = found.ok_or_else(|| unknown_version(&new.plugin, &new.version))?;
-        check_settings(&plugin, &new.settings)?;
-        check_grants(&plugin.manifest, &new.grants)?;
+        let check = move |ceiling: &Ceiling, now| {
+            check_settings(&plugin, &new.settings)?;
+            check_grants(&plugin.manifest, &new.grants, ceiling, &new.settings, now)?;
+            Ok((plugin, new))
+        };
+        let (plugin, new) = self.checked(org, check).await?;
         let now = self.ambient().now();
         let installation = Installation {
             id: InstallationId::new(self.ambient()),
@@ -151,7 +189,7 @@ impl App {
                 },
             )
             .await?;
-        Ok(self.detail(installation, plugin))
+        self.detail(org, installation, plugin).await
     }
 
     /// Newest first, without uninstalled ones.
@@ -179,8 +217,7 @@ impl App {
                 })
             })
             .await?;
-        let items = page.items.into_iter().map(|(installation, plugin)| self.detail(installation, plugin)).collect();
-        Ok(Page { items, next: page.next })
+        Ok(Page { items: self.details(org, page.items).await?, next: page.next })
     }
 
     /// One installation.
@@ -196,7 +233,7 @@ impl App {
         let scope = caller.authorize(org, Permission::PluginsRead)?;
         let (installation, plugin) =
             self.store().read(&scope, id, |tx, id| Box::pin(async move { require(tx, *id).await })).await?;
-        Ok(self.detail(installation, plugin))
+        self.detail(org, installation, plugin).await
     }
 
     /// Changes settings, state or version, if the installation is still at the version that the caller saw. Calls that run
@@ -217,25 +254,47 @@ impl App {
         self.to_the_end(
             "update installation",
             Box::pin(async move {
-                let (installation, plugin) = app
+                let args = (id, seen, patch.version.clone());
+                let (before, other) = app
                     .store()
-                    .write(&scope, (id, seen, patch, scope.actor().clone(), app.ambient().clone()), |tx, args| {
-                        let (id, seen, patch, actor, ambient) = args;
+                    .read(&scope, args, |tx, (id, seen, version)| {
                         Box::pin(async move {
                             let before = require_at(tx, *id, *seen).await?;
-                            let (mut next, plugin) = patched(tx, &before, patch).await?;
-                            if is_same(&before.0, &next) {
-                                return Ok(before);
-                            }
-                            next.updated_at = ambient.now();
+                            let other = match version {
+                                Some(version) if *version != before.1.version => {
+                                    let other = tx.load_plugin_version(before.1.name.as_str(), version).await?;
+                                    Some(other.ok_or_else(|| unknown_version(&before.1.name, version))?)
+                                }
+                                Some(_) | None => None,
+                            };
+                            Ok::<_, AppError>((before, other))
+                        })
+                    })
+                    .await?;
+                let patched = move |ceiling: &Ceiling, now| {
+                    let (next, plugin) = patched(&before, other, &patch, ceiling, now)?;
+                    Ok((before, next, plugin))
+                };
+                let (before, next, plugin) = app.checked(org, patched).await?;
+                if is_same(&before.0, &next) {
+                    return app.detail(org, before.0, before.1).await;
+                }
+                let args = (before, next, plugin, scope.actor().clone(), app.ambient().clone());
+                let (installation, plugin) = app
+                    .store()
+                    .write(&scope, args, |tx, (before, next, plugin, actor, ambient)| {
+                        Box::pin(async move {
+                            // What was computed holds for the version that it was computed from.
+                            require_at(tx, before.0.id, before.0.grant_version).await?;
+                            let mut next = Installation { updated_at: ambient.now(), ..next.clone() };
                             let version = save(tx, &before.0, &mut next, actor).await?;
-                            tx.record_audit(&updated_event(&before, (&next, &plugin), version, actor), ambient).await?;
-                            Ok::<_, AppError>((next, plugin))
+                            tx.record_audit(&updated_event(before, (&next, plugin), version, actor), ambient).await?;
+                            Ok::<_, AppError>((next, plugin.clone()))
                         })
                     })
                     .await?;
                 app.installation_changed(org, id, installation.grant_version);
-                Ok(app.detail(installation, plugin))
+                app.detail(org, installation, plugin).await
             }),
         )
         .await
@@ -257,42 +316,46 @@ impl App {
         self.to_the_end(
             "uninstall",
             Box::pin(async move {
-                let (used_by, version) = app
+                let used_by = app.used_by(&scope, id).await?;
+                let version = app
                     .store()
-                    .write(&scope, (id, seen, scope.actor().clone(), app.ambient().clone()), |tx, args| {
-                        let (id, seen, actor, ambient) = args;
-                        Box::pin(async move {
-                            let (before, plugin) = require(tx, *id).await?;
-                            if seen.is_some_and(|seen| seen != before.grant_version) {
-                                return Err(AppError::StaleVersion);
-                            }
-                            let used_by = used_by(tx, &before, &plugin).await?;
-                            let mut next = Installation {
-                                state: InstallationState::Uninstalled,
-                                settings: json!({}),
-                                grants: Grants::default(),
-                                updated_at: ambient.now(),
-                                ..before.clone()
-                            };
-                            let secrets = tx.delete_secrets(*id).await?;
-                            let version = save(tx, &before, &mut next, actor).await?;
-                            let event = AuditEvent {
-                                action: "installation.uninstalled",
-                                target: id.to_string(),
-                                actor: actor.clone(),
-                                detail: json!({
-                                    "plugin": plugin.name,
-                                    "version": plugin.version,
-                                    "digest": Digest(plugin.digest),
-                                    "grants": { "before": before.grants, "after": next.grants },
-                                    "secrets_deleted": secrets,
-                                    "used_by": used_by,
-                                }),
-                            };
-                            tx.record_audit(&event, ambient).await?;
-                            Ok((used_by, version))
-                        })
-                    })
+                    .write(
+                        &scope,
+                        (id, seen, used_by.clone(), scope.actor().clone(), app.ambient().clone()),
+                        |tx, args| {
+                            let (id, seen, used_by, actor, ambient) = args;
+                            Box::pin(async move {
+                                let (before, plugin) = require(tx, *id).await?;
+                                if seen.is_some_and(|seen| seen != before.grant_version) {
+                                    return Err(AppError::StaleVersion);
+                                }
+                                let mut next = Installation {
+                                    state: InstallationState::Uninstalled,
+                                    settings: json!({}),
+                                    grants: Grants::default(),
+                                    updated_at: ambient.now(),
+                                    ..before.clone()
+                                };
+                                let secrets = tx.delete_secrets(*id).await?;
+                                let version = save(tx, &before, &mut next, actor).await?;
+                                let event = AuditEvent {
+                                    action: "installation.uninstalled",
+                                    target: id.to_string(),
+                                    actor: actor.clone(),
+                                    detail: json!({
+                                        "plugin": plugin.name,
+                                        "version": plugin.version,
+                                        "digest": Digest(plugin.digest),
+                                        "grants": { "before": before.grants, "after": next.grants },
+                                        "secrets_deleted": secrets,
+                                        "used_by": used_by,
+                                    }),
+                                };
+                                tx.record_audit(&event, ambient).await?;
+                                Ok(version)
+                            })
+                        },
+                    )
                     .await?;
                 app.installation_changed(org, id, version);
                 Ok(Uninstalled { used_by })
@@ -326,16 +389,26 @@ fn check_settings(plugin: &Plugin, settings: &Value) -> Result<(), AppError> {
     if problems.is_empty() { Ok(()) } else { Err(invalid(problems)) }
 }
 
-/// Whether grants answer the manifest's asks.
+/// Whether grants answer the manifest's asks, and what they have in common with them can be asked at each request.
 ///
 /// # Errors
 /// [`AppError::Invalid`] `invalid-grants` with the first problem.
-pub(crate) fn check_grants(manifest: &Manifest, grants: &Grants) -> Result<(), AppError> {
-    grants.validate(manifest).map_err(|error| {
-        let message = format!("the grants do not fit {} {}", manifest.name, manifest.version);
-        let problem = Problem::new(format!("/grants{}", error.path), "invalid-grant", error.problem);
-        AppError::Invalid { code: "invalid-grants", message, problems: vec![problem] }
-    })
+pub(crate) fn check_grants(
+    manifest: &Manifest,
+    grants: &Grants,
+    ceiling: &Ceiling,
+    settings: &Value,
+    now: Timestamp,
+) -> Result<(), AppError> {
+    let problem = match grants.validate(manifest) {
+        Err(error) => Problem::new(format!("/grants{}", error.path), "invalid-grant", error.problem),
+        Ok(()) => match EffectiveGrants::try_compute(manifest, grants, ceiling, settings, now) {
+            Err(error @ TooComplex) => Problem::new("/grants/permissions", "too-complex", error.to_string()),
+            Ok(_) => return Ok(()),
+        },
+    };
+    let message = format!("the grants do not fit {} {}", manifest.name, manifest.version);
+    Err(AppError::Invalid { code: "invalid-grants", message, problems: vec![problem] })
 }
 
 pub(crate) async fn require_plugin(tx: &mut Tx, installation: &Installation) -> Result<Plugin, AppError> {
@@ -382,18 +455,17 @@ fn is_same(before: &Installation, next: &Installation) -> bool {
         == (next.plugin, next.state, &next.settings, &next.grants)
 }
 
-/// The installation with the patch applied, and the plugin version that it then is of.
-async fn patched(
-    tx: &mut Tx,
+/// The installation with the patch applied, and the plugin version that it then is of: `other`, when the patch names one.
+fn patched(
     before: &(Installation, Plugin),
+    other: Option<Plugin>,
     patch: &InstallationPatch,
+    ceiling: &Ceiling,
+    now: Timestamp,
 ) -> Result<(Installation, Plugin), AppError> {
     let (mut next, mut plugin) = before.clone();
-    if let Some(version) = &patch.version
-        && *version != plugin.version
-    {
-        let other = tx.load_plugin_version(plugin.name.as_str(), version).await?;
-        plugin = other.ok_or_else(|| unknown_version(&before.1.name, version))?;
+    if let Some(other) = other {
+        plugin = other;
         next.plugin = plugin.id;
         next.grants = carried_over(&before.0, &before.1.manifest, &plugin.manifest)?;
     }
@@ -402,6 +474,8 @@ async fn patched(
     }
     if patch.settings.is_some() || next.plugin != before.0.plugin {
         check_settings(&plugin, &next.settings)?;
+        // An origin may come from a setting.
+        check_grants(&plugin.manifest, &next.grants, ceiling, &next.settings, now)?;
     }
     if let Some(enabled) = patch.enabled {
         next.state = if enabled { InstallationState::Enabled } else { InstallationState::Disabled };
@@ -431,28 +505,47 @@ fn updated_event(
 /// does not ask at all. A grant may be wider than the old version's ask, and would otherwise come into force unseen when the
 /// new version asks for more.
 fn carried_over(installation: &Installation, old: &Manifest, new: &Manifest) -> Result<Grants, AppError> {
+    let too_many = || {
+        let message =
+            "the grants fall apart into too many when they are narrowed to what was asked: grant them anew first";
+        AppError::conflict("too-many-grants", message)
+    };
     let asked = |ask: &PermissionAsk| resolve_ask(&ask.capability, &installation.settings);
     let asks: Vec<CapabilityGrant> = old.permissions.iter().filter_map(asked).collect();
+    let asks_for_requests = new.permissions.iter().any(|ask| matches!(ask.capability, CapabilityAsk::Http { .. }));
+    let budget = &mut Budget::default();
     let mut carried = Vec::new();
     for grant in &installation.grants.permissions {
-        for capability in narrowed(&grant.capability, &asks) {
+        let still_asked = match &grant.capability {
+            CapabilityGrant::Http(_) => asks_for_requests,
+            CapabilityGrant::Secret(rule) => secrets_asked(new).any(|name| *name == rule.name),
+        };
+        if !still_asked {
+            continue;
+        }
+        for capability in narrowed(&grant.capability, &asks, budget).map_err(|TooComplex| too_many())? {
             let grant = Grant { capability, expires_at: grant.expires_at };
-            let still_asked = Grants { permissions: vec![grant.clone()] }.validate(new).is_ok();
-            if still_asked && !carried.contains(&grant) {
+            if !carried.contains(&grant) {
                 carried.push(grant);
+            }
+            if carried.len() > GRANTS_MAX {
+                return Err(too_many());
             }
         }
     }
-    if carried.len() > GRANTS_MAX {
-        let message =
-            "the grants fall apart into too many when they are narrowed to what was asked: grant them anew first";
-        return Err(AppError::conflict("too-many-grants", message));
-    }
-    Ok(Grants { permissions: carried })
+    let carried = Grants { permissions: carried };
+    // A secret's places cannot be told apart into two grants: whoever narrowed them to too many is told.
+    carried.check().map_err(|_| too_many())?;
+    Ok(carried)
 }
 
 /// The parts of a grant that were in force under `asks`.
-fn narrowed(grant: &CapabilityGrant, asks: &[CapabilityGrant]) -> Vec<CapabilityGrant> {
+fn narrowed(
+    grant: &CapabilityGrant,
+    asks: &[CapabilityGrant],
+    budget: &mut Budget,
+) -> Result<Vec<CapabilityGrant>, TooComplex> {
+    let mut parts = Vec::new();
     match grant {
         CapabilityGrant::Http(rule) => {
             let asked: Vec<&HttpRule> = asks
@@ -460,54 +553,80 @@ fn narrowed(grant: &CapabilityGrant, asks: &[CapabilityGrant]) -> Vec<Capability
                 .filter_map(|ask| if let CapabilityGrant::Http(ask) = ask { Some(ask) } else { None })
                 .collect();
             if asked.iter().any(|ask| ask.covers(rule)) {
-                return vec![grant.clone()];
+                return Ok(vec![grant.clone()]);
             }
-            asked.iter().filter_map(|ask| ask.meet(rule)).map(CapabilityGrant::Http).collect()
+            for ask in asked {
+                if let Some(rule) = ask.meet(rule, budget)? {
+                    parts.extend(in_bounds(&rule).map(CapabilityGrant::Http));
+                }
+            }
         }
         CapabilityGrant::Secret(rule) => {
             let asked = asks.iter().find_map(|ask| match ask {
                 CapabilityGrant::Secret(ask) if ask.name == rule.name => Some(ask),
-                _ => None,
+                CapabilityGrant::Secret(_) | CapabilityGrant::Http(_) => None,
             });
-            let narrow = |ask: &SecretRule| {
-                CapabilityGrant::Secret(SecretRule { name: rule.name.clone(), inject: ask.inject.meet(&rule.inject) })
-            };
-            asked.map(narrow).into_iter().collect()
-        }
-    }
-}
-
-/// Names of the active workflows whose steps mean this installation.
-async fn used_by(tx: &mut Tx, installation: &Installation, plugin: &Plugin) -> Result<Vec<String>, AppError> {
-    let mut names = Vec::new();
-    let mut page = PageRequest { before: None, limit: PAGE_LIMIT_MAX };
-    loop {
-        let found = tx.list_workflows(page).await?;
-        for workflow in found.items.iter().filter(|workflow| workflow.active) {
-            let Some(version) = tx.load_workflow_version(workflow.id, workflow.current_version).await? else {
-                continue;
-            };
-            let Ok((definition, _)) = Definition::parse(&version.definition) else { continue };
-            for step in definition.steps.values() {
-                let StepKind::Call(call) = &step.kind else { continue };
-                let means_it = match call.installation {
-                    Some(named) => named == installation.id,
-                    None if call.plugin == plugin.name => {
-                        let only = tx.load_installation_for(&call.plugin, None).await?;
-                        only.is_some_and(|(only, _)| only.id == installation.id)
-                    }
-                    None => false,
-                };
-                if means_it {
-                    names.push(workflow.name.clone());
-                    break;
-                }
+            if let Some(ask) = asked {
+                let inject = ask.inject.meet(&rule.inject, budget)?;
+                parts.push(CapabilityGrant::Secret(SecretRule { name: rule.name.clone(), inject }));
             }
         }
-        match found.next {
-            Some(before) => page.before = Some(before),
-            None => return Ok(names),
+    }
+    Ok(parts)
+}
+
+/// A rule as several that together let out the same and each hold no more than a grant may.
+fn in_bounds(rule: &HttpRule) -> impl Iterator<Item = HttpRule> + '_ {
+    rule.origins.chunks(ORIGINS_MAX).flat_map(move |origins| {
+        rule.methods.chunks(METHODS_MAX).flat_map(move |methods| {
+            rule.paths.chunks(PATHS_MAX).map(move |paths| HttpRule {
+                origins: origins.to_vec(),
+                methods: methods.to_vec(),
+                paths: paths.to_vec(),
+            })
+        })
+    })
+}
+
+impl App {
+    /// Names of active workflows whose steps mean this installation, for whoever ends it: it stands in nobody's way, so it is
+    /// read before the transaction, and of the newest [`USED_BY_LOOKED_AT_MAX`] only.
+    async fn used_by(&self, scope: &OrgScope, id: InstallationId) -> Result<Vec<String>, AppError> {
+        let (plugin, is_only, workflows) = self
+            .store()
+            .read(scope, id, |tx, id| {
+                Box::pin(async move {
+                    let (_, plugin) = require(tx, *id).await?;
+                    let only = tx.load_installation_of(&plugin.name, None).await?;
+                    let is_only = only.is_some_and(|only| only.id == *id);
+                    let mut active = Vec::new();
+                    let mut page = PageRequest { before: None, limit: PAGE_LIMIT_MAX };
+                    loop {
+                        let found = tx.list_workflows(page).await?;
+                        active.extend(found.items.into_iter().filter(|workflow| workflow.active));
+                        match found.next {
+                            Some(before) if active.len() < USED_BY_LOOKED_AT_MAX => page.before = Some(before),
+                            Some(_) | None => break,
+                        }
+                    }
+                    active.truncate(USED_BY_LOOKED_AT_MAX);
+                    Ok::<_, AppError>((plugin.name, is_only, active))
+                })
+            })
+            .await?;
+        let mut names = Vec::new();
+        for workflow in workflows {
+            // One that this version cannot read uses nothing.
+            let Ok(definition) = self.definition(scope, workflow.id, workflow.current_version).await else { continue };
+            let means_it = definition.steps.values().any(|step| {
+                let StepKind::Call(call) = &step.kind else { return false };
+                call.installation.map_or(is_only && call.plugin == plugin, |named| named == id)
+            });
+            if means_it {
+                names.push(workflow.name);
+            }
         }
+        Ok(names)
     }
 }
 
@@ -515,9 +634,8 @@ async fn used_by(tx: &mut Tx, installation: &Installation, plugin: &Plugin) -> R
 mod tests {
     use super::*;
     use bulkhead_model::ambient::Ambient;
-    use bulkhead_model::grant::{Ceiling, EffectiveGrants};
     use bulkhead_model::id::PluginId;
-    use bulkhead_model::time::Timestamp;
+    use bulkhead_model::manifest::Inject;
     use proptest::prelude::*;
     use proptest::sample::{select, subsequence};
 
@@ -532,7 +650,8 @@ mod tests {
         let http = http.prop_map(|(origins, methods, paths)| {
             json!({ "kind": "http", "origins": origins, "methods": methods, "paths": paths })
         });
-        let secret = (some(ORIGINS), subsequence(vec!["authorization", "x-token"], 0..=2), any::<bool>());
+        // A secret goes to named hosts, never to any.
+        let secret = (some(&ORIGINS[1..]), subsequence(vec!["authorization", "x-token"], 0..=2), any::<bool>());
         let secret = secret.prop_map(|(origins, headers, body)| {
             json!({ "kind": "secret", "name": "token", "inject": { "origins": origins, "headers": headers, "body": body } })
         });
@@ -560,6 +679,69 @@ mod tests {
         .unwrap()
     }
 
+    fn holding(granted: &[Value], ambient: &Ambient) -> Installation {
+        Installation {
+            id: InstallationId::new(ambient),
+            plugin: PluginId::new(ambient),
+            state: InstallationState::Enabled,
+            settings: json!({}),
+            grants: serde_json::from_value(json!({ "permissions": granted })).unwrap(),
+            grant_version: GrantVersion(1),
+            created_at: ambient.now(),
+            updated_at: ambient.now(),
+        }
+    }
+
+    /// As many origins as a list may hold, each crossed with two others: what is left is longer than one grant may be.
+    fn crossing(what: &Value) -> (Manifest, Installation) {
+        let origins = |pattern: &dyn Fn(usize) -> String| (0..ORIGINS_MAX).map(pattern).collect::<Vec<_>>();
+        let mut ask = what.clone();
+        ask["origins"] = json!(origins(&|n| format!("https://h{n}.example.com:*")));
+        let mut grant = what.clone();
+        grant["origins"] = json!(["https://*.example.com:81", "https://*.example.com:82"]);
+        if what["kind"] == "secret" {
+            ask = json!({ "kind": "secret", "name": "token", "inject": { "body": true, "origins": ask["origins"] } });
+            grant =
+                json!({ "kind": "secret", "name": "token", "inject": { "body": true, "origins": grant["origins"] } });
+        }
+        (manifest(&[ask]), holding(&[grant], &Ambient::manual(Timestamp::from_micros(0), 1)))
+    }
+
+    #[test]
+    fn a_grant_that_is_narrowed_to_many_origins_stays_in_force() {
+        let (manifest, installation) = crossing(&json!({ "kind": "http", "methods": ["GET"], "paths": ["/"] }));
+        let carried = carried_over(&installation, &manifest, &manifest).unwrap();
+        assert_eq!(carried.permissions.len(), 2);
+        carried.validate(&manifest).unwrap();
+        let ceiling = Ceiling {
+            http: vec![
+                serde_json::from_value::<Grants>(json!({ "permissions": [
+            { "kind": "http", "origins": ["https://*:*"], "methods": ["*"], "paths": ["/"] },
+        ] }))
+                .map(|grants| match &grants.permissions[0].capability {
+                    CapabilityGrant::Http(rule) => rule.clone(),
+                    CapabilityGrant::Secret(_) => panic!("it is a rule about requests"),
+                })
+                .unwrap(),
+            ],
+            ..Ceiling::default()
+        };
+        let now = Timestamp::from_micros(0);
+        let effective = EffectiveGrants::compute(&manifest, &carried, &ceiling, &json!({}), now);
+        for (host, port, allowed) in [(0, 81, true), (31, 82, true), (31, 83, false), (32, 81, false)] {
+            let url = format!("https://h{host}.example.com:{port}/").parse().unwrap();
+            assert_eq!(effective.http("GET", &url).is_ok(), allowed, "{url}");
+        }
+    }
+
+    /// There is one grant for each secret, so its places cannot be told apart into two: the admin is asked.
+    #[test]
+    fn a_secret_with_too_many_places_is_not_dropped_silently() {
+        let (manifest, installation) = crossing(&json!({ "kind": "secret" }));
+        let refused = carried_over(&installation, &manifest, &manifest);
+        assert!(matches!(refused, Err(AppError::Conflict { code: "too-many-grants", .. })), "{refused:?}");
+    }
+
     proptest! {
         /// What a change of version leaves in force was in force before, whatever the admin granted and the new version asks.
         #[test]
@@ -572,17 +754,8 @@ mod tests {
             let (old, new) = (manifest(&old), manifest(&new));
             let now = Timestamp::from_micros(0);
             let ambient = Ambient::manual(now, 1);
-            let installation = Installation {
-                id: InstallationId::new(&ambient),
-                plugin: PluginId::new(&ambient),
-                state: InstallationState::Enabled,
-                settings: json!({}),
-                grants: serde_json::from_value(json!({ "permissions": granted })).unwrap(),
-                grant_version: GrantVersion(1),
-                created_at: now,
-                updated_at: now,
-            };
-            let Ok(carried) = carried_over(&installation, &old, &new) else { return Ok(()) };
+            let installation = holding(&granted, &ambient);
+            let carried = carried_over(&installation, &old, &new).unwrap();
             prop_assert!(carried.validate(&new).is_ok());
             let ceiling = Ceiling::default();
             let before = EffectiveGrants::compute(&old, &installation.grants, &ceiling, &json!({}), now);
@@ -593,12 +766,13 @@ mod tests {
             let same = carried_over(&installation, &old, &old).unwrap();
             let same = EffectiveGrants::compute(&old, &same, &ceiling, &json!({}), now);
             prop_assert_eq!(same.http(method, &url).is_ok(), before.http(method, &url).is_ok());
+            let common = |left: &Inject<_>, right| left.meet(right, &mut Budget::default()).unwrap().origins;
             if let Some(secret) = after.secret("token") {
                 let held = before.secret("token");
                 prop_assert!(held.is_some_and(|held| {
                     secret.inject.headers.iter().all(|header| held.inject.headers.contains(header))
                         && (held.inject.body || !secret.inject.body)
-                        && secret.inject.meet(&held.inject).origins == secret.inject.meet(&secret.inject).origins
+                        && common(&secret.inject, &held.inject) == common(&secret.inject, &secret.inject)
                 }), "{secret:?} {held:?}");
             }
         }

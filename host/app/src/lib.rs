@@ -76,11 +76,14 @@ pub struct App {
     in_flight: in_flight::InFlight,
     node: node::NodeState,
     planner: planner::Planner,
-    definitions: moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Definition>>,
+    definitions: Definitions,
 }
 
-/// Checked definitions kept in memory.
-const DEFINITIONS_MAX: u64 = 10_000;
+/// Checked definitions, with an estimate of the bytes that each takes.
+type Definitions = moka::sync::Cache<(OrgId, WorkflowId, i64), (Arc<Definition>, u32)>;
+
+/// Memory for checked definitions, by their estimates.
+const DEFINITIONS_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 /// SHA-256 of a text, in hexadecimal.
 pub(crate) fn digest_hex(text: &str) -> String {
@@ -99,7 +102,10 @@ impl App {
             in_flight: in_flight::InFlight::default(),
             node: node::NodeState::default(),
             planner: planner::Planner::new(),
-            definitions: moka::sync::Cache::new(DEFINITIONS_MAX),
+            definitions: moka::sync::Cache::builder()
+                .max_capacity(DEFINITIONS_BYTES_MAX)
+                .weigher(|_, (_, bytes): &(Arc<Definition>, u32)| *bytes)
+                .build(),
         }
     }
 
@@ -120,7 +126,7 @@ impl App {
         &self.inner.sealer
     }
 
-    pub(crate) fn definitions(&self) -> &moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Definition>> {
+    pub(crate) fn definitions(&self) -> &Definitions {
         &self.definitions
     }
 

@@ -27,26 +27,21 @@ impl App {
         }
         let admin = SystemScope::new(SystemReason::Admin);
         let org = Org { id: OrgId::new(self.ambient()), slug, name, created_at: self.ambient().now() };
-        self.store()
-            .write(&admin, org.clone(), |tx, org| {
-                Box::pin(async move {
-                    if tx.load_org_by_slug(&org.slug).await?.is_some() {
-                        return Err(AppError::conflict("org-exists", format!("the name {} is taken", org.slug)));
-                    }
-                    Ok(tx.insert_org(org).await?)
-                })
-            })
-            .await?;
         let event = AuditEvent {
             action: "org.created",
             target: org.id.to_string(),
             actor: Actor::System(SystemReason::Admin),
             detail: json!({ "slug": org.slug, "name": org.name }),
         };
-        // The row-level rules of the organization's own tables need its scope, which exists only now.
         self.store()
-            .write(&admin.for_org(org.id), (event, self.ambient().clone()), |tx, (event, ambient)| {
-                Box::pin(async move { Ok::<_, AppError>(tx.record_audit(event, ambient).await?) })
+            .write(&admin, (org.clone(), event, self.ambient().clone()), |tx, (org, event, ambient)| {
+                Box::pin(async move {
+                    if tx.load_org_by_slug(&org.slug).await?.is_some() {
+                        return Err(AppError::conflict("org-exists", format!("the name {} is taken", org.slug)));
+                    }
+                    tx.insert_org(org).await?;
+                    Ok(tx.record_audit(event, ambient).await?)
+                })
             })
             .await?;
         Ok(org)

@@ -18,6 +18,11 @@ use serde_json::json;
 use crate::sandbox::FIRST_PARTY_PUBLISHER;
 use crate::{App, AppError, Problem};
 
+/// Versions that an organization may hold.
+pub const PLUGINS_MAX: u64 = 1_000;
+/// … and the bytes of their packages together: 2 GiB.
+pub const PLUGINS_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+
 /// A package's place in the organization.
 #[derive(Clone, Debug)]
 pub struct Uploaded {
@@ -31,7 +36,8 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::TooLarge`]; [`AppError::Invalid`] `invalid-package` with what is wrong and where, `compile-failed` or
-    /// `compile-timeout`; [`AppError::Conflict`] `version-exists` for other bytes under the same name and version;
+    /// `compile-timeout`; [`AppError::Conflict`] `version-exists` for other bytes under the same name and version,
+    /// `quota-exceeded` when the organization holds [`PLUGINS_MAX`] versions or [`PLUGINS_BYTES_MAX`] already;
     /// [`AppError::Runtime`] when the compiler cannot be started. None of them changes anything.
     pub async fn upload_plugin(&self, caller: &Caller, org: OrgId, package: Bytes) -> Result<Uploaded, AppError> {
         let scope = caller.authorize(org, Permission::PluginsUpload)?;
@@ -41,12 +47,13 @@ impl App {
         }
         let info = self.inspect(package.clone()).await?;
         let (name, version) = (info.manifest.name.clone(), info.manifest.version.to_string());
-        let (slug, known) = self
+        let (slug, held, known) = self
             .store()
             .read(&scope, (name.clone(), version.clone()), |tx, (name, version)| {
                 Box::pin(async move {
                     let slug = tx.require_org().await?.slug;
-                    Ok::<_, AppError>((slug, tx.load_plugin_version(name.as_str(), version).await?))
+                    let held = tx.count_plugins().await?;
+                    Ok::<_, AppError>((slug, held, tx.load_plugin_version(name.as_str(), version).await?))
                 })
             })
             .await?;
@@ -54,6 +61,8 @@ impl App {
         if let Some(known) = known {
             return same_or_conflict(known, info.digest);
         }
+        // Before it is compiled, which costs most; and again when it is stored.
+        check_quota(held, info.size_bytes)?;
         let bytes = package.clone();
         self.prepare(info.digest, async move { Ok(bytes.to_vec()) }).await.map_err(|error| not_compiled(&error))?;
         let plugin = Plugin {
@@ -83,6 +92,7 @@ impl App {
         self.store()
             .write(scope, (plugin, package, event, self.ambient().clone()), |tx, (plugin, package, event, ambient)| {
                 Box::pin(async move {
+                    let held = tx.count_plugins().await?;
                     tx.insert_artifact(&plugin.digest, package, plugin.created_at).await?;
                     if !tx.insert_plugin(plugin).await? {
                         // Somebody else was quicker.
@@ -92,6 +102,7 @@ impl App {
                             Digest(plugin.digest),
                         );
                     }
+                    check_quota(held, package.len() as u64)?;
                     tx.record_audit(event, ambient).await?;
                     Ok(Uploaded { plugin: plugin.clone(), created: true })
                 })
@@ -169,6 +180,18 @@ impl App {
     }
 }
 
+/// Whether one more package of this size has a place beside what the organization holds (versions, bytes).
+fn check_quota((versions, bytes): (u64, u64), size_bytes: u64) -> Result<(), AppError> {
+    if versions < PLUGINS_MAX && bytes.saturating_add(size_bytes) <= PLUGINS_BYTES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "the organization holds {versions} plugin versions of {bytes} bytes together; at most {PLUGINS_MAX} and \
+         {PLUGINS_BYTES_MAX} bytes are kept"
+    );
+    Err(AppError::conflict("quota-exceeded", message))
+}
+
 fn same_or_conflict(stored: Plugin, digest: Digest) -> Result<Uploaded, AppError> {
     if stored.digest == digest.0 {
         return Ok(Uploaded { plugin: stored, created: false });
@@ -235,4 +258,19 @@ fn not_compiled(error: &Arc<PrepareError>) -> AppError {
 fn chain(error: &Arc<PrepareError>) -> String {
     let outer: &dyn std::error::Error = &**error;
     outer.source().map_or_else(|| outer.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_quota_is_of_versions_and_of_bytes() {
+        assert!(check_quota((PLUGINS_MAX - 1, 0), 1).is_ok());
+        assert!(check_quota((1, PLUGINS_BYTES_MAX - 5), 5).is_ok());
+        for (held, size_bytes) in [((PLUGINS_MAX, 0), 1), ((1, PLUGINS_BYTES_MAX - 5), 6), ((1, u64::MAX), u64::MAX)] {
+            let refused = check_quota(held, size_bytes);
+            assert!(matches!(refused, Err(AppError::Conflict { code: "quota-exceeded", .. })), "{held:?}");
+        }
+    }
 }

@@ -8,13 +8,13 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{OrgId, RunId, WorkflowId};
 use bulkhead_model::job::JobPayload;
-use bulkhead_model::permission::{Caller, OrgScope, Permission};
+use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
 use bulkhead_store::job::NewJob;
 use bulkhead_store::page::{Page, PageRequest};
-use bulkhead_store::run::{Run, RunEvent, RunSummary, Step};
+use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::{Map, Value, json};
 
@@ -46,7 +46,10 @@ pub(crate) struct StartRun {
 #[derive(Clone, Debug)]
 pub struct RunDetail {
     pub run: Run,
+    /// Without payloads that are too large for a list.
     pub steps: Vec<Step>,
+    /// In the same order.
+    pub sizes: Vec<StepSizes>,
 }
 
 /// How to begin a run by hand.
@@ -60,7 +63,7 @@ pub struct StartByHand {
 /// Where to begin again.
 #[derive(Clone, Debug, Default)]
 pub struct RetryRun {
-    /// The step to begin with; without one, the step that failed (or was under way).
+    /// The step to begin with; without one, the step whose failure or cancellation ended the run.
     pub from_step: Option<String>,
     /// Makes effects again that may have happened already: steps get new idempotency keys.
     pub new_generation: bool,
@@ -139,7 +142,7 @@ impl App {
         version: i64,
     ) -> Result<Arc<Definition>, AppError> {
         let key = (scope.org(), workflow, version);
-        if let Some(found) = self.definitions().get(&key) {
+        if let Some((found, _)) = self.definitions().get(&key) {
             return Ok(found);
         }
         let stored = self
@@ -153,11 +156,13 @@ impl App {
             })
             .await?;
         let text = stored.definition;
+        // Steps, expressions and compiled patterns take a multiple of their text.
+        let bytes = u32::try_from(text.len().saturating_mul(16).saturating_add(1_024)).unwrap_or(u32::MAX);
         let parsed = self.planner().run(scope.org(), move || Definition::parse(&text)).await?;
         let (definition, _) = parsed
             .map_err(|error| AppError::Store(StoreError::Corrupt { what: "workflow", why: error.to_string() }))?;
         let definition = Arc::new(definition);
-        self.definitions().insert(key, Arc::clone(&definition));
+        self.definitions().insert(key, (Arc::clone(&definition), bytes));
         Ok(definition)
     }
 
@@ -174,11 +179,28 @@ impl App {
             AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
         })?;
         let run = new_run(start, &state, self.ambient())?;
+        // A hook's deliveries are told by the run itself; what a person starts is told with who it was.
+        let audited = match scope.actor() {
+            Actor::ApiKey(_) => Some(AuditEvent {
+                action: "run.started",
+                target: run.id.to_string(),
+                actor: scope.actor().clone(),
+                detail: json!({ "workflow": run.workflow, "version": run.version, "trigger": run.trigger_kind }),
+            }),
+            Actor::System(_) => None,
+        };
         let id = self
             .store()
             // Two starts with one dedupe key are ordered by its unique index.
-            .write_locked(scope, (run, self.ambient().clone()), |tx, (run, ambient)| {
-                Box::pin(async move { Ok::<_, AppError>(insert_started(tx, run, ambient).await?.run()) })
+            .write_locked(scope, (run, audited, self.ambient().clone()), |tx, (run, audited, ambient)| {
+                Box::pin(async move {
+                    let started = insert_started(tx, run, ambient).await?;
+                    // One that was started before has its entry.
+                    if let (Some(event), Started::Anew(_)) = (audited, started) {
+                        tx.record_audit(event, ambient).await?;
+                    }
+                    Ok::<_, AppError>(started.run())
+                })
             })
             .await?;
         self.wake_workers();
@@ -270,9 +292,22 @@ impl App {
                         run.status = RunStatus::Running;
                         run.waiting_until = None;
                     }
-                    let steps = tx.list_steps(*id).await?;
-                    Ok::<_, AppError>(RunDetail { run, steps })
+                    let (steps, sizes) = tx.list_steps(*id).await?.into_iter().unzip();
+                    Ok::<_, AppError>(RunDetail { run, steps, sizes })
                 })
+            })
+            .await
+    }
+
+    /// One step of a run, whole.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`], also for a step that the run has not begun.
+    pub async fn show_step(&self, caller: &Caller, org: OrgId, run: RunId, step: String) -> Result<Step, AppError> {
+        let scope = caller.authorize(org, Permission::RunsRead)?;
+        self.store()
+            .read(&scope, (run, step), |tx, (run, step)| {
+                Box::pin(async move { tx.load_step(*run, step).await?.ok_or(AppError::NotFound { what: "step" }) })
             })
             .await
     }
@@ -374,7 +409,7 @@ impl App {
                         return Err(AppError::conflict("run-not-finished", message));
                     }
                     let before = read_state(&run)?;
-                    let step = retry_step(retry, &before, definition)?;
+                    let step = retry_step(retry, &before)?;
                     let state = run::rewind(definition, &before, &step, retry.new_generation)
                         .map_err(|error| AppError::invalid("unknown-step", "/from_step", error.to_string()))?;
                     let now = ambient.now();
@@ -389,6 +424,8 @@ impl App {
                     run.finished_at = None;
                     let detail = json!({ "by": actor.to_string(), "from_step": step, "generation": state.generation });
                     log_event(tx, &mut run, "retried", &detail, now).await?;
+                    // Rows of what is forgotten would tell of the generation before; their calls and the log stay.
+                    tx.delete_steps(*id, i64::try_from(state.steps.len()).unwrap_or(i64::MAX)).await?;
                     tx.update_run(&run).await?;
                     tx.remove_waiting_job("advance_run", &id.to_string()).await?;
                     if tx.enqueue(&advance_job(*id, now), ambient).await?.is_none() {
@@ -409,13 +446,23 @@ impl App {
     }
 }
 
-/// The step to begin with: the one asked for, or the last that did not succeed, or the first.
-fn retry_step(retry: &RetryRun, state: &RunState, definition: &Definition) -> Result<StepId, AppError> {
+/// The step to begin with: the one asked for, or the one whose failure (or cancellation) ended the run. A failure that the
+/// definition allowed for ended nothing.
+fn retry_step(retry: &RetryRun, state: &RunState) -> Result<StepId, AppError> {
     if let Some(text) = &retry.from_step {
         let unknown =
             || AppError::invalid("unknown-step", "/from_step", format!("the run's definition has no step {text:?}"));
         return text.parse().map_err(|_| unknown());
     }
-    let unfinished = state.steps.iter().rev().find(|(_, step)| step.status != run::StepStatus::Succeeded);
-    Ok(unfinished.map_or_else(|| definition.start.clone(), |(id, _)| id.clone()))
+    let ended_at = match &state.ended {
+        // A `stop` that says "failed" is where the definition wanted to end: nothing there can go better.
+        Some(ended) => {
+            ended.error.as_ref().filter(|error| error.code != "stopped").and_then(|error| error.step.clone())
+        }
+        None => state.cursor.clone(),
+    };
+    ended_at.ok_or_else(|| {
+        let message = "no step's failure ended the run: name the step to begin with";
+        AppError::invalid("unknown-step", "/from_step", message)
+    })
 }

@@ -21,10 +21,21 @@ use crate::{App, AppError};
 
 /// The publisher of the packages that the platform itself ships. No organization's slug gives a right to it.
 pub const FIRST_PARTY_PUBLISHER: &str = "bulkhead";
-/// Plugin versions whose manifests and schemas stay in memory.
-const CONTRACTS_MAX: u64 = 512;
-/// Installations whose rights stay in memory.
-const RIGHTS_MAX: u64 = 10_000;
+/// Memory for manifests and compiled schemas, by the estimate of [`contract_bytes`].
+const CONTRACTS_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Memory for the rights of installations, by the estimate of [`rights_bytes`].
+const RIGHTS_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// What a manifest takes decoded, with its schemas compiled: a multiple of its text.
+fn contract_bytes(contract: &Contract) -> u32 {
+    let text = serde_json::to_vec(&contract.plugin.manifest).map_or(usize::MAX, |text| text.len());
+    u32::try_from(text.saturating_mul(16).saturating_add(4_096)).unwrap_or(u32::MAX)
+}
+
+/// What rights take: an origin, a method or a path is a short text of its own.
+fn rights_bytes(rights: &Rights) -> u32 {
+    u32::try_from(rights.effective.entries().saturating_mul(128).saturating_add(1_024)).unwrap_or(u32::MAX)
+}
 
 /// How plugins are run.
 pub struct SandboxParts {
@@ -40,7 +51,7 @@ pub struct SandboxParts {
 
 pub(crate) struct Sandbox {
     pub(crate) runtime: Runtime,
-    pub(crate) ceiling: Ceiling,
+    pub(crate) ceiling: Arc<Ceiling>,
     pub(crate) first_party: BTreeSet<Digest>,
     pub(crate) permits: Permits,
     pub(crate) live: LiveCalls,
@@ -53,12 +64,18 @@ impl Sandbox {
     pub(crate) fn new(parts: SandboxParts) -> Self {
         Self {
             runtime: parts.runtime,
-            ceiling: parts.ceiling,
+            ceiling: Arc::new(parts.ceiling),
             first_party: parts.first_party,
             permits: Permits::new(parts.concurrency),
             live: LiveCalls::new(),
-            contracts: moka::sync::Cache::new(CONTRACTS_MAX),
-            rights: moka::sync::Cache::new(RIGHTS_MAX),
+            contracts: moka::sync::Cache::builder()
+                .max_capacity(CONTRACTS_BYTES_MAX)
+                .weigher(|_, contract: &Arc<Contract>| contract_bytes(contract))
+                .build(),
+            rights: moka::sync::Cache::builder()
+                .max_capacity(RIGHTS_BYTES_MAX)
+                .weigher(|_, (_, rights): &(GrantVersion, Arc<Rights>)| rights_bytes(rights))
+                .build(),
             supervisor: parts.supervisor,
         }
     }

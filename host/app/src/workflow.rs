@@ -11,7 +11,7 @@ use bulkhead_model::workflow::{Definition, Note, NoteKind, StepKind, TriggerId, 
 use bulkhead_store::hook::Hook;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::seal::{KEY_VERSION, Place};
-use bulkhead_store::workflow::{Workflow, WorkflowVersion};
+use bulkhead_store::workflow::{Workflow, WorkflowVersion, WorkflowVersionSummary};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
@@ -32,7 +32,7 @@ const VERSIONS_LIMIT_MAX: u32 = 201;
 pub struct WorkflowDetail {
     pub workflow: Workflow,
     pub version: WorkflowVersion,
-    /// Webhook triggers and their addresses' tokens.
+    /// Webhook triggers and their addresses' tokens; none for those who may not activate.
     pub hooks: Vec<HookAddress>,
     /// What the author should know; filled when a definition was just read.
     pub notes: Vec<Note>,
@@ -186,7 +186,11 @@ impl App {
         Ok(HookAddress { trigger: hook.trigger.clone(), token })
     }
 
-    fn reveal_hooks(&self, org: OrgId, hooks: &[Hook]) -> Result<Vec<HookAddress>, AppError> {
+    /// Addresses for a caller who may activate, none for others: whoever knows one may start runs.
+    fn hooks_shown(&self, caller: &Caller, org: OrgId, hooks: &[Hook]) -> Result<Vec<HookAddress>, AppError> {
+        if !caller.permissions().contains(Permission::WorkflowsActivate) {
+            return Ok(Vec::new());
+        }
         hooks.iter().map(|hook| self.reveal_hook(org, hook)).collect()
     }
 
@@ -267,7 +271,7 @@ impl App {
             .await?;
         let mut notes = checked.notes;
         sort_missing(problems, false, &mut notes)?;
-        Ok(WorkflowDetail { workflow, version, hooks: self.reveal_hooks(org, &hooks)?, notes })
+        Ok(WorkflowDetail { workflow, version, hooks: self.hooks_shown(caller, org, &hooks)?, notes })
     }
 
     /// Saves a new version, if the workflow is still at the revision that the caller saw. Runs under way end on the version that
@@ -357,7 +361,7 @@ impl App {
         let mut notes = checked.notes;
         sort_missing(problems, workflow.active, &mut notes)?;
         let hooks = present.into_iter().chain(new_hooks).collect::<Vec<_>>();
-        Ok(WorkflowDetail { workflow, version, hooks: self.reveal_hooks(org, &hooks)?, notes })
+        Ok(WorkflowDetail { workflow, version, hooks: self.hooks_shown(caller, org, &hooks)?, notes })
     }
 
     async fn hooks_of(&self, scope: &OrgScope, id: WorkflowId) -> Result<Vec<Hook>, AppError> {
@@ -436,12 +440,10 @@ impl App {
                 })
             })
             .await?;
-        let may_see_addresses = caller.permissions().contains(Permission::WorkflowsActivate);
-        let hooks = if may_see_addresses { self.reveal_hooks(org, &hooks)? } else { Vec::new() };
-        Ok(WorkflowDetail { workflow, version, hooks, notes: Vec::new() })
+        Ok(WorkflowDetail { workflow, version, hooks: self.hooks_shown(caller, org, &hooks)?, notes: Vec::new() })
     }
 
-    /// Versions, newest first, below `before` when given.
+    /// Versions without their definitions, newest first, below `before` when given.
     ///
     /// # Errors
     /// [`AppError::NotFound`].
@@ -452,7 +454,7 @@ impl App {
         id: WorkflowId,
         before: Option<i64>,
         limit: u32,
-    ) -> Result<Vec<WorkflowVersion>, AppError> {
+    ) -> Result<Vec<WorkflowVersionSummary>, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsRead)?;
         self.store()
             .read(&scope, (id, before, limit.clamp(1, VERSIONS_LIMIT_MAX)), |tx, (id, before, limit)| {
@@ -467,7 +469,8 @@ impl App {
     /// Lets triggers start runs, or stops them; runs under way go on. Doing it twice is no error.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] when a plugin that it uses is not installed; [`AppError::NotFound`].
+    /// [`AppError::Invalid`] when a plugin that it uses is not installed; [`AppError::NotFound`]; [`AppError::StaleVersion`]
+    /// when somebody saved another version meanwhile.
     pub async fn set_workflow_active(
         &self,
         caller: &Caller,
@@ -476,9 +479,19 @@ impl App {
         active: bool,
     ) -> Result<Workflow, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsActivate)?;
-        let actor = scope.actor().clone();
+        let found = self
+            .store()
+            .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_workflow(*id).await?) }))
+            .await?;
+        // Read outside of the transaction: a large definition takes its time.
+        let definition = if active && !found.active {
+            Some((found.current_version, self.definition(&scope, id, found.current_version).await?))
+        } else {
+            None
+        };
+        let args = (id, active, definition, scope.actor().clone(), self.ambient().clone());
         self.store()
-            .write(&scope, (id, active, actor, self.ambient().clone()), |tx, (id, active, actor, ambient)| {
+            .write(&scope, args, |tx, (id, active, definition, actor, ambient)| {
                 Box::pin(async move {
                     let before = tx.require_workflow(*id).await?;
                     if before.active == *active {
@@ -486,13 +499,11 @@ impl App {
                     }
                     let mut activated = None;
                     if *active {
-                        let version = tx
-                            .load_workflow_version(*id, before.current_version)
-                            .await?
-                            .ok_or(AppError::NotFound { what: "workflow version" })?;
-                        let (definition, _) = Definition::parse(&version.definition)
-                            .map_err(|error| StoreError::Corrupt { what: "workflow", why: error.to_string() })?;
-                        let problems = missing_uses(tx, &definition).await?;
+                        let Some((version, definition)) = definition else { return Err(AppError::StaleVersion) };
+                        if *version != before.current_version {
+                            return Err(AppError::StaleVersion);
+                        }
+                        let problems = missing_uses(tx, definition).await?;
                         sort_missing(problems, true, &mut Vec::new())?;
                         activated = Some(definition);
                     }

@@ -9,7 +9,7 @@ use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Req
 use bulkhead_app::AppError;
 use bulkhead_model::id::{ApiKeyId, CallId, InstallationId, PluginId, RunId, WorkflowId};
 use bulkhead_model::name::SecretName;
-use bulkhead_model::workflow::TriggerId;
+use bulkhead_model::workflow::{StepId, TriggerId};
 use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, header};
@@ -160,6 +160,7 @@ path_parts! {
     CallId = "call", "call";
     WorkflowId = "workflow", "workflow";
     RunId = "run", "run";
+    StepId = "step", "step";
     SecretName = "name", "secret";
     TriggerId = "trigger", "webhook trigger";
 }

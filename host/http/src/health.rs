@@ -1,6 +1,5 @@
 //! Probes and measurements.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -8,6 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use http::{StatusCode, header};
 use serde::Serialize;
+use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use crate::HttpState;
@@ -17,20 +17,21 @@ const CHECK_TIME: Duration = Duration::from_secs(2);
 /// … and its result holds for this long, so that probes cost nothing.
 const CHECK_HOLDS: Duration = Duration::from_secs(5);
 
-/// The last readiness check and when it was made.
+/// The last readiness check and when it was made; whoever asks meanwhile waits for the one that is under way.
 #[derive(Debug, Default)]
 pub(crate) struct Readiness {
     last: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Readiness {
-    fn recent(&self) -> Option<bool> {
-        let last = *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        last.filter(|(at, _)| at.elapsed() < CHECK_HOLDS).map(|(_, ready)| ready)
-    }
-
-    fn keep(&self, ready: bool) {
-        *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((Instant::now(), ready));
+    async fn of(&self, check: impl Future<Output = bool>) -> bool {
+        let mut last = self.last.lock().await;
+        if let Some((_, ready)) = last.filter(|(at, _)| at.elapsed() < CHECK_HOLDS) {
+            return ready;
+        }
+        let ready = check.await;
+        *last = Some((Instant::now(), ready));
+        ready
     }
 }
 
@@ -54,7 +55,7 @@ pub(crate) struct ReadinessView {
 
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Checks {
-    /// `ok` or `failed`: whether a read from the database succeeded within 2 s, at most 5 s ago.
+    /// `ok` or `failed`: whether a small write to the database succeeded within 2 s, at most 5 s ago.
     database: &'static str,
 }
 
@@ -70,7 +71,7 @@ pub(crate) async fn check_liveness(State(state): State<HttpState>) -> Json<Healt
     Json(HealthView { status: "ok", version: state.config.version })
 }
 
-/// Says whether to send requests here: reads from the database.
+/// Says whether to send requests here: writes to the database, so that a full disk shows.
 #[utoipa::path(
     get,
     path = "/readyz",
@@ -78,13 +79,8 @@ pub(crate) async fn check_liveness(State(state): State<HttpState>) -> Json<Healt
     responses((status = 200, body = ReadinessView), (status = 503, body = ReadinessView)),
 )]
 pub(crate) async fn check_readiness(State(state): State<HttpState>) -> (StatusCode, Json<ReadinessView>) {
-    let ready = if let Some(ready) = state.readiness.recent() {
-        ready
-    } else {
-        let ready = matches!(tokio::time::timeout(CHECK_TIME, state.app.check_database()).await, Ok(Ok(())));
-        state.readiness.keep(ready);
-        ready
-    };
+    let check = async { matches!(tokio::time::timeout(CHECK_TIME, state.app.check_database()).await, Ok(Ok(()))) };
+    let ready = state.readiness.of(check).await;
     let (code, status, database) = if ready {
         (StatusCode::OK, "ready", "ok")
     } else {
@@ -103,4 +99,25 @@ pub(crate) async fn check_readiness(State(state): State<HttpState>) -> (StatusCo
 pub(crate) async fn show_metrics(State(state): State<HttpState>) -> Response {
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, (state.config.metrics)()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn probes_at_once_share_one_check() {
+        let (readiness, checks) = (Readiness::default(), AtomicUsize::new(0));
+        let probe = || {
+            readiness.of(async {
+                checks.fetch_add(1, Ordering::SeqCst);
+                tokio::task::yield_now().await;
+                true
+            })
+        };
+        assert_eq!(tokio::join!(probe(), probe(), probe()), (true, true, true));
+        assert_eq!(checks.load(Ordering::SeqCst), 1);
+    }
 }

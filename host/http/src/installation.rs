@@ -203,7 +203,7 @@ pub(crate) async fn show_installation(
     params(("if-match" = String, Header, description = "The `etag` that was read last.", example = "\"v7\"")),
     request_body = InstallationPatchInput,
     responses((status = 200, body = InstallationView, headers(("etag" = String)))),
-    extensions(("x-bulkhead-problems" = json!(["invalid-installation", "invalid-grants"]))),
+    extensions(("x-bulkhead-problems" = json!(["invalid-installation", "invalid-grants", "too-many-grants"]))),
 )]
 pub(crate) async fn update_installation(
     at: OrgCaller,

@@ -169,6 +169,7 @@ fn workflow_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::RunsStart, routes!(run::start_run)))
         .routes(guarded(Permission::RunsRead, routes!(run::list_runs)))
         .routes(guarded(Permission::RunsRead, routes!(run::show_run)))
+        .routes(guarded(Permission::RunsRead, routes!(run::show_run_step)))
         .routes(guarded(Permission::RunsRead, routes!(run::list_run_events)))
         .routes(guarded(Permission::RunsControl, routes!(run::cancel_run)))
         .routes(guarded(Permission::RunsControl, routes!(run::retry_run)))

@@ -138,6 +138,7 @@ fn path_parameters(path: &str) -> impl Iterator<Item = Value> + '_ {
             "workflow" => "A workflow's id (`wf_…`).",
             "version" => "A version's number.",
             "run" => "A run's id (`run_…`).",
+            "step" => "A step's id in the definition.",
             "name" => "A secret's name, as the plugin's manifest asks for it.",
             "trigger" => "A webhook trigger's id in the definition.",
             "token" => "The last part of a webhook's address, which is its credential.",

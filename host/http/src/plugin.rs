@@ -132,7 +132,9 @@ impl Drop for UploadPlace {
     tag = "plugins",
     request_body(content = Vec<u8>, content_type = "application/wasm"),
     responses((status = 201, body = PluginView), (status = 200, body = PluginView, description = "It was there already.")),
-    extensions(("x-bulkhead-problems" = json!(["invalid-package", "compile-failed", "compile-timeout", "version-exists"]))),
+    extensions(("x-bulkhead-problems" = json!([
+        "invalid-package", "compile-failed", "compile-timeout", "version-exists", "quota-exceeded"
+    ]))),
 )]
 pub(crate) async fn upload_plugin(
     at: OrgCaller,

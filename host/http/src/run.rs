@@ -3,11 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bulkhead_app::data::{Run, RunEvent, RunSummary, Step};
+use bulkhead_app::data::{Run, RunEvent, RunSummary, Step, StepSizes};
 use bulkhead_app::run::{RetryRun, RunDetail, StartByHand};
 use bulkhead_model::id::{CallId, RunId, WorkflowId};
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_model::time::Timestamp;
+use bulkhead_model::workflow::StepId;
 use http::{HeaderMap, StatusCode, header};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -97,10 +98,16 @@ pub(crate) struct StepView {
     /// What its last call used, in the units of the limits.
     #[schema(value_type = serde_json::Value)]
     usage: Option<Stored>,
+    /// What its last call was given. In a run's view null above 4 KiB: the step's own view has it.
     #[schema(value_type = serde_json::Value)]
     input: Option<Stored>,
+    /// Bytes of the input, also where it is left out.
+    input_bytes: Option<i64>,
+    /// In a run's view null above 64 KiB: the step's own view has it.
     #[schema(value_type = serde_json::Value)]
     output: Option<Stored>,
+    /// Bytes of the output, also where it is left out.
+    output_bytes: Option<i64>,
     #[schema(value_type = serde_json::Value)]
     error: Option<Stored>,
     /// Its last call.
@@ -114,6 +121,14 @@ pub(crate) struct StepView {
 
 impl From<Step> for StepView {
     fn from(step: Step) -> Self {
+        let bytes = |text: &Option<String>| text.as_ref().and_then(|text| i64::try_from(text.len()).ok());
+        let sizes = StepSizes { input_bytes: bytes(&step.input), output_bytes: bytes(&step.output) };
+        Self::new(step, sizes)
+    }
+}
+
+impl StepView {
+    fn new(step: Step, sizes: StepSizes) -> Self {
         Self {
             id: step.step,
             status: step.status,
@@ -121,7 +136,9 @@ impl From<Step> for StepView {
             attempts: step.attempts,
             usage: step.usage.map(Stored::from),
             input: step.input.map(Stored::from),
+            input_bytes: sizes.input_bytes,
             output: step.output.map(Stored::from),
+            output_bytes: sizes.output_bytes,
             error: step.error.map(Stored::from),
             call: step.call,
             started_at: step.started_at,
@@ -131,7 +148,7 @@ impl From<Step> for StepView {
 }
 
 impl From<RunDetail> for RunView {
-    fn from(RunDetail { run, steps }: RunDetail) -> Self {
+    fn from(RunDetail { run, steps, sizes }: RunDetail) -> Self {
         let Run { id, workflow, version, status, trigger_kind, trigger_data, generation, output, error, .. } = run;
         Self {
             run: RunSummaryView {
@@ -149,7 +166,7 @@ impl From<RunDetail> for RunView {
             trigger_data: trigger_data.into(),
             output: output.map(Stored::from),
             updated_at: run.updated_at,
-            steps: steps.into_iter().map(StepView::from).collect(),
+            steps: steps.into_iter().zip(sizes).map(|(step, sizes)| StepView::new(step, sizes)).collect(),
         }
     }
 }
@@ -282,6 +299,22 @@ pub(crate) async fn show_run(
     Ok(Json(state.app.show_run(&at.caller, at.org, id).await?.into()))
 }
 
+/// Shows one step of a run with all that it was given and said.
+#[utoipa::path(
+    get,
+    path = "/api/v1/orgs/{org}/runs/{run}/steps/{step}",
+    tag = "runs",
+    responses((status = 200, body = StepView)),
+)]
+pub(crate) async fn show_run_step(
+    at: OrgCaller,
+    In(run): In<RunId>,
+    In(step): In<StepId>,
+    State(state): State<HttpState>,
+) -> Result<Json<StepView>, Problem> {
+    Ok(Json(state.app.show_step(&at.caller, at.org, run, step.to_string()).await?.into()))
+}
+
 /// Lists what happened in a run, oldest first.
 #[utoipa::path(
     get,
@@ -324,7 +357,7 @@ pub(crate) async fn cancel_run(
 #[serde(deny_unknown_fields)]
 #[schema(as = RetryRun)]
 pub(crate) struct RetryInput {
-    /// The step to begin with; when left out, the one that failed.
+    /// The step to begin with; may be left out where one step's failure (or the cancellation at it) ended the run.
     #[serde(default)]
     from_step: Option<String>,
     /// Makes effects again that may have happened already: steps get new idempotency keys.

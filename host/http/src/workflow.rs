@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::{FromRequestParts, State};
 use axum::response::{IntoResponse, Response};
 use bulkhead_app::AppError;
-use bulkhead_app::data::{Workflow, WorkflowVersion};
+use bulkhead_app::data::{Workflow, WorkflowVersion, WorkflowVersionSummary};
 use bulkhead_app::workflow::{HOOK_GRACE_DEFAULT, HookAddress, SaveWorkflow, WorkflowDetail};
 use bulkhead_model::id::WorkflowId;
 use bulkhead_model::time::Timestamp;
@@ -126,6 +126,20 @@ pub(crate) struct VersionView {
     definition: Stored,
 }
 
+/// One saved version without its definition.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WorkflowVersionSummary)]
+pub(crate) struct VersionSummaryView {
+    version: i64,
+    summary: String,
+    /// Who saved it.
+    author: String,
+    #[schema(value_type = String, format = DateTime)]
+    created_at: Timestamp,
+    /// Bytes of the definition's text.
+    definition_bytes: i64,
+}
+
 /// The remarks about a definition that was not saved.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Validation)]
@@ -149,6 +163,18 @@ impl From<WorkflowVersion> for VersionView {
             author: version.author,
             created_at: version.created_at,
             definition: version.definition.into(),
+        }
+    }
+}
+
+impl From<WorkflowVersionSummary> for VersionSummaryView {
+    fn from(version: WorkflowVersionSummary) -> Self {
+        Self {
+            version: version.version,
+            summary: version.summary,
+            author: version.author,
+            created_at: version.created_at,
+            definition_bytes: version.definition_bytes,
         }
     }
 }
@@ -278,17 +304,17 @@ pub(crate) async fn update_workflow(
     path = "/api/v1/orgs/{org}/workflows/{workflow}/versions",
     tag = "workflows",
     params(PageParams),
-    responses((status = 200, body = ListOf<VersionView>)),
+    responses((status = 200, body = ListOf<VersionSummaryView>)),
 )]
 pub(crate) async fn list_workflow_versions(
     at: OrgCaller,
     In(id): In<WorkflowId>,
     State(state): State<HttpState>,
     paging: Paging<NoFilter>,
-) -> Result<Json<ListOf<VersionView>>, Problem> {
+) -> Result<Json<ListOf<VersionSummaryView>>, Problem> {
     let before = paging.after_number()?;
     let versions = state.app.list_workflow_versions(&at.caller, at.org, id, before, paging.limit + 1).await?;
-    Ok(Json(paging.answer_by_number(versions, |version| version.version, VersionView::from)))
+    Ok(Json(paging.answer_by_number(versions, |version| version.version, VersionSummaryView::from)))
 }
 
 /// A version's number in the path.

@@ -18,7 +18,8 @@ pub use self::effective::{
 };
 pub use self::header::{HEADER_NAME_BYTES_MAX, is_host_owned_header, is_lower_header_name};
 pub use self::scope::{
-    METHOD_BYTES_MAX, Method, ORIGIN_BYTES_MAX, OriginPattern, PATH_BYTES_MAX, PathPrefix, Scheme, ScopeError, climbs,
+    Budget, COMPARISONS_MAX, METHOD_BYTES_MAX, Method, ORIGIN_BYTES_MAX, OriginPattern, PATH_BYTES_MAX, PathPrefix,
+    Scheme, ScopeError, TooComplex, climbs,
 };
 use crate::manifest::{
     CapabilityAsk, CapabilityKeys, CapabilityParts, Inject, METHODS_MAX, Manifest, ManifestError, ORIGINS_MAX,

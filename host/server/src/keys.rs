@@ -11,8 +11,10 @@ use bulkhead_store::seal::RootKey;
 /// Reads the key. Where there is none, one is made, but only for a data directory that holds nothing sealed yet.
 pub(crate) fn load_or_create(data_dir: &Path, may_create: bool, ambient: &Ambient) -> Result<RootKey> {
     let path = data_dir.join("root.key");
-    if data_dir.exists() {
-        check_private(data_dir)?;
+    if data_dir.exists()
+        && let Some(warning) = open_to_everybody(data_dir)?
+    {
+        tracing::warn!("{warning}");
     }
     if path.exists() {
         let mode = std::fs::metadata(&path)?.permissions().mode();
@@ -54,14 +56,12 @@ pub(crate) fn load_or_create(data_dir: &Path, may_create: bool, ambient: &Ambien
     Ok(RootKey::new(key))
 }
 
-/// Payloads lie in the data directory too, so others may not look into it, nor put a database of theirs there.
-fn check_private(data_dir: &Path) -> Result<()> {
+/// Payloads lie in the data directory too, so others should not look into it, nor put a database of theirs there.
+fn open_to_everybody(data_dir: &Path) -> Result<Option<String>> {
     let mode = std::fs::metadata(data_dir)?.permissions().mode();
     // A group may be how an orchestrator hands a volume over.
-    if mode & 0o007 != 0 {
-        bail!("{} is open to everybody (mode {:o}): run `chmod 700 {0}`", data_dir.display(), mode & 0o777);
-    }
-    Ok(())
+    let said = || format!("{} is open to everybody (mode {:o}): run `chmod 700 {0}`", data_dir.display(), mode & 0o777);
+    Ok((mode & 0o007 != 0).then(said))
 }
 
 #[cfg(test)]
@@ -83,6 +83,8 @@ mod tests {
         set(&dir.path().join("root.key"), 0o644);
         assert!(load_or_create(dir.path(), true, &ambient).unwrap_err().to_string().contains("chmod 600"));
         set(&fresh, 0o705);
-        assert!(load_or_create(&fresh, false, &ambient).unwrap_err().to_string().contains("chmod 700"));
+        assert!(open_to_everybody(&fresh).unwrap().unwrap().contains("chmod 700"));
+        set(&fresh, 0o750);
+        assert_eq!(open_to_everybody(&fresh).unwrap(), None);
     }
 }

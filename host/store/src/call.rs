@@ -129,13 +129,20 @@ impl Tx {
         outcome: Option<Outcome>,
         page: PageRequest,
     ) -> Result<Page<CallSummary>, StoreError> {
-        let sql = sql!(
-            "select id, installation_id, run_id, step_id, contribution, outcome, usage, created_at from call
-             where org_id = $1 and installation_id = $2 and id < $3 and (cast($4 as text) is null or outcome = $4)
-             order by id desc limit $5"
-        );
-        let (org, outcome) = (self.org()?, outcome.map(Outcome::as_str));
-        let rows = self.fetch(sql, binds![org, installation, page.bound(), outcome, page.fetch()]).await?;
+        let (org, before, limit) = (self.org()?, page.bound(), page.fetch());
+        let rows = if let Some(outcome) = outcome {
+            let sql = sql!(
+                "select id, installation_id, run_id, step_id, contribution, outcome, usage, created_at from call
+                 where org_id = $1 and installation_id = $2 and outcome = $3 and id < $4 order by id desc limit $5"
+            );
+            self.fetch(sql, binds![org, installation, outcome.as_str(), before, limit]).await?
+        } else {
+            let sql = sql!(
+                "select id, installation_id, run_id, step_id, contribution, outcome, usage, created_at from call
+                 where org_id = $1 and installation_id = $2 and id < $3 order by id desc limit $4"
+            );
+            self.fetch(sql, binds![org, installation, before, limit]).await?
+        };
         let calls = rows
             .iter()
             .map(|row| {

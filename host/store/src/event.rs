@@ -45,13 +45,22 @@ impl Tx {
         self.execute(sql, binds![org, id, kind, subject, &detail, ambient.now()]).await.map(drop)
     }
 
+    /// Newest first; `kind` narrows when given.
     pub async fn list_events(&mut self, kind: Option<&str>, page: PageRequest) -> Result<Page<Event>, StoreError> {
-        let sql = sql!(
-            "select id, kind, subject, detail, created_at from event
-             where org_id = $1 and id < $2 and (cast($3 as text) is null or kind = $3) order by id desc limit $4"
-        );
-        let org = self.org()?;
-        let rows = self.fetch(sql, binds![org, page.bound(), kind, page.fetch()]).await?;
+        let (org, before, limit) = (self.org()?, page.bound(), page.fetch());
+        let rows = if let Some(kind) = kind {
+            let sql = sql!(
+                "select id, kind, subject, detail, created_at from event
+                 where org_id = $1 and kind = $2 and id < $3 order by id desc limit $4"
+            );
+            self.fetch(sql, binds![org, kind, before, limit]).await?
+        } else {
+            let sql = sql!(
+                "select id, kind, subject, detail, created_at from event
+                 where org_id = $1 and id < $2 order by id desc limit $3"
+            );
+            self.fetch(sql, binds![org, before, limit]).await?
+        };
         let events = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         Ok(page.page(events, |event| event.id.uuid()))
     }

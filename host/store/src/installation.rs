@@ -169,30 +169,42 @@ impl Tx {
 impl Tx {
     /// The installation that a workflow's step means: the named one if it is of this plugin, or else the organization's only
     /// one. `None` when there is none, or the choice is not clear.
+    pub async fn load_installation_of(
+        &mut self,
+        plugin: &bulkhead_model::name::PluginName,
+        named: Option<InstallationId>,
+    ) -> Result<Option<Installation>, StoreError> {
+        let org = self.org()?;
+        let rows = if let Some(id) = named {
+            let sql = sql!(
+                "select i.id, i.plugin_id, i.state, i.settings, i.grants, i.grant_version, i.created_at, i.updated_at
+                 from installation i join plugin p on p.org_id = i.org_id and p.id = i.plugin_id
+                 where i.org_id = $1 and i.id = $2 and p.name = $3 and i.state <> 'uninstalled'"
+            );
+            self.fetch(sql, binds![org, id, plugin.as_str()]).await?
+        } else {
+            // `cross join` keeps SQLite at this order: the plugin's few versions, then what is installed of each.
+            let sql = sql!(
+                "select i.id, i.plugin_id, i.state, i.settings, i.grants, i.grant_version, i.created_at, i.updated_at
+                 from plugin p cross join installation i
+                 where p.org_id = $1 and p.name = $2 and i.org_id = $1 and i.plugin_id = p.id and i.state <> 'uninstalled' limit 2"
+            );
+            self.fetch(sql, binds![org, plugin.as_str()]).await?
+        };
+        match rows.as_slice() {
+            [only] => read(only).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// [`load_installation_of`](Self::load_installation_of) with its plugin.
     pub async fn load_installation_for(
         &mut self,
         plugin: &bulkhead_model::name::PluginName,
         named: Option<InstallationId>,
     ) -> Result<Option<(Installation, crate::plugin::Plugin)>, StoreError> {
-        let id = if let Some(id) = named {
-            id
-        } else {
-            let sql = sql!(
-                "select i.id from installation i join plugin p on p.org_id = i.org_id and p.id = i.plugin_id
-                 where i.org_id = $1 and p.name = $2 and i.state <> 'uninstalled' order by i.id limit 2"
-            );
-            let org = self.org()?;
-            let rows = self.fetch(sql, binds![org, plugin.as_str()]).await?;
-            match rows.as_slice() {
-                [only] => only.get("id")?,
-                _ => return Ok(None),
-            }
-        };
-        let Some(installation) = self.load_installation(id).await? else { return Ok(None) };
-        if installation.state == InstallationState::Uninstalled {
-            return Ok(None);
-        }
+        let Some(installation) = self.load_installation_of(plugin, named).await? else { return Ok(None) };
         let found = self.load_plugin(installation.plugin).await?;
-        Ok(found.filter(|found| found.name == *plugin).map(|found| (installation, found)))
+        Ok(found.map(|found| (installation, found)))
     }
 }

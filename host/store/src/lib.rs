@@ -27,6 +27,7 @@ pub mod org;
 pub mod page;
 pub mod plugin;
 mod postgres;
+mod probe;
 pub mod run;
 pub mod schedule;
 pub mod seal;

@@ -6,7 +6,7 @@ use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
-use crate::sql::{Row, binds, sql};
+use crate::sql::{Row, binds, sql, sql_postgres};
 use crate::tx::Tx;
 
 #[derive(Clone, Debug)]
@@ -27,11 +27,18 @@ fn read(row: &Row) -> Result<Org, StoreError> {
 }
 
 impl Tx {
-    /// Inserts an organization; needs the scope of `SystemReason::Admin`.
+    /// Inserts an organization, for which the transaction works from here on; needs the scope of `SystemReason::Admin`.
     pub async fn insert_org(&mut self, org: &Org) -> Result<(), StoreError> {
         self.require_reason(SystemReason::Admin)?;
         let sql = sql!("insert into organization (id, slug, name, created_at) values ($1, $2, $3, $4)");
-        self.execute(sql, binds![org.id, org.slug.as_str(), &org.name, org.created_at]).await.map(drop)
+        self.execute(sql, binds![org.id, org.slug.as_str(), &org.name, org.created_at]).await?;
+        if self.is_postgres() {
+            // The row-level rules of the organization's own tables read it; SQLite has none.
+            let sql = sql_postgres!("select set_config('app.org_id', $1, true)");
+            self.fetch(sql, binds![&org.id.uuid().to_string()]).await?;
+        }
+        self.context.org = Some(org.id);
+        Ok(())
     }
 
     /// The transaction's own organization.

@@ -95,6 +95,18 @@ impl Tx {
         self.fetch_optional(sql, binds![org, name, version]).await?.map(|row| read(&row)).transpose()
     }
 
+    /// How many versions the organization has uploaded, and the bytes of their packages together.
+    pub async fn count_plugins(&mut self) -> Result<(u64, u64), StoreError> {
+        let sql = sql!(
+            "select count(*) as versions, cast(coalesce(sum(size_bytes), 0) as bigint) as size_bytes from plugin where org_id = $1"
+        );
+        let org = self.org()?;
+        let row = self.fetch_optional(sql, binds![org]).await?;
+        let row = row.ok_or_else(|| StoreError::corrupt("plugin", "a count without a row"))?;
+        let count = |name| Ok::<_, StoreError>(u64::try_from(row.get::<i64>(name)?).unwrap_or(0));
+        Ok((count("versions")?, count("size_bytes")?))
+    }
+
     /// Newest first; `name` narrows when given.
     pub async fn list_plugins(&mut self, name: Option<&str>, page: PageRequest) -> Result<Page<Plugin>, StoreError> {
         let sql = sql!(

@@ -1,8 +1,11 @@
 //! Runs and their steps: one current row each, and an append-only log per run with its own sequence.
 
+use std::collections::BTreeSet;
+
 use bulkhead_model::id::{CallId, RunId, WorkflowId};
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_model::time::Timestamp;
+use uuid::Uuid;
 
 use crate::error::StoreError;
 use crate::page::{Page, PageRequest};
@@ -63,6 +66,18 @@ pub struct Step {
     pub call: Option<CallId>,
     pub started_at: Option<Timestamp>,
     pub finished_at: Option<Timestamp>,
+}
+
+/// Bytes of a step's input that a list of steps holds: a run has hundreds of steps, each with up to 1 MiB in and out.
+pub const STEP_INPUT_LISTED_BYTES_MAX: i64 = 4 * 1024;
+/// … and of its output.
+pub const STEP_OUTPUT_LISTED_BYTES_MAX: i64 = 64 * 1024;
+
+/// Bytes of a step's payloads, also of those that a list leaves out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StepSizes {
+    pub input_bytes: Option<i64>,
+    pub output_bytes: Option<i64>,
 }
 
 #[derive(Clone, Debug)]
@@ -214,46 +229,115 @@ impl Tx {
     }
 
     /// Newest first; `status` and `workflow` narrow when given.
+    ///
+    /// A run whose first step is under way has committed nothing yet, so its row still says `queued` (or `waiting`, at the end of a
+    /// wait); its job, which a worker holds, tells. Here it counts as running, as it does where a single run is shown.
     pub async fn list_runs(
         &mut self,
         status: Option<RunStatus>,
         workflow: Option<WorkflowId>,
         page: PageRequest,
     ) -> Result<Page<RunSummary>, StoreError> {
-        let (org, status) = (self.org()?, status.map(RunStatus::as_str));
-        let rows = if let Some(workflow) = workflow {
-            let sql = sql!(
-                "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
-                 where org_id = $1 and workflow_id = $2 and id < $3 and (cast($4 as text) is null or status = $4)
-                 order by id desc limit $5"
-            );
-            self.fetch(sql, binds![org, workflow, page.bound(), status, page.fetch()]).await?
-        } else if let Some(status) = status {
-            let sql = sql!(
-                "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
-                 where org_id = $1 and status = $2 and id < $3 order by id desc limit $4"
-            );
-            self.fetch(sql, binds![org, status, page.bound(), page.fetch()]).await?
-        } else {
-            let sql = sql!(
-                "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
-                 where org_id = $1 and id < $2 order by id desc limit $3"
-            );
-            self.fetch(sql, binds![org, page.bound(), page.fetch()]).await?
-        };
-        let runs = rows.iter().map(read_summary).collect::<Result<Vec<_>, _>>()?;
+        let before_its_row = |run: &RunSummary| matches!(run.status, RunStatus::Queued | RunStatus::Waiting);
+        // No statement for what a final status cannot need.
+        let held =
+            if status.is_none_or(|status| !status.is_final()) { self.held_runs().await? } else { BTreeSet::new() };
+        // Held ones are left out below: as many more are read, so that the page is full.
+        let limit = page.fetch() + i64::try_from(held.len()).unwrap_or(i64::MAX / 2);
+        let mut runs = self.fetch_runs(status, workflow, page.bound(), limit).await?;
+        match status {
+            Some(RunStatus::Queued | RunStatus::Waiting) => runs.retain(|run| !held.contains(&run.id)),
+            Some(RunStatus::Running) => {
+                for id in held.iter().filter(|id| id.uuid() < page.bound()) {
+                    let run = self.load_run_summary(*id).await?.filter(before_its_row);
+                    runs.extend(run.filter(|run| workflow.is_none_or(|workflow| run.workflow == workflow)));
+                }
+                runs.sort_by_key(|run| std::cmp::Reverse(run.id.uuid()));
+            }
+            Some(RunStatus::Paused | RunStatus::Succeeded | RunStatus::Failed | RunStatus::Cancelled) | None => {}
+        }
+        for run in runs.iter_mut().filter(|run| held.contains(&run.id) && before_its_row(run)) {
+            run.status = RunStatus::Running;
+            run.waiting_until = None;
+        }
+        runs.truncate(usize::try_from(page.fetch()).unwrap_or(usize::MAX));
         Ok(page.page(runs, |run| run.id.uuid()))
     }
 
-    /// Inserts a step's row or replaces it (its position stays).
+    /// The organization's runs whose jobs are held now; there are never more than workers have places.
+    async fn held_runs(&mut self) -> Result<BTreeSet<RunId>, StoreError> {
+        // `coalesce` keeps SQLite from reading all jobs of the organization: the few leased ones have an index of their own.
+        let sql = sql!(
+            "select dedupe_key from job
+             where coalesce(org_id, org_id) = $1 and state = 'leased' and kind = 'advance_run' and dedupe_key is not null"
+        );
+        let org = self.org()?;
+        let rows = self.fetch(sql, binds![org]).await?;
+        rows.iter().map(|row| row.parsed("dedupe_key", |text| text.parse().ok())).collect()
+    }
+
+    async fn load_run_summary(&mut self, id: RunId) -> Result<Option<RunSummary>, StoreError> {
+        let sql = sql!(
+            "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
+             where org_id = $1 and id = $2"
+        );
+        let org = self.org()?;
+        self.fetch_optional(sql, binds![org, id]).await?.map(|row| read_summary(&row)).transpose()
+    }
+
+    /// A statement for each filter, each with an index of its own.
+    async fn fetch_runs(
+        &mut self,
+        status: Option<RunStatus>,
+        workflow: Option<WorkflowId>,
+        before: Uuid,
+        limit: i64,
+    ) -> Result<Vec<RunSummary>, StoreError> {
+        let org = self.org()?;
+        let rows = match (workflow, status) {
+            (None, None) => {
+                let sql = sql!(
+                    "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
+                     where org_id = $1 and id < $2 order by id desc limit $3"
+                );
+                self.fetch(sql, binds![org, before, limit]).await?
+            }
+            (Some(workflow), None) => {
+                let sql = sql!(
+                    "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
+                     where org_id = $1 and workflow_id = $2 and id < $3 order by id desc limit $4"
+                );
+                self.fetch(sql, binds![org, workflow, before, limit]).await?
+            }
+            (None, Some(status)) => {
+                let sql = sql!(
+                    "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
+                     where org_id = $1 and status = $2 and id < $3 order by id desc limit $4"
+                );
+                self.fetch(sql, binds![org, status.as_str(), before, limit]).await?
+            }
+            (Some(workflow), Some(status)) => {
+                let sql = sql!(
+                    "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
+                     where org_id = $1 and workflow_id = $2 and status = $3 and id < $4 order by id desc limit $5"
+                );
+                self.fetch(sql, binds![org, workflow, status.as_str(), before, limit]).await?
+            }
+        };
+        rows.iter().map(read_summary).collect()
+    }
+
+    /// Inserts a step's row or replaces it. Its position stays, and so does what is known of its last call when this change
+    /// comes without one (a pause before another attempt, a cancellation).
     pub async fn save_step(&mut self, run: RunId, step: &Step) -> Result<(), StoreError> {
         let sql = sql!(
             "insert into step (org_id, run_id, step_id, iteration, position, status, outcome, attempts, input, output, error,
                  usage, call_id, started_at, finished_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-             on conflict (org_id, run_id, step_id, iteration) do update set status = excluded.status, outcome = excluded.outcome,
-                 attempts = excluded.attempts, input = excluded.input, output = excluded.output, error = excluded.error,
-                 usage = excluded.usage, call_id = excluded.call_id,
+             on conflict (org_id, run_id, step_id, iteration) do update set status = excluded.status,
+                 outcome = coalesce(excluded.outcome, step.outcome), attempts = excluded.attempts,
+                 input = coalesce(excluded.input, step.input), output = excluded.output, error = excluded.error,
+                 usage = coalesce(excluded.usage, step.usage), call_id = coalesce(excluded.call_id, step.call_id),
                  started_at = coalesce(step.started_at, excluded.started_at), finished_at = excluded.finished_at"
         );
         let org = self.org()?;
@@ -277,14 +361,41 @@ impl Tx {
         self.execute(sql, values).await.map(drop)
     }
 
-    pub async fn list_steps(&mut self, run: RunId) -> Result<Vec<Step>, StoreError> {
+    /// Removes the rows of steps at this position and after it: the run begins again there.
+    pub async fn delete_steps(&mut self, run: RunId, position_min: i64) -> Result<(), StoreError> {
+        let sql = sql!("delete from step where org_id = $1 and run_id = $2 and position >= $3");
+        let org = self.org()?;
+        self.execute(sql, binds![org, run, position_min]).await.map(drop)
+    }
+
+    /// In the order in which they were begun. Inputs above [`STEP_INPUT_LISTED_BYTES_MAX`] and outputs above
+    /// [`STEP_OUTPUT_LISTED_BYTES_MAX`] are left out; their sizes are there.
+    pub async fn list_steps(&mut self, run: RunId) -> Result<Vec<(Step, StepSizes)>, StoreError> {
         let sql = sql!(
-            "select step_id, iteration, position, status, outcome, attempts, input, output, error, usage, call_id, started_at,
-                 finished_at
+            "select step_id, iteration, position, status, outcome, attempts, error, usage, call_id, started_at, finished_at,
+                 case when octet_length(input) <= $3 then input end as input,
+                 case when octet_length(output) <= $4 then output end as output,
+                 cast(octet_length(input) as bigint) as input_bytes, cast(octet_length(output) as bigint) as output_bytes
              from step where org_id = $1 and run_id = $2 order by position, step_id"
         );
         let org = self.org()?;
-        self.fetch(sql, binds![org, run]).await?.iter().map(read_step).collect()
+        let values = binds![org, run, STEP_INPUT_LISTED_BYTES_MAX, STEP_OUTPUT_LISTED_BYTES_MAX];
+        let sizes = |row: &Row| {
+            let (input_bytes, output_bytes) = (row.get("input_bytes")?, row.get("output_bytes")?);
+            Ok::<_, StoreError>(StepSizes { input_bytes, output_bytes })
+        };
+        self.fetch(sql, values).await?.iter().map(|row| Ok((read_step(row)?, sizes(row)?))).collect()
+    }
+
+    /// A step with everything that it was given and said; its newest iteration.
+    pub async fn load_step(&mut self, run: RunId, step: &str) -> Result<Option<Step>, StoreError> {
+        let sql = sql!(
+            "select step_id, iteration, position, status, outcome, attempts, input, output, error, usage, call_id, started_at,
+                 finished_at
+             from step where org_id = $1 and run_id = $2 and step_id = $3 order by iteration desc limit 1"
+        );
+        let org = self.org()?;
+        self.fetch_optional(sql, binds![org, run, step]).await?.map(|row| read_step(&row)).transpose()
     }
 
     /// Appends to the run's own log. `seq` is the number after [`Run::log_seq`], taken under the run's lock.

@@ -41,6 +41,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("node", include_str!("node.rs")),
     ("org", include_str!("org.rs")),
     ("plugin", include_str!("plugin.rs")),
+    ("probe", include_str!("probe.rs")),
     ("run", include_str!("run.rs")),
     ("schedule", include_str!("schedule.rs")),
     ("secret", include_str!("secret.rs")),

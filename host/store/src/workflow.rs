@@ -31,6 +31,16 @@ pub struct WorkflowVersion {
     pub created_at: Timestamp,
 }
 
+/// A version without its definition, for lists.
+#[derive(Clone, Debug)]
+pub struct WorkflowVersionSummary {
+    pub version: i64,
+    pub definition_bytes: i64,
+    pub summary: String,
+    pub author: String,
+    pub created_at: Timestamp,
+}
+
 fn read(row: &Row) -> Result<Workflow, StoreError> {
     Ok(Workflow {
         id: row.get("id")?,
@@ -162,13 +172,24 @@ impl Tx {
         id: WorkflowId,
         before: Option<i64>,
         limit: u32,
-    ) -> Result<Vec<WorkflowVersion>, StoreError> {
+    ) -> Result<Vec<WorkflowVersionSummary>, StoreError> {
         let sql = sql!(
-            "select version, definition, summary, author, created_at from workflow_version
+            "select version, cast(octet_length(definition) as bigint) as definition_bytes, summary, author, created_at
+             from workflow_version
              where org_id = $1 and workflow_id = $2 and version < $3 order by version desc limit $4"
         );
         let org = self.org()?;
         let rows = self.fetch(sql, binds![org, id, before.unwrap_or(i64::MAX), i64::from(limit)]).await?;
-        rows.iter().map(read_version).collect()
+        rows.iter()
+            .map(|row| {
+                Ok(WorkflowVersionSummary {
+                    version: row.get("version")?,
+                    definition_bytes: row.get("definition_bytes")?,
+                    summary: row.get("summary")?,
+                    author: row.get("author")?,
+                    created_at: row.get("created_at")?,
+                })
+            })
+            .collect()
     }
 }

@@ -82,6 +82,7 @@ kinds! {
     TooManyGrants = "too-many-grants", CONFLICT, "The installation would have too many grants";
     InstallationDisabled = "installation-disabled", CONFLICT, "The installation is not enabled";
     PluginUnusable = "plugin-unusable", CONFLICT, "The plugin can no longer be run";
+    QuotaExceeded = "quota-exceeded", CONFLICT, "The organization holds as much as it may";
     WorkflowInactive = "workflow-inactive", CONFLICT, "The workflow is not active";
 }
 

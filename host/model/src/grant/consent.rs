@@ -68,11 +68,6 @@ impl Layers {
         let asks = manifest.permissions.iter().map(view).collect();
         Self { asks, grants: grants.clone(), ceiling: ceiling.clone(), effective }
     }
-
-    /// The required asks that are not wholly in force: why a plugin cannot be enabled.
-    pub fn required_missing(&self) -> impl Iterator<Item = &AskView> {
-        self.asks.iter().filter(|view| view.ask.required && view.effective != Share::Whole)
-    }
 }
 
 impl Consent {

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use url::Url;
 
-use super::scope::{covers_list, meet_lists};
+use super::scope::{Budget, TooComplex, covers_list, lists_meet, meet_lists};
 use super::{CapabilityGrant, Grant, Grants, HttpRule, Method, OriginPattern, PathPrefix, Scheme, SecretRule, climbs};
 use crate::manifest::{CapabilityAsk, Inject, Manifest, OriginAsk};
 use crate::name::SecretName;
@@ -22,15 +22,35 @@ impl HttpRule {
     }
 
     /// The requests that both rules let out.
-    #[must_use]
-    pub fn meet(&self, other: &Self) -> Option<Self> {
-        let origins = meet_lists(&self.origins, &other.origins);
+    ///
+    /// # Errors
+    /// [`TooComplex`] when the budget is spent.
+    pub fn meet(&self, other: &Self, budget: &mut Budget) -> Result<Option<Self>, TooComplex> {
+        let origins = meet_lists(&self.origins, &other.origins, budget)?;
         if origins.is_empty() {
-            return None;
+            return Ok(None);
         }
-        let methods = meet_lists(&self.methods, &other.methods);
-        let paths = meet_lists(&self.paths, &other.paths);
-        (!methods.is_empty() && !paths.is_empty()).then_some(Self { origins, methods, paths })
+        let methods = meet_lists(&self.methods, &other.methods, budget)?;
+        let paths = meet_lists(&self.paths, &other.paths, budget)?;
+        Ok((!methods.is_empty() && !paths.is_empty()).then_some(Self { origins, methods, paths }))
+    }
+
+    /// Whether some request is let out by both.
+    fn meets(&self, other: &Self) -> bool {
+        lists_meet(&self.origins, &other.origins)
+            && lists_meet(&self.methods, &other.methods)
+            && lists_meet(&self.paths, &other.paths)
+    }
+
+    fn entries(&self) -> usize {
+        self.origins.len() + self.methods.len() + self.paths.len()
+    }
+
+    /// Comparisons that [`covers`](Self::covers) takes at most.
+    fn comparisons(&self, other: &Self) -> usize {
+        self.origins.len() * other.origins.len()
+            + self.methods.len() * other.methods.len()
+            + self.paths.len() * other.paths.len()
     }
 
     /// Whether this request is let out. Allocates nothing.
@@ -42,31 +62,42 @@ impl HttpRule {
 
 impl Inject<OriginPattern> {
     /// The places that both allow.
-    #[must_use]
-    pub fn meet(&self, other: &Self) -> Self {
+    ///
+    /// # Errors
+    /// [`TooComplex`] when the budget is spent.
+    pub fn meet(&self, other: &Self, budget: &mut Budget) -> Result<Self, TooComplex> {
         let mut headers: Vec<String> = self.headers.iter().filter(|h| other.headers.contains(h)).cloned().collect();
         headers.sort();
         headers.dedup();
-        Self {
-            origins: meet_lists(&self.origins, &other.origins),
+        Ok(Self {
+            origins: meet_lists(&self.origins, &other.origins, budget)?,
             headers,
             path: self.path.clone().filter(|path| other.path.as_ref() == Some(path)),
             body: self.body && other.body,
-        }
+        })
     }
 }
 
+/// Origins, methods and paths that all rules in force may have together: each request of a plugin is compared with them.
+/// The largest manifest, granted as it asks, has 3,584.
+const ENTRIES_MAX: usize = 4_096;
+
 /// The same over two lists of rules, each the union of its members: pair by pair, sorted, without what another rule covers.
-fn meet_rules(left: &[HttpRule], right: &[HttpRule]) -> Vec<HttpRule> {
+fn meet_rules(left: &[HttpRule], right: &[HttpRule], budget: &mut Budget) -> Result<Vec<HttpRule>, TooComplex> {
     let mut common: Vec<HttpRule> = Vec::new();
-    for rule in left.iter().flat_map(|l| right.iter().filter_map(|r| l.meet(r))) {
+    for (l, r) in left.iter().flat_map(|l| right.iter().map(move |r| (l, r))) {
+        let Some(rule) = l.meet(r, budget)? else { continue };
+        budget.spend(common.iter().map(|kept| 2 * kept.comparisons(&rule)).sum())?;
         if !common.iter().any(|kept| kept.covers(&rule)) {
             common.retain(|kept| !rule.covers(kept));
             common.push(rule);
         }
     }
+    if common.iter().map(HttpRule::entries).sum::<usize>() > ENTRIES_MAX {
+        return Err(TooComplex);
+    }
     common.sort();
-    common
+    Ok(common)
 }
 
 /// What the operator lets any plugin do.
@@ -330,35 +361,52 @@ impl<'a> Asked<'a> {
 
 impl EffectiveGrants {
     /// The intersection of the three layers at `now`. Expired grants count as absent; an origin from a setting is that of
-    /// the URL which the setting holds.
+    /// the URL which the setting holds. Nothing is in force when they are [`TooComplex`]: [`try_compute`](Self::try_compute)
+    /// tells before such grants are saved.
     #[must_use]
     pub fn compute(manifest: &Manifest, grants: &Grants, ceiling: &Ceiling, settings: &Value, now: Timestamp) -> Self {
+        Self::try_compute(manifest, grants, ceiling, settings, now).unwrap_or_default()
+    }
+
+    /// The same for grants that are about to be saved.
+    ///
+    /// # Errors
+    /// [`TooComplex`] when the three together cannot be compared in bounded time, or leave more than can be asked at each
+    /// request.
+    pub fn try_compute(
+        manifest: &Manifest,
+        grants: &Grants,
+        ceiling: &Ceiling,
+        settings: &Value,
+        now: Timestamp,
+    ) -> Result<Self, TooComplex> {
+        let budget = &mut Budget::default();
         let asks: Vec<CapabilityGrant> =
             manifest.permissions.iter().filter_map(|ask| resolve_ask(&ask.capability, settings)).collect();
         let live: Vec<&Grant> =
             grants.permissions.iter().filter(|grant| grant.expires_at.is_none_or(|at| at > now)).collect();
         let granted: Vec<CapabilityGrant> = live.iter().map(|grant| grant.capability.clone()).collect();
         let ceiling_rules = ceiling.http_rules();
-        let http = meet_rules(&meet_rules(&http_rules(&asks), &http_rules(&granted)), &ceiling_rules);
+        let asked_and_granted = meet_rules(&http_rules(&asks), &http_rules(&granted), budget)?;
+        let http = meet_rules(&asked_and_granted, &ceiling_rules, budget)?;
         let ceiling_origins: Vec<OriginPattern> =
             ceiling_rules.iter().flat_map(|rule| rule.origins.iter().cloned()).collect();
-        let secrets = ceiling.secrets.map_or_else(Vec::new, |places| {
-            let of_ceiling = |asked: &Inject<OriginPattern>| Inject {
-                origins: ceiling_origins.clone(),
-                headers: if places.headers { asked.headers.clone() } else { Vec::new() },
-                path: asked.path.clone().filter(|_| places.path),
-                body: places.body,
-            };
+        let mut secrets = Vec::new();
+        if let Some(places) = ceiling.secrets {
             let granted = secret_rules(&granted);
-            let asks = secret_rules(&asks);
-            let meet = |ask: &SecretRule| {
-                let grant = granted.iter().find(|grant| grant.name == ask.name)?;
-                let inject = ask.inject.meet(&grant.inject).meet(&of_ceiling(&ask.inject));
-                Some(SecretRule { name: ask.name.clone(), inject })
-            };
-            asks.iter().filter_map(meet).collect()
-        });
-        Self { http, secrets, expires_at: live.iter().filter_map(|grant| grant.expires_at).min() }
+            for ask in secret_rules(&asks) {
+                let Some(grant) = granted.iter().find(|grant| grant.name == ask.name) else { continue };
+                let of_ceiling = Inject {
+                    origins: ceiling_origins.clone(),
+                    headers: if places.headers { ask.inject.headers.clone() } else { Vec::new() },
+                    path: ask.inject.path.clone().filter(|_| places.path),
+                    body: places.body,
+                };
+                let inject = ask.inject.meet(&grant.inject, budget)?.meet(&of_ceiling, budget)?;
+                secrets.push(SecretRule { name: ask.name, inject });
+            }
+        }
+        Ok(Self { http, secrets, expires_at: live.iter().filter_map(|grant| grant.expires_at).min() })
     }
 
     /// Rules that hold as they are, for callers without a manifest (the host's own requests) and tests.
@@ -407,6 +455,13 @@ impl EffectiveGrants {
         &self.secrets
     }
 
+    /// Origins, methods and paths together: what a request is compared with.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        let places = |rule: &SecretRule| rule.inject.origins.len() + rule.inject.headers.len();
+        self.http.iter().map(HttpRule::entries).sum::<usize>() + self.secrets.iter().map(places).sum::<usize>()
+    }
+
     /// When it must be computed again because a grant ends.
     #[must_use]
     pub fn expires_at(&self) -> Option<Timestamp> {
@@ -426,7 +481,7 @@ impl EffectiveGrants {
             CapabilityGrant::Http(rule) => {
                 if self.http.iter().any(|held| held.covers(rule)) {
                     Share::Whole
-                } else if self.http.iter().any(|held| held.meet(rule).is_some()) {
+                } else if self.http.iter().any(|held| held.meets(rule)) {
                     Share::Part
                 } else {
                     Share::None

@@ -41,17 +41,52 @@ pub(crate) trait Scope: Sized + Ord {
     fn meet(&self, other: &Self) -> Option<Self>;
 }
 
+/// Comparisons that one computation of rights may take. The largest manifest, granted as it asks, takes about half of them;
+/// lists of wildcards that cross each other (`host:*` with `*:port`) would take a thousand times as many.
+pub const COMPARISONS_MAX: usize = 32_000_000;
+
+/// The rights cannot be computed in bounded time: lists of wildcards cross each other in too many ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("origins and paths overlap in too many ways: name fewer of them")]
+pub struct TooComplex;
+
+/// What is left of [`COMPARISONS_MAX`].
+#[derive(Clone, Debug)]
+pub struct Budget(usize);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(COMPARISONS_MAX)
+    }
+}
+
+impl Budget {
+    pub(crate) fn spend(&mut self, comparisons: usize) -> Result<(), TooComplex> {
+        self.0 = self.0.checked_sub(comparisons).ok_or(TooComplex)?;
+        Ok(())
+    }
+}
+
 /// What two lists, each the union of its members, have in common: sorted, and without members that another one covers.
-pub(crate) fn meet_lists<T: Scope>(left: &[T], right: &[T]) -> Vec<T> {
+pub(crate) fn meet_lists<T: Scope>(left: &[T], right: &[T], budget: &mut Budget) -> Result<Vec<T>, TooComplex> {
     let mut common: Vec<T> = Vec::new();
-    for item in left.iter().flat_map(|l| right.iter().filter_map(|r| l.meet(r))) {
-        if !common.iter().any(|kept| kept.covers(&item)) {
-            common.retain(|kept| !item.covers(kept));
-            common.push(item);
+    for l in left {
+        budget.spend(right.len())?;
+        for item in right.iter().filter_map(|r| l.meet(r)) {
+            budget.spend(2 * common.len())?;
+            if !common.iter().any(|kept| kept.covers(&item)) {
+                common.retain(|kept| !item.covers(kept));
+                common.push(item);
+            }
         }
     }
     common.sort();
-    common
+    Ok(common)
+}
+
+/// Whether two such lists have anything in common.
+pub(crate) fn lists_meet<T: Scope>(left: &[T], right: &[T]) -> bool {
+    left.iter().any(|l| right.iter().any(|r| l.meet(r).is_some()))
 }
 
 /// Whether the union of `outer` covers each member of `inner` by a single member.

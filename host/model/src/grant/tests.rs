@@ -4,9 +4,9 @@ use proptest::sample::{select, subsequence};
 use serde_json::json;
 use url::Url;
 
-use super::scope::{Scope, meet_lists};
+use super::scope::{Scope, lists_meet, meet_lists};
 use super::*;
-use crate::manifest::{OriginAsk, PermissionAsk};
+use crate::manifest::{OriginAsk, PERMISSIONS_MAX, PermissionAsk};
 
 fn origin(text: &str) -> OriginPattern {
     text.parse().unwrap_or_else(|error| panic!("{error}"))
@@ -199,6 +199,63 @@ fn effective_is_what_all_layers_have_in_common() {
     assert_eq!(effective.http("POST", &url("http://127.0.0.1:8080/v1")), Err(RefusalReason::Origin));
 }
 
+/// A manifest of as many asks as there may be, each with these origins.
+fn asks_for(origins: impl Fn(usize) -> Vec<String>) -> Manifest {
+    let mut manifest = manifest();
+    let ask = |at: usize| PermissionAsk {
+        reason: "r".to_owned(),
+        required: false,
+        capability: CapabilityAsk::Http {
+            origins: origins(at).iter().map(|text| OriginAsk::Pattern(origin(text))).collect(),
+            methods: (0..METHODS_MAX).map(|n| format!("M{n}").parse().expect("a method")).collect(),
+            paths: (0..PATHS_MAX).map(|n| format!("/{at}/{n}").parse().expect("a path")).collect(),
+        },
+    };
+    manifest.permissions = (0..PERMISSIONS_MAX).map(ask).collect();
+    manifest
+}
+
+#[test]
+fn the_largest_manifest_can_be_granted_as_it_asks() {
+    let manifest = asks_for(|at| (0..ORIGINS_MAX).map(|n| format!("https://h{n}.example.com:{}", at + 1)).collect());
+    let all = Grants::everything_asked(&manifest, &json!({}));
+    let ceiling = Ceiling {
+        http: vec![HttpRule {
+            origins: vec![OriginPattern::any_public(Scheme::Https, true)],
+            methods: vec![Method::any()],
+            paths: vec![PathPrefix::root()],
+        }],
+        ..Ceiling::default()
+    };
+    let effective = EffectiveGrants::try_compute(&manifest, &all, &ceiling, &json!({}), now()).expect("in bounds");
+    assert_eq!(effective.http_rules().len(), PERMISSIONS_MAX);
+    let layers = Layers::of(&manifest, &all, &ceiling, &json!({}), now());
+    assert!(layers.asks.iter().all(|view| view.effective == Share::Whole));
+}
+
+/// Hosts at any port against any host at some ports: each pair has something else in common.
+#[test]
+fn wildcards_that_cross_are_too_complex_and_give_nothing() {
+    let manifest = asks_for(|at| (0..ORIGINS_MAX).map(|n| format!("https://h{at}x{n}.example.com:*")).collect());
+    let crossing = |grant: usize| Grant {
+        capability: CapabilityGrant::Http(HttpRule {
+            origins: (0..ORIGINS_MAX).map(|n| origin(&format!("https://*:{}", grant * ORIGINS_MAX + n + 1))).collect(),
+            methods: vec![Method::any()],
+            paths: vec![PathPrefix::root()],
+        }),
+        expires_at: None,
+    };
+    let granted = Grants { permissions: (0..GRANTS_MAX).map(crossing).collect() };
+    granted.validate(&manifest).expect("each for itself is in order");
+    let ceiling = Ceiling::default();
+    assert_eq!(
+        EffectiveGrants::try_compute(&manifest, &granted, &ceiling, &json!({}), now()),
+        Err(TooComplex),
+        "it is told before it is saved"
+    );
+    assert!(EffectiveGrants::compute(&manifest, &granted, &ceiling, &json!({}), now()).is_empty());
+}
+
 #[test]
 fn nothing_granted_is_nothing_allowed() {
     let manifest = manifest();
@@ -275,7 +332,6 @@ fn consent_reads_like_a_sentence() {
         }
     );
     assert_eq!(layers.asks[0].effective, Share::None);
-    assert_eq!(layers.required_missing().count(), 1);
     let all = Grants::everything_asked(&manifest, &json!({}));
     let layers = Layers::of(&manifest, &all, &Ceiling::default(), &json!({}), now());
     assert_eq!((layers.asks[0].effective, layers.asks[1].effective), (Share::Whole, Share::Whole));
@@ -359,8 +415,10 @@ fn rule() -> impl Strategy<Value = HttpRule> {
 }
 
 fn check_scope<T: Scope + Clone + std::fmt::Debug>(left: &[T], right: &[T]) {
-    let both = meet_lists(left, right);
-    assert_eq!(both, meet_lists(right, left));
+    let meet = |left: &[T], right: &[T]| meet_lists(left, right, &mut Budget::default()).expect("short lists");
+    let both = meet(left, right);
+    assert_eq!(both, meet(right, left));
+    assert_eq!(lists_meet(left, right), !both.is_empty());
     for item in &both {
         assert!(left.iter().any(|l| l.covers(item)) && right.iter().any(|r| r.covers(item)), "{item:?} is wider");
     }
@@ -372,8 +430,9 @@ proptest! {
         check_scope(&left.origins, &right.origins);
         check_scope(&left.methods, &right.methods);
         check_scope(&left.paths, &right.paths);
-        prop_assert_eq!(left.meet(&right), right.meet(&left));
-        if let Some(both) = left.meet(&right) {
+        let meet = |left: &HttpRule, right| left.meet(right, &mut Budget::default()).expect("small rules");
+        prop_assert_eq!(meet(&left, &right), meet(&right, &left));
+        if let Some(both) = meet(&left, &right) {
             prop_assert!(left.covers(&both) && right.covers(&both));
         }
     }
@@ -382,7 +441,8 @@ proptest! {
     #[test]
     fn a_meet_lets_out_what_both_let_out(left in rule(), right in rule(), at in select(&URLS[..]), method in select(vec!["GET", "POST", "DELETE"])) {
         let at = url(at);
-        let both = left.meet(&right).is_some_and(|both| both.matches(method, &at));
+        let both = left.meet(&right, &mut Budget::default()).expect("small rules");
+        let both = both.is_some_and(|both| both.matches(method, &at));
         prop_assert_eq!(both, left.matches(method, &at) && right.matches(method, &at));
     }
 
@@ -418,8 +478,9 @@ proptest! {
             origins, headers: headers.iter().map(|&h| h.to_owned()).collect(), path: None, body,
         };
         let (left, right) = (inject(&left, l, body.0), inject(&right, r, body.1));
-        let both = left.meet(&right);
-        prop_assert_eq!(&both, &right.meet(&left));
+        let meet = |left: &Inject<_>, right| left.meet(right, &mut Budget::default()).expect("short lists");
+        let both = meet(&left, &right);
+        prop_assert_eq!(&both, &meet(&right, &left));
         prop_assert!(both.headers.iter().all(|h| left.headers.contains(h) && right.headers.contains(h)));
         prop_assert_eq!(both.body, left.body && right.body);
     }
