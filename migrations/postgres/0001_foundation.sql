@@ -4,7 +4,10 @@ create table organization (
     id          uuid not null primary key,
     slug        text collate "C" not null unique,
     name        text not null,
-    created_at  timestamptz not null
+    created_at  timestamptz not null,
+    -- Its share of the workers beside others with work, and how many of its jobs of a lane may be held at once.
+    queue_weight  bigint not null default 1 check (queue_weight between 1 and 100),
+    jobs_max      bigint not null default 64 check (jobs_max between 1 and 10000)
 );
 
 create table api_key (
@@ -260,16 +263,20 @@ create table probe (
     written_at  timestamptz not null
 );
 
--- The durable queue. Only 'ready' rows are in the claim path; 'future' ones are promoted when their time comes.
+-- The durable queue. Only 'ready' rows are in the claim path, found organization by organization; 'future' ones are promoted when
+-- their time comes, 'blocked' ones when a job of their group ends.
 create table job (
     org_id        uuid not null references organization (id),
     id            uuid not null,
     kind          text collate "C" not null,
     lane          text collate "C" not null check (lane in ('system', 'interactive', 'bulk')),
-    state         text collate "C" not null check (state in ('future', 'ready', 'leased', 'dead')),
+    state         text collate "C" not null check (state in ('future', 'ready', 'blocked', 'leased', 'dead')),
     payload       text not null,
     priority      bigint not null,
     run_at        timestamptz not null,
+    -- Jobs of one group (a workflow, or one of its keys) of which at most group_limit are held at once.
+    group_key     text collate "C",
+    group_limit   bigint,
     dedupe_key    text collate "C",
     attempt       bigint not null,
     attempts_max  bigint not null,
@@ -283,10 +290,15 @@ create table job (
     created_at    timestamptz not null,
     updated_at    timestamptz not null,
     primary key (org_id, id),
+    check ((group_key is null) = (group_limit is null)),
+    check (state <> 'blocked' or group_key is not null),
     check ((state = 'leased') = (worker_id is not null and deadline_at is not null))
 );
 create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
-create index job_ready on job (lane, priority, run_at, id) where state = 'ready';
+create index job_ready on job (lane, org_id, priority, run_at, id) where state = 'ready';
+create index job_blocked on job (group_key, priority, run_at, id) where state = 'blocked';
+create index job_held on job (org_id, lane) where state = 'leased';
+create index job_group_held on job (org_id, group_key) where state = 'leased' and group_key is not null;
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
 create index job_deadline on job (deadline_at) where state = 'leased';
@@ -356,6 +368,7 @@ alter table probe enable row level security;
 alter table probe force row level security;
 create policy probe_jobs on probe using ((select app_scope()) = 'jobs') with check ((select app_scope()) = 'jobs');
 create policy job_jobs on job using ((select app_scope()) = 'jobs') with check ((select app_scope()) = 'jobs');
+create policy organization_jobs on organization for select using ((select app_scope()) = 'jobs');
 
 -- Where each schedule trigger of a workflow stands. Its job ('fire_schedule') only wakes up; what is due is decided here.
 create table schedule (

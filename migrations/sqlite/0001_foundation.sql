@@ -4,7 +4,10 @@ create table organization (
     id          blob not null primary key,
     slug        text not null unique,
     name        text not null,
-    created_at  integer not null
+    created_at  integer not null,
+    -- Its share of the workers beside others with work, and how many of its jobs of a lane may be held at once.
+    queue_weight  integer not null default 1 check (queue_weight between 1 and 100),
+    jobs_max      integer not null default 64 check (jobs_max between 1 and 10000)
 ) strict;
 
 create table api_key (
@@ -260,16 +263,20 @@ create table probe (
     written_at  integer not null
 ) strict;
 
--- The durable queue. Only 'ready' rows are in the claim path; 'future' ones are promoted when their time comes.
+-- The durable queue. Only 'ready' rows are in the claim path, found organization by organization; 'future' ones are promoted when
+-- their time comes, 'blocked' ones when a job of their group ends.
 create table job (
     org_id        blob not null references organization (id),
     id            blob not null,
     kind          text not null,
     lane          text not null check (lane in ('system', 'interactive', 'bulk')),
-    state         text not null check (state in ('future', 'ready', 'leased', 'dead')),
+    state         text not null check (state in ('future', 'ready', 'blocked', 'leased', 'dead')),
     payload       text not null,
     priority      integer not null,
     run_at        integer not null,
+    -- Jobs of one group (a workflow, or one of its keys) of which at most group_limit are held at once.
+    group_key     text,
+    group_limit   integer,
     dedupe_key    text,
     attempt       integer not null,
     attempts_max  integer not null,
@@ -283,10 +290,15 @@ create table job (
     created_at    integer not null,
     updated_at    integer not null,
     primary key (org_id, id),
+    check ((group_key is null) = (group_limit is null)),
+    check (state <> 'blocked' or group_key is not null),
     check ((state = 'leased') = (worker_id is not null and deadline_at is not null))
 ) strict;
 create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
-create index job_ready on job (lane, priority, run_at, id) where state = 'ready';
+create index job_ready on job (lane, org_id, priority, run_at, id) where state = 'ready';
+create index job_blocked on job (group_key, priority, run_at, id) where state = 'blocked';
+create index job_held on job (org_id, lane) where state = 'leased';
+create index job_group_held on job (org_id, group_key) where state = 'leased' and group_key is not null;
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
 create index job_deadline on job (deadline_at) where state = 'leased';

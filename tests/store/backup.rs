@@ -188,7 +188,7 @@ on_both! {
         let (worker, now) = (test.worker().await, test.ambient.now());
         let (lane, minute) = (Lane::Interactive, Duration::from_mins(1));
         let held = tx!(test.write, &JOBS, [worker, lane, now, minute], |tx| {
-            tx.claim_jobs(*worker, *lane, 9, *now, *minute).await
+            crate::support::claim_any(tx, *worker, *lane, 9, *now, *minute).await
         });
         assert_eq!(held.unwrap().len(), 1);
         let (archive, _) = create(&test).await.unwrap();
@@ -201,7 +201,7 @@ on_both! {
             assert_eq!(told, [("ready", 1)], "the attempt that was under way counts");
             let worker = target.worker().await;
             let again = tx!(target.write, &JOBS, [worker, lane, now, minute], |tx| {
-                tx.claim_jobs(*worker, *lane, 9, *now, *minute).await
+                crate::support::claim_any(tx, *worker, *lane, 9, *now, *minute).await
             });
             let again = again.unwrap();
             assert_eq!(again.len(), 1);

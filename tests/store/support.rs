@@ -10,7 +10,7 @@ use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
     ApiKeyId, CallId, HookId, InstallationId, OrgId, PluginId, RunId, SecretId, WorkerId, WorkflowId,
 };
-use bulkhead_model::job::JobPayload;
+use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::permission::{Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::run::{RunStatus, StepStatus};
@@ -20,7 +20,7 @@ use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::call::Call;
 use bulkhead_store::hook::Hook;
 use bulkhead_store::installation::{Installation, InstallationState};
-use bulkhead_store::job::NewJob;
+use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
 use bulkhead_store::org::Org;
 use bulkhead_store::plugin::Plugin;
 use bulkhead_store::run::{Run, RunEvent, Step};
@@ -446,6 +446,7 @@ pub(crate) fn job(run: RunId, run_at: Timestamp) -> NewJob {
         run_at,
         dedupe_key: Some(run.to_string()),
         attempts_max: 3,
+        group: None,
     }
 }
 
@@ -464,6 +465,20 @@ pub(crate) fn schedule(workflow: WorkflowId, now: Timestamp) -> ScheduleState {
         unmatched_count: 0,
         updated_at: now,
     }
+}
+
+/// Claims up to `limit` jobs of each organization that has ready ones.
+pub(crate) async fn claim_any(
+    tx: &mut bulkhead_store::Tx,
+    worker: WorkerId,
+    lane: Lane,
+    limit: u32,
+    now: Timestamp,
+    deadline: Duration,
+) -> Result<Vec<ClaimedJob>, StoreError> {
+    let orgs = tx.list_ready_orgs(lane, None, 100).await?;
+    let turns: Vec<Turn> = orgs.into_iter().map(|org| Turn { org, quota: limit }).collect();
+    Ok(tx.claim_jobs(worker, lane, &turns, now, deadline).await?.jobs)
 }
 
 pub(crate) fn audit(action: &'static str, target: &str) -> AuditEvent {

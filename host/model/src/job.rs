@@ -27,6 +27,15 @@ impl JobPayload {
         }
     }
 
+    /// Whether this version can do jobs of the kind.
+    #[must_use]
+    pub fn is_known_kind(kind: &str) -> bool {
+        Self::KINDS.contains(&kind)
+    }
+
+    /// Every kind, as [`kind`](Self::kind) names it.
+    pub const KINDS: &'static [&'static str] = &["advance_run", "fire_schedule"];
+
     #[must_use]
     pub fn lane(&self) -> Lane {
         match self {

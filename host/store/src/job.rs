@@ -3,11 +3,13 @@
 //! Every write about a held job names its lease's fence: a worker that lost its lease writes nothing. On PostgreSQL a lease
 //! lives as long as its worker's heartbeat row; on SQLite the data directory's lock proves at start that all old leases are dead.
 
+mod claim;
+
 use std::time::Duration;
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{JobId, OrgId, WorkerId};
-use bulkhead_model::job::{JobPayload, Lane, Lease};
+use bulkhead_model::job::{JobPayload, Lease};
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
@@ -20,6 +22,8 @@ use crate::tx::Tx;
 /// Shown with each serving process.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+pub use self::claim::{Claim, Turn, TurnEnd};
+
 /// What to put into the queue.
 #[derive(Clone, Debug)]
 pub struct NewJob {
@@ -30,6 +34,16 @@ pub struct NewJob {
     /// At most one waiting or held job of the kind has this key.
     pub dedupe_key: Option<String>,
     pub attempts_max: u32,
+    /// Of the jobs of one group only so many are held at once.
+    pub group: Option<JobGroup>,
+}
+
+/// Jobs that are held a few at a time: those of a workflow, or of one of its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobGroup {
+    /// Begins with the id of what it limits, so that no two organizations have the same.
+    pub key: String,
+    pub limit: u32,
 }
 
 /// A job that this worker now holds.
@@ -71,22 +85,7 @@ fn read(row: &Row) -> Result<Job, StoreError> {
     })
 }
 
-fn read_claimed(row: &Row, worker: WorkerId) -> Result<ClaimedJob, StoreError> {
-    Ok(ClaimedJob {
-        lease: Lease {
-            org: row.get("org_id")?,
-            job: row.get("id")?,
-            worker,
-            fence: row.get("fence")?,
-            attempt: row.get("attempt")?,
-        },
-        payload: row.get("payload")?,
-        kind: row.get("kind")?,
-        attempts_max: row.get("attempts_max")?,
-    })
-}
-
-fn micros(duration: Duration) -> i64 {
+pub(crate) fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
@@ -96,12 +95,13 @@ impl Tx {
     /// already, so it runs once more after it ends. A dead letter holds no key.
     pub async fn enqueue(&mut self, job: &NewJob, ambient: &Ambient) -> Result<Option<JobId>, StoreError> {
         let (org, id, now) = (self.org()?, JobId::new(ambient), ambient.now());
+        let group = job.group.as_ref();
         let payload = serde_json::to_string(&job.payload).map_err(|error| StoreError::corrupt("payload", error))?;
         let state = if job.run_at > now { "future" } else { "ready" };
         let sql = sql!(
             "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
-                 created_at, updated_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $11, $11)
+                 group_key, group_limit, created_at, updated_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0, $12, $13, $11, $11)
              on conflict (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead'
              do update set rerun_at = case when job.rerun_at < excluded.run_at then job.rerun_at else excluded.run_at end
                  where job.state = 'leased'
@@ -118,7 +118,9 @@ impl Tx {
             job.run_at,
             &job.dedupe_key,
             job.attempts_max,
-            now
+            now,
+            group.map(|group| group.key.as_str()),
+            group.map(|group| i64::from(group.limit))
         ];
         let answered: Option<JobId> = self.fetch_optional(sql, values).await?.map(|row| row.get("id")).transpose()?;
         Ok(answered.filter(|answered| *answered == id))
@@ -137,108 +139,52 @@ impl Tx {
     /// Removes the job of this kind and key unless a worker holds it: `true` if there was one.
     pub async fn remove_waiting_job(&mut self, kind: &str, dedupe_key: &str) -> Result<bool, StoreError> {
         let sql = sql!(
-            "delete from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state in ('future', 'ready', 'dead')"
+            "delete from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state in ('future', 'ready', 'blocked', 'dead')"
         );
         let org = self.org()?;
         Ok(self.execute(sql, binds![org, kind, dedupe_key]).await? > 0)
     }
 
-    /// Claims up to `limit` ready jobs of a lane for `worker`, which must be registered and alive. Each is to be done within
-    /// `deadline`. Needs the scope of `SystemReason::Jobs`.
-    pub async fn claim_jobs(
-        &mut self,
-        worker: WorkerId,
-        lane: Lane,
-        limit: u32,
-        now: Timestamp,
-        deadline: Duration,
-    ) -> Result<Vec<ClaimedJob>, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        let limit = i64::from(limit);
-        let rows = if self.is_postgres() {
-            // `for update skip locked`: nodes claim side by side without waiting for each other. Materialized, since a plan that
-            // evaluated the choice twice would claim more than asked. Worker and deadline go by the database's clock.
-            let sql = sql_postgres!(
-                "with picked as materialized (select org_id, id from job where state = 'ready' and lane = $1
-                         and exists (select 1 from worker where id = $3 and expires_at > clock_timestamp())
-                     order by priority, run_at, id limit $2 for update skip locked)
-                 update job set state = 'leased', worker_id = $3, fence = job.fence + 1, attempt = job.attempt + 1,
-                     deadline_at = clock_timestamp() + $5 * interval '1 microsecond', updated_at = $4
-                 from picked where job.org_id = picked.org_id and job.id = picked.id
-                 returning job.org_id, job.id, kind, payload, fence, attempt, attempts_max, priority, run_at"
-            );
-            self.fetch(sql, binds![lane.as_str(), limit, worker, now, micros(deadline)]).await?
-        } else {
-            let sql = sql!(
-                "update job set state = 'leased', worker_id = $3, fence = fence + 1, attempt = attempt + 1, deadline_at = $5,
-                     updated_at = $4
-                 where (org_id, id) in (select org_id, id from job where state = 'ready' and lane = $1
-                         and exists (select 1 from worker where id = $3)
-                     order by priority, run_at, id limit $2)
-                 returning org_id, id, kind, payload, fence, attempt, attempts_max, priority, run_at"
-            );
-            let deadline_at = self.monotonic_after(deadline);
-            self.fetch(sql, binds![lane.as_str(), limit, worker, now, deadline_at]).await?
-        };
-        // `returning` has no order of its own.
-        let mut claimed = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let order: (i64, Timestamp, JobId) = (row.get("priority")?, row.get("run_at")?, row.get("id")?);
-            claimed.push((order, read_claimed(row, worker)?));
-        }
-        claimed.sort_by_key(|(order, _)| *order);
-        Ok(claimed.into_iter().map(|(_, job)| job).collect())
-    }
-
-    /// Moves jobs whose time has come into the claim path; answers how many. Needs the scope of `SystemReason::Jobs`.
-    pub async fn promote_jobs(&mut self, now: Timestamp, limit: u32) -> Result<u64, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        let values = binds![now, i64::from(limit)];
-        if self.is_postgres() {
-            // `for update skip locked`: another node may promote the same rows.
-            let sql = sql_postgres!(
-                "update job set state = 'ready', updated_at = $1 where (org_id, id) in
-                     (select org_id, id from job where state = 'future' and run_at <= $1 order by run_at limit $2
-                      for update skip locked)"
-            );
-            self.execute(sql, values).await
-        } else {
-            let sql = sql!(
-                "update job set state = 'ready', updated_at = $1 where (org_id, id) in
-                     (select org_id, id from job where state = 'future' and run_at <= $1 order by run_at limit $2)"
-            );
-            self.execute(sql, values).await
-        }
-    }
-
-    /// When the next future job is due. Needs the scope of `SystemReason::Jobs`.
-    pub async fn next_job_at(&mut self) -> Result<Option<Timestamp>, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        let sql = sql!("select run_at from job where state = 'future' order by run_at limit 1");
-        self.fetch_optional(sql, &[]).await?.map(|row| row.get("run_at")).transpose()
-    }
-
     /// Proves in this transaction that the lease is still held, keeps it so until the commit, and gives the attempt `deadline`
-    /// from now on.
+    /// from now on. Whoever commits a step has come forward: attempts are counted anew, this one as the first.
     ///
     /// # Errors
     /// [`StoreError::LostLease`].
     pub async fn hold_lease(&mut self, lease: &Lease, deadline: Duration, now: Timestamp) -> Result<(), StoreError> {
+        self.renew_lease(lease, 1, deadline, now).await
+    }
+
+    /// As [`hold_lease`](Self::hold_lease), by a worker that has not come forward yet: the attempts stay.
+    ///
+    /// # Errors
+    /// [`StoreError::LostLease`].
+    pub async fn keep_lease(&mut self, lease: &Lease, deadline: Duration, now: Timestamp) -> Result<(), StoreError> {
+        self.renew_lease(lease, lease.attempt, deadline, now).await
+    }
+
+    async fn renew_lease(
+        &mut self,
+        lease: &Lease,
+        attempt: u32,
+        deadline: Duration,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let org = self.lease_org(lease)?;
         let held = if self.is_postgres() {
             // The deadline goes by the database's clock, never a node's.
             let sql = sql_postgres!(
-                "update job set deadline_at = clock_timestamp() + $5 * interval '1 microsecond', updated_at = $6
+                "update job set deadline_at = clock_timestamp() + $5 * interval '1 microsecond', attempt = $6, updated_at = $7
                  where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
             );
-            self.execute(sql, binds![org, lease.job, lease.worker, lease.fence, micros(deadline), now]).await?
+            let values = binds![org, lease.job, lease.worker, lease.fence, micros(deadline), attempt, now];
+            self.execute(sql, values).await?
         } else {
             let sql = sql!(
-                "update job set deadline_at = $5, updated_at = $6
+                "update job set deadline_at = $5, attempt = $6, updated_at = $7
                  where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
             );
             let deadline_at = self.monotonic_after(deadline);
-            self.execute(sql, binds![org, lease.job, lease.worker, lease.fence, deadline_at, now]).await?
+            self.execute(sql, binds![org, lease.job, lease.worker, lease.fence, deadline_at, attempt, now]).await?
         };
         if held == 0 { Err(StoreError::LostLease) } else { Ok(()) }
     }
@@ -251,21 +197,19 @@ impl Tx {
         let org = self.lease_org(lease)?;
         let sql = sql!(
             "delete from job where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'
-                 and rerun_at is null"
+                 and rerun_at is null returning group_key"
         );
-        if self.execute(sql, binds![org, lease.job, lease.worker, lease.fence]).await? > 0 {
-            return Ok(());
+        if let Some(ended) = self.fetch_optional(sql, binds![org, lease.job, lease.worker, lease.fence]).await? {
+            return self.admit_next(org, ended.get("group_key")?).await;
         }
         let sql = sql!(
             "update job set state = 'future', run_at = rerun_at, rerun_at = null, attempt = 0, error = null, worker_id = null,
                  deadline_at = null
-             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased' and rerun_at is not null"
+             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased' and rerun_at is not null
+             returning group_key"
         );
-        if self.execute(sql, binds![org, lease.job, lease.worker, lease.fence]).await? > 0 {
-            Ok(())
-        } else {
-            Err(StoreError::LostLease)
-        }
+        let ended = self.fetch_optional(sql, binds![org, lease.job, lease.worker, lease.fence]).await?;
+        self.admit_next(org, ended.ok_or(StoreError::LostLease)?.get("group_key")?).await
     }
 
     /// Puts a held job back for `run_at`. `count` says whether the attempt counts: a shutdown's and a full house's do not, and a
@@ -291,11 +235,13 @@ impl Tx {
             "update job set state = case when rerun_at < $6 then 'future' else $5 end,
                  run_at = case when rerun_at < $6 then rerun_at else $6 end, rerun_at = null, attempt = $7, error = $8,
                  worker_id = null, deadline_at = null, updated_at = $9
-             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'
+             returning group_key"
         );
         let org = self.lease_org(lease)?;
         let values = binds![org, lease.job, lease.worker, lease.fence, state, run_at, attempt, error, now];
-        if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
+        let ended = self.fetch_optional(sql, values).await?.ok_or(StoreError::LostLease)?;
+        self.admit_next(org, ended.get("group_key")?).await
     }
 
     /// Gives a held job up for good: it goes to the dead letters.
@@ -305,11 +251,13 @@ impl Tx {
     pub async fn bury_job(&mut self, lease: &Lease, error: &str, now: Timestamp) -> Result<(), StoreError> {
         let sql = sql!(
             "update job set state = 'dead', error = $5, worker_id = null, deadline_at = null, rerun_at = null, updated_at = $6
-             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'"
+             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'
+             returning group_key"
         );
         let org = self.lease_org(lease)?;
         let values = binds![org, lease.job, lease.worker, lease.fence, error, now];
-        if self.execute(sql, values).await? == 0 { Err(StoreError::LostLease) } else { Ok(()) }
+        let ended = self.fetch_optional(sql, values).await?.ok_or(StoreError::LostLease)?;
+        self.admit_next(org, ended.get("group_key")?).await
     }
 
     /// Registers a serving process. Its heartbeat expires `ttl` after the database's clock.
@@ -360,51 +308,6 @@ impl Tx {
         self.execute(sql, binds![id]).await.map(drop)
     }
 
-    /// Takes the jobs of dead workers back into the claim path; answers how many. On SQLite every worker but `me` is dead; on
-    /// PostgreSQL those whose heartbeat expired. A job that used up its attempts goes to the dead letters: it may be what kills.
-    pub async fn recover_jobs(&mut self, me: WorkerId, now: Timestamp) -> Result<u64, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        if self.is_postgres() {
-            // Only expired heartbeats (by the database's clock) are dead: other nodes live beside this one.
-            let sql = sql_postgres!("delete from worker where expires_at <= clock_timestamp() and id <> $1");
-            self.execute(sql, binds![me]).await?;
-        } else {
-            let sql = sql!("delete from worker where id <> $1");
-            self.execute(sql, binds![me]).await?;
-        }
-        let sql = sql!(
-            "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
-                 error = case when attempt >= attempts_max then 'its worker died at every attempt' else error end,
-                 worker_id = null, deadline_at = null, rerun_at = null, updated_at = $1
-             where state = 'leased' and worker_id not in (select id from worker)"
-        );
-        self.execute(sql, binds![now]).await
-    }
-
-    /// Frees jobs that are live but stuck: their deadline is over. Needs the scope of `SystemReason::Jobs`.
-    pub async fn free_stuck_jobs(&mut self, now: Timestamp) -> Result<u64, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        if self.is_postgres() {
-            // The deadline goes by the database's clock, never a node's.
-            let sql = sql_postgres!(
-                "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
-                     error = 'the attempt passed its deadline', worker_id = null, deadline_at = null, rerun_at = null,
-                     updated_at = $1
-                 where state = 'leased' and deadline_at < clock_timestamp()"
-            );
-            self.execute(sql, binds![now]).await
-        } else {
-            let sql = sql!(
-                "update job set state = case when attempt >= attempts_max then 'dead' else 'ready' end,
-                     error = 'the attempt passed its deadline', worker_id = null, deadline_at = null, rerun_at = null,
-                     updated_at = $1
-                 where state = 'leased' and deadline_at < $2"
-            );
-            let moment = self.monotonic_after(Duration::ZERO);
-            self.execute(sql, binds![now, moment]).await
-        }
-    }
-
     /// How many jobs are ready, by lane. Needs the scope of `SystemReason::Jobs`.
     pub async fn count_ready_jobs(&mut self) -> Result<Vec<(String, i64)>, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
@@ -412,18 +315,25 @@ impl Tx {
         self.fetch(sql, &[]).await?.iter().map(|row| Ok((row.get("lane")?, row.get("jobs")?))).collect()
     }
 
+    /// Locks the job of this kind and key, if there is one, until the transaction ends. Whoever changes a run and its job locks the
+    /// job first, as a worker's commit does.
+    pub async fn lock_job(&mut self, kind: &str, dedupe_key: &str) -> Result<(), StoreError> {
+        let org = self.org()?;
+        if self.is_postgres() {
+            // SQLite has one writer.
+            let sql = sql_postgres!(
+                "select id from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state <> 'dead' for update"
+            );
+            self.fetch(sql, binds![org, kind, dedupe_key]).await?;
+        }
+        Ok(())
+    }
+
     /// Whether a worker holds the job of this kind and key now.
     pub async fn is_job_held(&mut self, kind: &str, dedupe_key: &str) -> Result<bool, StoreError> {
         let sql = sql!("select id from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state = 'leased'");
         let org = self.org()?;
         Ok(self.fetch_optional(sql, binds![org, kind, dedupe_key]).await?.is_some())
-    }
-
-    /// Whether a lane has ready jobs. Needs the scope of `SystemReason::Jobs`.
-    pub async fn has_ready_jobs(&mut self, lane: Lane) -> Result<bool, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        let sql = sql!("select id from job where state = 'ready' and lane = $1 order by priority, run_at, id limit 1");
-        Ok(self.fetch_optional(sql, binds![lane.as_str()]).await?.is_some())
     }
 
     /// The organization's jobs, newest first; `state` narrows when given.

@@ -49,6 +49,14 @@ impl Tx {
         read(&row)
     }
 
+    /// Sets an organization's share of the workers: its weight beside others (1 to 100) and how many of its jobs of a lane may be
+    /// held at once (1 to 10,000). `false` when there is no such organization. Needs the scope of `SystemReason::Admin`.
+    pub async fn set_queue_share(&mut self, org: OrgId, weight: u32, jobs_max: u32) -> Result<bool, StoreError> {
+        self.require_reason(SystemReason::Admin)?;
+        let sql = sql!("update organization set queue_weight = $2, jobs_max = $3 where id = $1");
+        Ok(self.execute(sql, binds![org, weight, jobs_max]).await? > 0)
+    }
+
     /// Any organization by its short name; needs the scope of `SystemReason::Admin`.
     pub async fn load_org_by_slug(&mut self, slug: &Slug) -> Result<Option<Org>, StoreError> {
         self.require_reason(SystemReason::Admin)?;

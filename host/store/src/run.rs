@@ -204,6 +204,21 @@ impl Tx {
         self.require_run(id).await
     }
 
+    /// Where the run stands (its status and the number of its newest log entry), its row locked as by [`lock_run`](Self::lock_run):
+    /// all that a worker's commit needs to know, which carries the rest itself.
+    pub async fn lock_run_place(&mut self, id: RunId) -> Result<(RunStatus, i64), StoreError> {
+        let org = self.org()?;
+        let row = if self.is_postgres() {
+            let sql = sql_postgres!("select status, log_seq from run where org_id = $1 and id = $2 for update");
+            self.fetch_optional(sql, binds![org, id]).await?
+        } else {
+            let sql = sql!("select status, log_seq from run where org_id = $1 and id = $2");
+            self.fetch_optional(sql, binds![org, id]).await?
+        };
+        let row = row.ok_or(StoreError::NotFound { what: "run" })?;
+        Ok((row.parsed("status", RunStatus::parse)?, row.get("log_seq")?))
+    }
+
     /// Saves what changes while a run goes on.
     pub async fn update_run(&mut self, run: &Run) -> Result<(), StoreError> {
         let sql = sql!(

@@ -39,6 +39,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("installation", include_str!("installation.rs")),
     ("job", include_str!("job.rs")),
     ("node", include_str!("node.rs")),
+    ("job/claim", include_str!("job/claim.rs")),
     ("org", include_str!("org.rs")),
     ("plugin", include_str!("plugin.rs")),
     ("probe", include_str!("probe.rs")),

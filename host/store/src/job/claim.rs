@@ -1,0 +1,427 @@
+//! Claiming, fair between organizations; promotion of what is due; recovery of what dead or stuck workers held.
+//!
+//! A claim names organizations and how many jobs each may get: whose turn it is, the worker decides. Slots are counted from live
+//! leases, in the transaction that takes more, so they cannot leak. Jobs of a group that is full leave the claim path until one of
+//! the group ends, so that they are not looked at again and again.
+
+use std::time::Duration;
+
+use bulkhead_model::id::{JobId, OrgId, WorkerId};
+use bulkhead_model::job::{Lane, Lease};
+use bulkhead_model::permission::SystemReason;
+use bulkhead_model::time::Timestamp;
+
+use super::{ClaimedJob, NewJob, micros};
+use crate::error::StoreError;
+use crate::sql::{Row, binds, sql, sql_postgres};
+use crate::tx::Tx;
+
+/// How often a claim looks again after it put jobs of full groups aside.
+const ROUNDS_MAX: u32 = 4;
+/// Groups looked at in one sweep.
+const GROUPS_MAX: u32 = 200;
+/// First key of PostgreSQL's advisory locks that order claims for one organization (any fixed number).
+const TURN_LOCK: i64 = 0x6a6f_6273;
+
+/// An organization's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    pub org: OrgId,
+    /// Jobs that it may get now.
+    pub quota: u32,
+}
+
+/// How a turn ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnEnd {
+    /// It got its quota; there may be more.
+    More,
+    /// Nothing is ready any more.
+    Drained,
+    /// It holds as many jobs of the lane as it may.
+    Full,
+    /// Another node claims for it at this moment.
+    Elsewhere,
+}
+
+/// What a claim took.
+#[derive(Clone, Debug, Default)]
+pub struct Claim {
+    /// In the order of the turns; within one by priority and age.
+    pub jobs: Vec<ClaimedJob>,
+    pub turns: Vec<(OrgId, TurnEnd)>,
+}
+
+/// An organization's share of the queue.
+struct Share {
+    jobs_max: i64,
+    held: i64,
+}
+
+/// A row of a claim.
+struct Taken {
+    order: (i64, Timestamp, JobId),
+    /// `None`: its group is full, it was put aside.
+    job: Option<ClaimedJob>,
+}
+
+fn read_taken(row: &Row, org: OrgId, worker: WorkerId) -> Result<Taken, StoreError> {
+    let state: String = row.get("state")?;
+    let id: JobId = row.get("id")?;
+    let order = (row.get("priority")?, row.get("run_at")?, id);
+    if state != "leased" {
+        return Ok(Taken { order, job: None });
+    }
+    let lease = Lease { org, job: id, worker, fence: row.get("fence")?, attempt: row.get("attempt")? };
+    let job = ClaimedJob {
+        lease,
+        payload: row.get("payload")?,
+        kind: row.get("kind")?,
+        attempts_max: row.get("attempts_max")?,
+    };
+    Ok(Taken { order, job: Some(job) })
+}
+
+impl Tx {
+    /// The organizations after `after` that have ready jobs in the lane, by id. Costs one look at the index for each, however
+    /// many jobs they have. Needs the scope of `SystemReason::Jobs`.
+    pub async fn list_ready_orgs(
+        &mut self,
+        lane: Lane,
+        after: Option<OrgId>,
+        limit: u32,
+    ) -> Result<Vec<OrgId>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        // The recursive part finds the next organization by a search of the index, not by reading past the jobs of the last one.
+        let sql = sql!(
+            "with recursive found (org_id) as (
+                 select (select org_id from job where state = 'ready' and lane = $1 and org_id > $2 order by org_id limit 1)
+                 union all
+                 select (select org_id from job where state = 'ready' and lane = $1 and org_id > found.org_id order by org_id limit 1)
+                 from found where found.org_id is not null
+             )
+             select org_id from found where org_id is not null limit $3"
+        );
+        let after = after.unwrap_or_else(|| OrgId::from_uuid(uuid::Uuid::nil()));
+        let rows = self.fetch(sql, binds![lane.as_str(), after, i64::from(limit)]).await?;
+        rows.iter().map(|row| row.get("org_id")).collect()
+    }
+
+    /// What weight the organization has beside others. Needs the scope of `SystemReason::Jobs`.
+    pub async fn load_queue_weight(&mut self, org: OrgId) -> Result<Option<u32>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!("select queue_weight from organization where id = $1");
+        self.fetch_optional(sql, binds![org]).await?.map(|row| row.get("queue_weight")).transpose()
+    }
+
+    /// Claims ready jobs of a lane for `worker`, which must be registered and alive: of each organization at most its quota and at
+    /// most what its limits leave. Each job is to be done within `deadline`. Needs the scope of `SystemReason::Jobs`.
+    pub async fn claim_jobs(
+        &mut self,
+        worker: WorkerId,
+        lane: Lane,
+        turns: &[Turn],
+        now: Timestamp,
+        deadline: Duration,
+    ) -> Result<Claim, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let mut claim = Claim::default();
+        for turn in turns {
+            let Some(share) = self.open_turn(turn.org, lane).await? else {
+                claim.turns.push((turn.org, TurnEnd::Elsewhere));
+                continue;
+            };
+            let free = u32::try_from(share.jobs_max.saturating_sub(share.held)).unwrap_or(0);
+            let room = turn.quota.min(free);
+            let (mut taken, mut drained) = (0, false);
+            for _ in 0..ROUNDS_MAX {
+                if taken == room {
+                    break;
+                }
+                let wanted = room - taken;
+                let rows = self.take(worker, lane, turn.org, wanted, now, deadline).await?;
+                drained = rows.len() < wanted as usize;
+                for job in rows.into_iter().filter_map(|row| row.job) {
+                    taken += 1;
+                    claim.jobs.push(job);
+                }
+                if drained {
+                    break;
+                }
+            }
+            let end = match (drained, room < turn.quota) {
+                (true, _) => TurnEnd::Drained,
+                (false, true) => TurnEnd::Full,
+                (false, false) => TurnEnd::More,
+            };
+            claim.turns.push((turn.org, end));
+        }
+        Ok(claim)
+    }
+
+    /// Counts what the organization holds. On PostgreSQL nobody else claims for it until the transaction ends; `None` when
+    /// somebody does now.
+    async fn open_turn(&mut self, org: OrgId, lane: Lane) -> Result<Option<Share>, StoreError> {
+        if self.is_postgres() {
+            // A statement of its own: the count that follows must see what the holder before committed.
+            let sql = sql_postgres!(
+                "select case when pg_try_advisory_xact_lock(cast($1 as integer), hashtext(cast($2 as text))) then cast(1 as bigint) else 0 end as free"
+            );
+            let answer = self.fetch_optional(sql, binds![TURN_LOCK, org]).await?;
+            if answer.map(|row| row.get::<i64>("free")).transpose()? != Some(1) {
+                return Ok(None);
+            }
+        }
+        let sql = sql!(
+            "select jobs_max, (select count(*) from job where job.org_id = $1 and job.lane = $2 and job.state = 'leased') as held
+             from organization where id = $1"
+        );
+        let row = self.fetch_optional(sql, binds![org, lane.as_str()]).await?;
+        row.map(|row| Ok(Share { jobs_max: row.get("jobs_max")?, held: row.get("held")? })).transpose()
+    }
+
+    /// Takes the first `wanted` ready jobs of one organization, or puts them aside where their group is full.
+    async fn take(
+        &mut self,
+        worker: WorkerId,
+        lane: Lane,
+        org: OrgId,
+        wanted: u32,
+        now: Timestamp,
+        deadline: Duration,
+    ) -> Result<Vec<Taken>, StoreError> {
+        let wanted = i64::from(wanted);
+        let rows = if self.is_postgres() {
+            // `for update skip locked`: a job that somebody changes at this moment is not waited for. Worker and deadline go by the
+            // database's clock.
+            let sql = sql_postgres!(
+                "with ready as materialized (
+                     select id as ready_id, group_key as in_group, group_limit as most, priority as first, run_at as since from job
+                     where org_id = $1 and lane = $2 and state = 'ready'
+                         and exists (select 1 from worker where id = $4 and expires_at > clock_timestamp())
+                     order by priority, run_at, id limit $3 for update skip locked),
+                 placed as (
+                     select ready_id, in_group, most, row_number() over (partition by in_group order by first, since, ready_id) as place
+                     from ready),
+                 picked as materialized (
+                     select ready_id, in_group is null or place + (select count(*) from job as held
+                         where held.org_id = $1 and held.group_key = in_group and held.state = 'leased') <= most as fits
+                     from placed)
+                 update job set state = case when fits then 'leased' else 'blocked' end,
+                     worker_id = case when fits then $4 else worker_id end,
+                     fence = case when fits then fence + 1 else fence end, attempt = case when fits then attempt + 1 else attempt end,
+                     deadline_at = case when fits then clock_timestamp() + $5 * interval '1 microsecond' end, updated_at = $6
+                 from picked where org_id = $1 and id = ready_id
+                 returning id, state, kind, payload, fence, attempt, attempts_max, priority, run_at"
+            );
+            let values = binds![org, lane.as_str(), wanted, worker, micros(deadline), now];
+            self.fetch(sql, values).await?
+        } else {
+            let sql = sql!(
+                "with placed as (
+                     select id as ready_id, group_key as in_group, group_limit as most,
+                         row_number() over (partition by group_key order by priority, run_at, id) as place
+                     from (select id, group_key, group_limit, priority, run_at from job
+                         where org_id = $1 and lane = $2 and state = 'ready' and exists (select 1 from worker where id = $4)
+                         order by priority, run_at, id limit $3) as ready),
+                 picked as (
+                     select ready_id, in_group is null or place + (select count(*) from job as held
+                         where held.org_id = $1 and held.group_key = in_group and held.state = 'leased') <= most as fits
+                     from placed)
+                 update job set state = case when fits then 'leased' else 'blocked' end,
+                     worker_id = case when fits then $4 else worker_id end,
+                     fence = case when fits then fence + 1 else fence end, attempt = case when fits then attempt + 1 else attempt end,
+                     deadline_at = case when fits then $5 else deadline_at end, updated_at = $6
+                 from picked where org_id = $1 and id = ready_id
+                 returning id, state, kind, payload, fence, attempt, attempts_max, priority, run_at"
+            );
+            let deadline_at = self.monotonic_after(deadline);
+            self.fetch(sql, binds![org, lane.as_str(), wanted, worker, deadline_at, now]).await?
+        };
+        // `returning` has no order of its own.
+        let mut taken = rows.iter().map(|row| read_taken(row, org, worker)).collect::<Result<Vec<_>, _>>()?;
+        taken.sort_by_key(|row| row.order);
+        Ok(taken)
+    }
+
+    /// Enqueues a job that `worker` holds from the start, so that no claim is needed: only where nobody waits for the lane, which
+    /// the caller knows. `None` when the organization holds as many jobs as it may (the job is ready then, for a later claim), and
+    /// always on PostgreSQL, where counting would make one organization's starts wait for each other.
+    ///
+    /// # Errors
+    /// [`StoreError::Misuse`] for a job that is not due, has a group or whose key a job has already.
+    pub async fn enqueue_held(
+        &mut self,
+        job: &NewJob,
+        worker: WorkerId,
+        deadline: Duration,
+        ambient: &bulkhead_model::ambient::Ambient,
+    ) -> Result<Option<ClaimedJob>, StoreError> {
+        let (org, now) = (self.org()?, ambient.now());
+        if job.group.is_some() || job.run_at > now {
+            return Err(StoreError::Misuse("a job that is not due, or of a group, cannot be held from the start"));
+        }
+        let id = self.enqueue(job, ambient).await?.ok_or(StoreError::Misuse("the job's key is taken"))?;
+        if self.is_postgres() {
+            return Ok(None);
+        }
+        let lane = job.payload.lane();
+        let sql = sql!(
+            "update job set state = 'leased', worker_id = $3, fence = 1, attempt = 1, deadline_at = $4
+             where org_id = $1 and id = $2 and exists (select 1 from worker where worker.id = $3)
+                 and (select count(*) from job as held where held.org_id = $1 and held.lane = $5 and held.state = 'leased')
+                     < (select jobs_max from organization where organization.id = $1)
+             returning payload"
+        );
+        let deadline_at = self.monotonic_after(deadline);
+        let row = self.fetch_optional(sql, binds![org, id, worker, deadline_at, lane.as_str()]).await?;
+        row.map(|row| {
+            let lease = Lease { org, job: id, worker, fence: 1, attempt: 1 };
+            let kind = job.payload.kind().to_owned();
+            Ok(ClaimedJob { lease, payload: row.get("payload")?, kind, attempts_max: job.attempts_max })
+        })
+        .transpose()
+    }
+
+    /// After a job of a group ended: the next one of the group comes back into the claim path.
+    pub(super) async fn admit_next(&mut self, org: OrgId, group: Option<String>) -> Result<(), StoreError> {
+        let Some(group) = group else { return Ok(()) };
+        self.admit(org, &group, 1).await.map(drop)
+    }
+
+    async fn admit(&mut self, org: OrgId, group: &str, jobs: u32) -> Result<u64, StoreError> {
+        let values = binds![org, group, i64::from(jobs)];
+        if self.is_postgres() {
+            // `for update skip locked`: two jobs of the group that end together admit two.
+            let sql = sql_postgres!(
+                "update job set state = 'ready' where org_id = $1 and id in (select id from job
+                     where org_id = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3
+                     for update skip locked)"
+            );
+            self.execute(sql, values).await
+        } else {
+            let sql = sql!(
+                "update job set state = 'ready' where org_id = $1 and id in (select id from job
+                     where org_id = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3)"
+            );
+            self.execute(sql, values).await
+        }
+    }
+
+    /// Brings blocked jobs back whose group has room although none of it ended here (its holder died, its limit was raised); looks
+    /// at the groups after `after` and answers the last one looked at, `None` at the end. Needs the scope of `SystemReason::Jobs`.
+    pub async fn admit_blocked_jobs(&mut self, after: Option<&str>) -> Result<Option<String>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!(
+            "with recursive found (group_key) as (
+                 select (select group_key from job where state = 'blocked' and group_key > $1 order by group_key limit 1)
+                 union all
+                 select (select group_key from job where state = 'blocked' and group_key > found.group_key order by group_key limit 1)
+                 from found where found.group_key is not null
+             )
+             select group_key from found where group_key is not null limit $2"
+        );
+        let rows = self.fetch(sql, binds![after.unwrap_or_default(), GROUPS_MAX]).await?;
+        let groups = rows.iter().map(|row| row.get::<String>("group_key")).collect::<Result<Vec<_>, _>>()?;
+        for group in &groups {
+            let sql = sql!(
+                "select org_id, group_limit - (select count(*) from job as held
+                     where held.org_id = job.org_id and held.group_key = $1 and held.state in ('leased', 'ready')) as room
+                 from job where group_key = $1 and state = 'blocked' order by priority, run_at, id limit 1"
+            );
+            let Some(row) = self.fetch_optional(sql, binds![group]).await? else { continue };
+            if let Ok(room @ 1..) = u32::try_from(row.get::<i64>("room")?) {
+                self.admit(row.get("org_id")?, group, room).await?;
+            }
+        }
+        Ok(if groups.len() < GROUPS_MAX as usize { None } else { groups.last().cloned() })
+    }
+
+    /// Moves jobs whose time has come into the claim path; answers how many. Needs the scope of `SystemReason::Jobs`.
+    pub async fn promote_jobs(&mut self, now: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let values = binds![now, i64::from(limit)];
+        if self.is_postgres() {
+            // `for update skip locked`: another node may promote the same rows.
+            let sql = sql_postgres!(
+                "update job set state = 'ready', updated_at = $1 where (org_id, id) in
+                     (select org_id, id from job where state = 'future' and run_at <= $1 order by run_at limit $2
+                      for update skip locked)"
+            );
+            self.execute(sql, values).await
+        } else {
+            let sql = sql!(
+                "update job set state = 'ready', updated_at = $1 where (org_id, id) in
+                     (select org_id, id from job where state = 'future' and run_at <= $1 order by run_at limit $2)"
+            );
+            self.execute(sql, values).await
+        }
+    }
+
+    /// When the next future job is due. Needs the scope of `SystemReason::Jobs`.
+    pub async fn next_job_at(&mut self) -> Result<Option<Timestamp>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!("select run_at from job where state = 'future' order by run_at limit 1");
+        self.fetch_optional(sql, &[]).await?.map(|row| row.get("run_at")).transpose()
+    }
+
+    /// What the worker holds. Needs the scope of `SystemReason::Jobs`.
+    pub async fn list_held_jobs(&mut self, worker: WorkerId) -> Result<Vec<Lease>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!("select org_id, id, fence, attempt from job where worker_id = $1 and state = 'leased'");
+        let rows = self.fetch(sql, binds![worker]).await?;
+        let read = |row: &Row| {
+            Ok(Lease {
+                org: row.get("org_id")?,
+                job: row.get("id")?,
+                worker,
+                fence: row.get("fence")?,
+                attempt: row.get("attempt")?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Takes the jobs of dead workers back into the claim path; answers how many. On SQLite every worker but `me` is dead; on
+    /// PostgreSQL those whose heartbeat expired. One that used up its attempts comes back as well: whoever claims it gives it up,
+    /// together with what it was for.
+    pub async fn recover_jobs(&mut self, me: WorkerId, now: Timestamp) -> Result<u64, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        if self.is_postgres() {
+            // Only expired heartbeats (by the database's clock) are dead: other nodes live beside this one.
+            let sql = sql_postgres!("delete from worker where expires_at <= clock_timestamp() and id <> $1");
+            self.execute(sql, binds![me]).await?;
+        } else {
+            let sql = sql!("delete from worker where id <> $1");
+            self.execute(sql, binds![me]).await?;
+        }
+        let sql = sql!(
+            "update job set state = 'ready', error = coalesce(error, 'its worker died'), worker_id = null, deadline_at = null,
+                 updated_at = $1
+             where state = 'leased' and worker_id not in (select id from worker)"
+        );
+        self.execute(sql, binds![now]).await
+    }
+
+    /// Frees jobs that are live but stuck: their deadline is over. Needs the scope of `SystemReason::Jobs`.
+    pub async fn free_stuck_jobs(&mut self, now: Timestamp) -> Result<u64, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        if self.is_postgres() {
+            // The deadline goes by the database's clock, never a node's.
+            let sql = sql_postgres!(
+                "update job set state = 'ready', error = 'the attempt passed its deadline', worker_id = null, deadline_at = null,
+                     updated_at = $1
+                 where state = 'leased' and deadline_at < clock_timestamp()"
+            );
+            self.execute(sql, binds![now]).await
+        } else {
+            let sql = sql!(
+                "update job set state = 'ready', error = 'the attempt passed its deadline', worker_id = null, deadline_at = null,
+                     updated_at = $1
+                 where state = 'leased' and deadline_at < $2"
+            );
+            let moment = self.monotonic_after(Duration::ZERO);
+            self.execute(sql, binds![now, moment]).await
+        }
+    }
+}
