@@ -14,6 +14,7 @@ use bulkhead_model::id::{WorkerId, WorkflowId};
 use bulkhead_model::job::Lane;
 use bulkhead_model::permission::{Permission, SystemReason, SystemScope};
 use bulkhead_model::run::RunStatus;
+use bulkhead_store::job::Turn;
 use bulkhead_store::page::PageRequest;
 use bulkhead_test_support::wait::until_async;
 use serde_json::{Value, json};
@@ -201,7 +202,9 @@ on_both! {
                     let now = ambient.now();
                     tx.insert_worker(*ghost, "ghost", now, LEASE_TTL).await?;
                     tx.promote_jobs(now, 9).await?;
-                    let claimed = tx.claim_jobs(*ghost, Lane::System, 9, now, Duration::from_mins(10)).await?;
+                    let orgs = tx.list_ready_orgs(Lane::System, None, 9).await?;
+                    let turns: Vec<Turn> = orgs.into_iter().map(|org| Turn { org, quota: 9 }).collect();
+                    let claimed = tx.claim_jobs(*ghost, Lane::System, &turns, now, Duration::from_mins(10)).await?.jobs;
                     tx.delete_worker(*ghost).await?;
                     Ok::<_, bulkhead_store::StoreError>(claimed.len())
                 })

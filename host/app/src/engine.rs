@@ -19,7 +19,7 @@ use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId};
 use bulkhead_store::call::Call;
 use bulkhead_store::installation::InstallationState;
-use bulkhead_store::job::Attempt;
+use bulkhead_store::job::{Attempt, ClaimedJob};
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
@@ -32,6 +32,10 @@ use crate::{App, AppError};
 /// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
 /// time that permits, egress quotas and a slow disk may take.
 pub(crate) const ATTEMPT_DEADLINE: Duration = Duration::from_secs(150);
+/// A lease older than this is proved before a call goes out.
+const PROVE_AFTER: Duration = Duration::from_secs(5);
+/// A call is ended this long before its attempt's deadline, so that it never runs beside the next attempt.
+const CALL_MARGIN: Duration = Duration::from_secs(10);
 /// Pauses after the host's own failures (the store away, the compiler failing).
 const FAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 
@@ -51,6 +55,8 @@ pub(crate) enum Left {
 struct Journey {
     scope: OrgScope,
     lease: Lease,
+    /// When the lease was last proved; its attempt ends [`ATTEMPT_DEADLINE`] later.
+    held_at: Instant,
     run: Run,
     trigger: Arc<Value>,
     definition: Arc<Definition>,
@@ -147,49 +153,90 @@ impl Made {
 }
 
 impl App {
-    /// Carries a run forward until it ends, waits or fails. The leash ends its calls early.
-    pub(crate) async fn advance_run(&self, lease: &Lease, id: RunId, leash: &Leash) -> Left {
-        match self.travel(lease, id, leash).await {
+    /// Carries a run forward until it ends, waits or fails. The leash ends its calls early. `begun` is the run as it was just saved,
+    /// where that is known.
+    pub(crate) async fn advance_run(
+        &self,
+        job: &ClaimedJob,
+        id: RunId,
+        leash: &Leash,
+        begun: Option<Box<Run>>,
+    ) -> Left {
+        let lease = &job.lease;
+        if lease.attempt > job.attempts_max {
+            return self.give_up(lease, id, "its worker died, or lost hold of it, at every attempt").await;
+        }
+        match self.travel(lease, id, leash, begun).await {
             Ok(left) => left,
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
             Err(AppError::Busy { retry_after_ms, .. }) => {
                 self.release(lease, Duration::from_millis(retry_after_ms), Attempt::DoesNotCount, None).await
             }
-            Err(error) => self.give_back(lease, id, &error).await,
+            Err(error) => self.give_back(job, id, &error).await,
         }
     }
 
-    /// After a failure of the host's: again later, or to the dead letters when it cannot get better.
-    async fn give_back(&self, lease: &Lease, id: RunId, error: &AppError) -> Left {
-        let hopeless = matches!(error, AppError::Store(StoreError::Corrupt { .. }) | AppError::NotFound { .. });
+    /// After a failure of the host's: again later, or to the dead letters when it cannot get better or did not for long.
+    async fn give_back(&self, job: &ClaimedJob, id: RunId, error: &AppError) -> Left {
+        let hopeless = matches!(error, AppError::Store(StoreError::Corrupt { .. }) | AppError::NotFound { .. })
+            || job.lease.attempt >= job.attempts_max;
         tracing::error!(run = %id, error = error as &dyn std::error::Error, hopeless, "a run could not be carried forward");
-        if !hopeless {
-            let pause = backoff(lease.attempt, FAULT_BACKOFF.0, FAULT_BACKOFF.1, self.ambient());
-            return self.release(lease, pause, Attempt::Counts, Some(error.to_string())).await;
+        if hopeless {
+            return self.give_up(&job.lease, id, &error.to_string()).await;
         }
+        let pause = backoff(job.lease.attempt, FAULT_BACKOFF.0, FAULT_BACKOFF.1, self.ambient());
+        self.release(&job.lease, pause, Attempt::Counts, Some(error.to_string())).await
+    }
+
+    /// Sends the job to the dead letters and ends its run as failed, together.
+    async fn give_up(&self, lease: &Lease, id: RunId, why: &str) -> Left {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let args = (lease.clone(), id, error.to_string(), self.ambient().clone());
+        let run = self
+            .store()
+            .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, StoreError>(tx.load_run(*id).await?) }))
+            .await;
+        // It may be what does not decode; the run ends all the same.
+        let definition = match run {
+            Ok(Some(run)) => self.definition(&scope, run.workflow, run.version).await.ok(),
+            Ok(None) | Err(_) => None,
+        };
+        metrics::counter!("bulkhead_jobs_dead_total", "kind" => "advance_run").increment(1);
+        let args = (lease.clone(), id, definition, why.to_owned(), self.ambient().clone());
         let buried = self
             .store()
-            .write_locked(&scope, args, |tx, (lease, id, error, ambient)| {
+            .write_locked(&scope, args, |tx, (lease, id, definition, why, ambient)| {
                 Box::pin(async move {
                     let now = ambient.now();
-                    tx.bury_job(lease, error, now).await?;
-                    if let Some(mut run) = tx.load_run(*id).await? {
-                        run.status = RunStatus::Failed;
-                        run.error = Some(json!({ "code": "host-fault", "message": error }).to_string());
-                        run.finished_at = Some(now);
-                        run.updated_at = now;
-                        log_event(tx, &mut run, "dead-lettered", &json!({ "error": error }), now).await?;
-                        tx.update_run(&run).await?;
+                    tx.bury_job(lease, why, now).await?;
+                    let mut run = match tx.lock_run(*id).await {
+                        Ok(run) => run,
+                        Err(StoreError::NotFound { .. }) => return Ok(()),
+                        Err(error) => return Err(error.into()),
+                    };
+                    if run.status.is_final() {
+                        return Ok(());
                     }
-                    Ok::<_, StoreError>(())
+                    if let Ok(mut state) = read_state(&run) {
+                        if let Some(record) = run::give_up(definition.as_deref(), &mut state, "host-fault", why) {
+                            save_record(tx, &state, &mut run, &record, None, now).await?;
+                        }
+                        run.state = state_text(&state)?;
+                    }
+                    run.status = RunStatus::Failed;
+                    run.error = Some(json!({ "code": "host-fault", "message": why }).to_string());
+                    run.waiting_until = None;
+                    run.finished_at = Some(now);
+                    run.updated_at = now;
+                    log_event(tx, &mut run, "dead-lettered", &json!({ "error": why }), now).await?;
+                    tx.update_run(&run).await?;
+                    let detail = json!({ "workflow": run.workflow, "version": run.version });
+                    Ok::<_, AppError>(tx.record_event("run.failed", &id.to_string(), &detail, ambient).await?)
                 })
             })
             .await;
         match buried {
             Ok(()) => Left::Settled,
-            Err(StoreError::LostLease) => Left::Lost,
+            Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
             Err(error) => {
                 tracing::error!(run = %id, error = &error as &dyn std::error::Error, "a job could not be buried; trying again");
                 // The lease is still ours, and nobody else would take the job up before its deadline.
@@ -226,19 +273,23 @@ impl App {
         }
     }
 
-    async fn travel(&self, lease: &Lease, id: RunId, leash: &Leash) -> Result<Left, AppError> {
-        let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let run = self
-            .store()
-            .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
-            .await?;
+    async fn travel(&self, lease: &Lease, id: RunId, leash: &Leash, begun: Option<Box<Run>>) -> Result<Left, AppError> {
+        let (scope, held_at) = (SystemScope::new(SystemReason::Worker).for_org(lease.org), Instant::now());
+        let run = match begun {
+            Some(run) => *run,
+            None => {
+                self.store()
+                    .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
+                    .await?
+            }
+        };
         if run.status.is_final() {
             return self.finish(&scope, lease).await;
         }
         let definition = self.definition(&scope, run.workflow, run.version).await?;
         let trigger = Arc::new(read_trigger(&run)?);
         let state = read_state(&run)?;
-        let mut journey = Journey { scope, lease: lease.clone(), run, trigger, definition, state };
+        let mut journey = Journey { scope, lease: lease.clone(), held_at, run, trigger, definition, state };
         let Planned { advance: Advance { mut records, mut next }, .. } = self.plan(&mut journey, None).await?;
         loop {
             let Next::Call(planned) = next else {
@@ -250,11 +301,19 @@ impl App {
                 };
             };
             if leash.hand_back() {
-                return Ok(self.release(lease, Duration::ZERO, Attempt::DoesNotCount, None).await);
+                return Ok(self.release(&journey.lease, Duration::ZERO, Attempt::DoesNotCount, None).await);
             }
-            let made = self.call_step(&journey, &planned, leash).await?;
+            // The way here may have been long (a queue of plans): nobody else may hold the job by now.
+            if journey.held_at.elapsed() >= PROVE_AFTER {
+                self.prove(&mut journey).await?;
+            }
+            let Some(made) = self.call_in_time(&journey, &planned, leash).await? else {
+                let why = "the attempt would have passed its deadline".to_owned();
+                return Ok(self.release(&journey.lease, Duration::ZERO, Attempt::Counts, Some(why)).await);
+            };
             if leash.hand_back() && made.result().outcome == Outcome::Cancelled {
-                return Ok(self.release(lease, Duration::ZERO, Attempt::DoesNotCount, None).await);
+                self.record_lost(&journey.scope, made).await;
+                return Ok(self.release(&journey.lease, Duration::ZERO, Attempt::DoesNotCount, None).await);
             }
             match self.commit_step(&mut journey, &planned, records, made).await? {
                 Some(following) => {
@@ -290,10 +349,14 @@ impl App {
             match self.commit(&journey.scope, commit).await {
                 Ok(run) => {
                     journey.run = run;
+                    journey.held_at = Instant::now();
+                    // The commit counts attempts anew.
+                    journey.lease.attempt = 1;
                     return Ok(matches!(next, Next::Call(_)).then_some(next));
                 }
                 Err(NotCommitted::Revoked) => revoke(&mut made),
                 Err(NotCommitted::RunEnded) => {
+                    self.record_lost(&journey.scope, made).await;
                     self.finish(&journey.scope, &journey.lease).await?;
                     return Ok(None);
                 }
@@ -327,6 +390,55 @@ impl App {
         let planned;
         (journey.state, planned) = self.planner().run(journey.lease.org, work).await?;
         Ok(planned)
+    }
+
+    /// Proves that the lease is still held, for another [`ATTEMPT_DEADLINE`].
+    async fn prove(&self, journey: &mut Journey) -> Result<(), AppError> {
+        let (began, args) = (Instant::now(), (journey.lease.clone(), self.ambient().now()));
+        self.store()
+            .write_locked(&journey.scope, args, |tx, (lease, now)| {
+                Box::pin(async move { tx.keep_lease(lease, ATTEMPT_DEADLINE, *now).await })
+            })
+            .await?;
+        journey.held_at = began;
+        Ok(())
+    }
+
+    /// Makes the step's call and ends it before the attempt's deadline: `None` then.
+    async fn call_in_time(
+        &self,
+        journey: &Journey,
+        planned: &PlannedCall,
+        leash: &Leash,
+    ) -> Result<Option<Made>, AppError> {
+        let left = ATTEMPT_DEADLINE.saturating_sub(CALL_MARGIN).saturating_sub(journey.held_at.elapsed());
+        let mut call = std::pin::pin!(self.call_step(journey, planned, leash));
+        match tokio::time::timeout(left, &mut call).await {
+            Ok(made) => made.map(Some),
+            Err(_) => {
+                leash.cancel_token().cancel();
+                // It ends soon, now that it is cancelled; what it still waits for elsewhere is let go with the future.
+                if let Ok(Ok(made)) = tokio::time::timeout(CALL_MARGIN / 2, call).await {
+                    self.record_lost(&journey.scope, made).await;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Records a call whose result does not count: what left the sandbox is to be found all the same.
+    async fn record_lost(&self, scope: &OrgScope, made: Made) {
+        let Made::Call(call) = made else { return };
+        let recorded = self
+            .store()
+            .write_locked(scope, call, |tx, call| Box::pin(async move { tx.record_call(call).await }))
+            .await;
+        if let Err(error) = recorded {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "a call whose result does not count was not recorded"
+            );
+        }
     }
 
     /// The run ended by other means: only the job is left to finish.
@@ -427,11 +539,11 @@ async fn write_commit(tx: &mut Tx, commit: &Commit, ambient: &Ambient) -> Result
         Then::Wait { until } => tx.release_job(&commit.lease, *until, Attempt::StartsAnew, None, now).await?,
         Then::Finish { .. } => tx.finish_job(&commit.lease).await?,
     }
-    let stored = tx.lock_run(commit.run.id).await?;
-    if stored.status.is_final() {
+    let (status, log_seq) = tx.lock_run_place(commit.run.id).await?;
+    if status.is_final() {
         return Err(NotCommitted::RunEnded);
     }
-    let mut run = Run { log_seq: stored.log_seq, ..commit.run.clone() };
+    let mut run = Run { log_seq, ..commit.run.clone() };
     for record in &commit.before {
         save_record(tx, &commit.state, &mut run, record, None, now).await?;
     }

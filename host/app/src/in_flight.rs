@@ -32,11 +32,11 @@ struct Carried {
     leash: u64,
 }
 
-/// What one run's calls hang on. Dropping it takes the run out of the list.
+/// What one job's calls hang on. Dropping it takes its run out of the list.
 pub(crate) struct Leash {
     in_flight: InFlight,
-    run: RunId,
     number: u64,
+    run: Option<RunId>,
     all: CancellationToken,
     own: CancellationToken,
 }
@@ -46,13 +46,17 @@ impl InFlight {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    pub(crate) fn leash(&self, org: OrgId, run: RunId) -> Leash {
+    /// A leash for a job that is about to be claimed: a fence that falls before the claim is answered ends it as well.
+    pub(crate) fn leash(&self) -> Leash {
+        let all = self.lock().all.clone();
+        self.leash_of(all)
+    }
+
+    fn leash_of(&self, all: CancellationToken) -> Leash {
         let mut state = self.lock();
-        let (all, own) = (state.all.clone(), state.all.child_token());
         state.leashes += 1;
-        let number = state.leashes;
-        state.runs.insert(run, Carried { org, token: own.clone(), leash: number });
-        Leash { in_flight: self.clone(), run, number, all, own }
+        let (number, own) = (state.leashes, all.child_token());
+        Leash { in_flight: self.clone(), number, run: None, all, own }
     }
 
     /// Ends the run's call in flight; its commit will find the run ended.
@@ -88,6 +92,18 @@ impl InFlight {
 }
 
 impl Leash {
+    /// One more for the same claim.
+    pub(crate) fn another(&self) -> Self {
+        self.in_flight.leash_of(self.all.clone())
+    }
+
+    /// Ties the run to it.
+    pub(crate) fn hold(&mut self, org: OrgId, run: RunId) {
+        self.run = Some(run);
+        let carried = Carried { org, token: self.own.clone(), leash: self.number };
+        self.in_flight.lock().runs.insert(run, carried);
+    }
+
     /// Whether the job is to be handed back rather than finished.
     pub(crate) fn hand_back(&self) -> bool {
         self.all.is_cancelled() || self.in_flight.validity.has_ended()
@@ -106,9 +122,10 @@ impl Leash {
 
 impl Drop for Leash {
     fn drop(&mut self) {
+        let Some(run) = self.run else { return };
         let mut state = self.in_flight.lock();
-        if state.runs.get(&self.run).is_some_and(|carried| carried.leash == self.number) {
-            state.runs.remove(&self.run);
+        if state.runs.get(&run).is_some_and(|carried| carried.leash == self.number) {
+            state.runs.remove(&run);
         }
     }
 }

@@ -34,6 +34,7 @@ pub mod sandbox;
 pub mod schedule;
 pub mod secret;
 pub mod supervise;
+mod turns;
 pub mod worker;
 pub mod workflow;
 
@@ -149,6 +150,12 @@ impl App {
     /// Tells the workers of this process and of the other nodes that there is work.
     pub(crate) fn wake_workers(&self) {
         self.wake.wake();
+        self.node.tell_wake();
+    }
+
+    /// Tells of work of one organization, so that it gets its turn at once.
+    pub(crate) fn wake_org(&self, lane: bulkhead_model::job::Lane, org: OrgId) {
+        self.wake.wake_org(lane, org);
         self.node.tell_wake();
     }
 }

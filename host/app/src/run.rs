@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::AuditEvent;
-use bulkhead_model::id::{OrgId, RunId, WorkflowId};
-use bulkhead_model::job::JobPayload;
+use bulkhead_model::id::{OrgId, RunId, WorkerId, WorkflowId};
+use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
-use bulkhead_store::job::NewJob;
+use bulkhead_store::job::{ClaimedJob, NewJob};
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::{Map, Value, json};
 
 use self::record::{log_event, read_state, save_record, state_text};
+use crate::engine::ATTEMPT_DEADLINE;
+use crate::worker::Reserved;
 use crate::{App, AppError, Problem};
 
 /// A run's job is given up after this many attempts that ended with its worker's death or the store's failure: it may be what
@@ -76,6 +78,7 @@ pub(crate) fn advance_job(run: RunId, run_at: Timestamp) -> NewJob {
         run_at,
         dedupe_key: Some(run.to_string()),
         attempts_max: JOB_ATTEMPTS_MAX,
+        group: None,
     }
 }
 
@@ -118,19 +121,32 @@ pub(crate) fn new_run(start: StartRun, state: &RunState, ambient: &Ambient) -> R
     })
 }
 
-/// Inserts a run, the first entry of its log and its job, unless its dedupe key started one before.
-pub(crate) async fn insert_started(tx: &mut Tx, run: &Run, ambient: &Ambient) -> Result<Started, AppError> {
+/// Inserts a run, the first entry of its log and its job, unless its dedupe key started one before. The job is answered where
+/// `worker` holds it from the start.
+pub(crate) async fn insert_started(
+    tx: &mut Tx,
+    run: &Run,
+    worker: Option<WorkerId>,
+    ambient: &Ambient,
+) -> Result<(Started, Option<ClaimedJob>), AppError> {
     if !tx.insert_run(run).await? {
         let key = run.dedupe_key.as_deref().unwrap_or_default();
         let first = tx.load_run_by_dedupe_key(run.workflow, key).await?;
         let lost = || AppError::Store(StoreError::Conflict { constraint: "run_dedupe".into() });
-        return first.map(Started::Before).ok_or_else(lost);
+        return Ok((Started::Before(first.ok_or_else(lost)?), None));
     }
     let detail = json!({ "trigger": run.trigger_kind }).to_string();
     let event = RunEvent { seq: 1, kind: "queued".into(), detail, created_at: run.created_at };
     tx.record_run_event(run.id, &event).await?;
-    tx.enqueue(&advance_job(run.id, run.created_at), ambient).await?;
-    Ok(Started::Anew(run.id))
+    let job = advance_job(run.id, run.created_at);
+    let held = match worker {
+        Some(worker) => tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?,
+        None => {
+            tx.enqueue(&job, ambient).await?;
+            None
+        }
+    };
+    Ok((Started::Anew(run.id), held))
 }
 
 impl App {
@@ -189,22 +205,29 @@ impl App {
             }),
             Actor::System(_) => None,
         };
-        let id = self
+        // Where nobody waits, this process takes the run up in the transaction that saves it: no claim, no commit for one.
+        let reserved = self.wake().reserve(Lane::Interactive);
+        let worker = reserved.as_ref().map(Reserved::worker);
+        let args = (run.clone(), audited, worker, self.ambient().clone());
+        let (started, held) = self
             .store()
             // Two starts with one dedupe key are ordered by its unique index.
-            .write_locked(scope, (run, audited, self.ambient().clone()), |tx, (run, audited, ambient)| {
+            .write_locked(scope, args, |tx, (run, audited, worker, ambient)| {
                 Box::pin(async move {
-                    let started = insert_started(tx, run, ambient).await?;
+                    let (started, held) = insert_started(tx, run, *worker, ambient).await?;
                     // One that was started before has its entry.
                     if let (Some(event), Started::Anew(_)) = (audited, started) {
                         tx.record_audit(event, ambient).await?;
                     }
-                    Ok::<_, AppError>(started.run())
+                    Ok::<_, AppError>((started, held))
                 })
             })
             .await?;
-        self.wake_workers();
-        Ok(id)
+        match reserved.zip(held) {
+            Some((reserved, job)) => reserved.begin(job, run),
+            None => self.wake_org(Lane::Interactive, scope.org()),
+        }
+        Ok(started.run())
     }
 
     /// Starts a run by hand (`POST workflows/{id}/runs`). The workflow need not be active: that is for triggers.
@@ -351,6 +374,7 @@ impl App {
         self.store()
             .write_locked(&scope, args, |tx, (id, definition, actor, ambient)| {
                 Box::pin(async move {
+                    tx.lock_job("advance_run", &id.to_string()).await?;
                     let mut run = tx.lock_run(*id).await?;
                     if run.status.is_final() {
                         let message = format!("the run has ended already ({})", run.status.as_str());
@@ -403,6 +427,7 @@ impl App {
         self.store()
             .write_locked(&scope, args, |tx, (id, retry, definition, actor, ambient)| {
                 Box::pin(async move {
+                    tx.lock_job("advance_run", &id.to_string()).await?;
                     let mut run = tx.lock_run(*id).await?;
                     if !run.status.is_final() {
                         let message = format!("the run has not ended yet ({}): cancel it first", run.status.as_str());
@@ -441,7 +466,7 @@ impl App {
                 })
             })
             .await?;
-        self.wake_workers();
+        self.wake_org(Lane::Interactive, org);
         Ok(())
     }
 }

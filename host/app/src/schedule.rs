@@ -49,6 +49,7 @@ fn fire_job(workflow: WorkflowId, trigger: &TriggerId, run_at: Timestamp) -> New
         run_at,
         dedupe_key: Some(job_key(workflow, trigger.as_str())),
         attempts_max: JOB_ATTEMPTS_MAX,
+        group: None,
     }
 }
 
@@ -297,7 +298,7 @@ async fn write_firing(
     let Some(last) = plan.settlement.last else { return Ok(Written::Nothing) };
     let mut started = Vec::new();
     for planned in &plan.runs {
-        let came = insert_started(tx, &planned.run, ambient).await?;
+        let (came, _) = insert_started(tx, &planned.run, None, ambient).await?;
         if matches!(came, Started::Anew(_)) {
             state.fired_count += 1;
             state.late_count += i64::from(planned.late);

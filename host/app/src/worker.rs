@@ -1,20 +1,25 @@
 //! The worker of this process: claims jobs, carries them out in bounded slots per lane and recovers what dead workers left. While
 //! its heartbeat is overdue ([`heartbeat`](crate::heartbeat)) it claims nothing.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
-use bulkhead_model::id::WorkerId;
+use bulkhead_model::id::{JobId, OrgId, WorkerId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{SystemReason, SystemScope};
-use bulkhead_store::job::ClaimedJob;
+use bulkhead_store::job::{ClaimedJob, Turn};
+use bulkhead_store::run::Run;
 use bulkhead_store::{StoreConfig, StoreError};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::App;
 use crate::engine::ATTEMPT_DEADLINE;
 use crate::heartbeat::{self, Heartbeat, LEASE_TTL};
+use crate::in_flight::Leash;
 use crate::supervise::Supervisor;
+use crate::turns::{Planned, Turns};
 
 /// Without a wake-up the queue is looked at this often.
 const POLL_EVERY: Duration = Duration::from_millis(250);
@@ -22,8 +27,16 @@ const POLL_EVERY: Duration = Duration::from_millis(250);
 const RECOVER_EVERY: Duration = Duration::from_secs(1);
 /// Future jobs promoted in one statement.
 const PROMOTE_MAX: u32 = 1_000;
-/// Jobs claimed in one statement.
-const CLAIM_MAX: u32 = 64;
+/// Jobs claimed in one transaction.
+const CLAIM_MAX: usize = 64;
+/// Organizations with ready work that one look at the queue tells of; the next look goes on from there.
+const LISTED_MAX: u32 = 2_000;
+/// Groups of blocked jobs are looked through this often, for room that no job's end told of.
+const ADMIT_EVERY: Duration = Duration::from_secs(5);
+/// Jobs that nobody here works on although this worker holds them are looked for this often.
+const RELEASE_EVERY: Duration = Duration::from_secs(5);
+/// A job of a kind that this binary does not know is left for a newer node, and looked at again after this long.
+const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
 
 /// How many jobs of each lane run at once.
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +62,61 @@ pub struct WorkerConfig {
     pub heartbeat: Option<StoreConfig>,
 }
 
-/// Wakes the claim loop of this process. Other nodes are told by [`node`](crate::node).
+/// How the rest of the process speaks to its worker: what there is to do, and whether a new job can be taken at once.
 #[derive(Clone, Default)]
-pub(crate) struct Wake(Arc<Notify>);
+pub(crate) struct Wake(Arc<WakeState>);
+
+#[derive(Default)]
+struct WakeState {
+    notify: Notify,
+    /// Something may be ready of which no organization was told: look at the queue.
+    look: AtomicBool,
+    turns: Turns,
+    /// Weak, since the worker holds the application.
+    worker: OnceLock<Weak<Worker>>,
+}
 
 impl Wake {
+    /// There is work somewhere.
     pub(crate) fn wake(&self) {
-        self.0.notify_one();
+        self.0.look.store(true, Ordering::SeqCst);
+        self.0.notify.notify_one();
+    }
+
+    /// The organization has work in the lane.
+    pub(crate) fn wake_org(&self, lane: Lane, org: OrgId) {
+        self.0.turns.tell(lane, org);
+        self.0.notify.notify_one();
+    }
+
+    /// A free slot for a job that is about to be made, if nobody waits for one.
+    pub(crate) fn reserve(&self, lane: Lane) -> Option<Reserved> {
+        let worker = self.0.worker.get()?.upgrade()?;
+        if !self.0.turns.is_idle(lane) || worker.heartbeat.is_fenced() || worker.supervisor.stop_token().is_cancelled()
+        {
+            return None;
+        }
+        let slot = Arc::clone(worker.slots(lane)?).try_acquire_owned().ok()?;
+        Some(Reserved { worker, lane, slot })
+    }
+}
+
+/// A slot of this process's worker, kept for one job.
+pub(crate) struct Reserved {
+    worker: Arc<Worker>,
+    lane: Lane,
+    slot: OwnedSemaphorePermit,
+}
+
+impl Reserved {
+    pub(crate) fn worker(&self) -> WorkerId {
+        self.worker.id
+    }
+
+    /// Begins the job of a run that was just made; the worker holds it by now.
+    pub(crate) fn begin(self, job: ClaimedJob, run: Run) {
+        let leash = self.worker.app.in_flight().leash();
+        self.worker.start(self.lane, job, self.slot, leash, Some(Box::new(run)));
     }
 }
 
@@ -67,6 +128,8 @@ struct Worker {
     /// Whether a thread of its own renews the heartbeat; without one the recovery loop does.
     has_heartbeat_thread: bool,
     supervisor: Supervisor,
+    /// The jobs under way, with their fences.
+    held: Mutex<HashSet<(JobId, i64)>>,
 }
 
 const SCOPE: SystemScope = SystemScope::new(SystemReason::Jobs);
@@ -103,10 +166,12 @@ impl App {
             heartbeat: Arc::new(Heartbeat::new(self.clone(), id, config.name)),
             has_heartbeat_thread: config.heartbeat.is_some(),
             supervisor: supervisor.clone(),
+            held: Mutex::default(),
         });
         if let Some(store) = config.heartbeat {
             self.node().has_heartbeat(heartbeat::spawn(Arc::clone(&worker.heartbeat), store, registering));
         }
+        self.wake().0.worker.set(Arc::downgrade(&worker)).ok();
         let claiming = Arc::clone(&worker);
         supervisor.spawn_loop("claim", move || Arc::clone(&claiming).claim_loop());
         let recovering = Arc::clone(&worker);
@@ -116,118 +181,248 @@ impl App {
     }
 }
 
+/// How far the look at the queue has come.
+struct Look {
+    at: Option<Instant>,
+    /// For each lane, after which organization the next look goes on.
+    after: [Option<OrgId>; 3],
+}
+
 impl Worker {
+    fn held(&self) -> std::sync::MutexGuard<'_, HashSet<(JobId, i64)>> {
+        self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn slots(&self, lane: Lane) -> Option<&Arc<Semaphore>> {
+        self.lanes.iter().find(|(name, _)| *name == lane).map(|(_, slots)| slots)
+    }
+
     async fn claim_loop(self: Arc<Self>) {
-        let stop = self.supervisor.stop_token();
-        let wake = Arc::clone(&self.app.wake().0);
+        let (stop, wake) = (self.supervisor.stop_token(), Arc::clone(&self.app.wake().0));
+        let mut queue = Look { at: None, after: [None; 3] };
         while !stop.is_cancelled() {
-            let claimed = match self.claim().await {
-                Ok(claimed) => claimed,
+            let pause = match self.work_through(&wake, &mut queue).await {
+                Ok(pause) => pause,
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn std::error::Error, "claiming failed; trying again");
+                    wake.look.store(true, Ordering::SeqCst);
                     tokio::time::sleep(POLL_EVERY).await;
                     continue;
                 }
             };
-            if claimed > 0 {
-                continue;
-            }
             tokio::select! {
-                () = wake.notified() => {}
-                () = tokio::time::sleep(POLL_EVERY) => {}
+                () = wake.notify.notified() => {}
+                () = tokio::time::sleep(pause) => {}
                 () = stop.cancelled() => return,
             }
         }
     }
 
-    /// Promotes what is due and fills free slots; answers how many jobs were taken.
-    async fn claim(self: &Arc<Self>) -> Result<usize, StoreError> {
+    /// Looks at the queue where it is time for it, and claims until there is nothing to claim or no slot for it. Answers after how
+    /// long to look again if nobody wakes it.
+    async fn work_through(self: &Arc<Self>, wake: &WakeState, queue: &mut Look) -> Result<Duration, StoreError> {
         if self.heartbeat.is_fenced() {
-            return Ok(0);
+            return Ok(POLL_EVERY);
         }
-        let free: Vec<(Lane, u32)> = self
-            .lanes
-            .iter()
-            .filter_map(|(lane, slots)| {
-                let free = u32::try_from(slots.available_permits()).unwrap_or(u32::MAX).min(CLAIM_MAX);
-                (free > 0).then_some((*lane, free))
-            })
-            .collect();
-        if free.is_empty() {
-            return Ok(0);
+        let mut pause = POLL_EVERY;
+        if wake.look.swap(false, Ordering::SeqCst) || queue.at.is_none_or(|at| at.elapsed() >= POLL_EVERY) {
+            if let Some(next) = self.look(wake, queue).await? {
+                pause = pause.min(next);
+            }
+            queue.at = Some(Instant::now());
         }
-        // Looked at from a reader first, so that an idle process does not trouble the writer.
-        let (due, wanted) = self
-            .app
-            .store()
-            .read(&SCOPE, (free, self.app.ambient().clone()), |tx, (free, ambient)| {
-                Box::pin(async move {
-                    let due = tx.next_job_at().await?.is_some_and(|at| at <= ambient.now());
-                    let mut wanted = Vec::new();
-                    for (lane, limit) in free {
-                        if due || tx.has_ready_jobs(*lane).await? {
-                            wanted.push((*lane, *limit));
-                        }
-                    }
-                    Ok::<_, StoreError>((due, wanted))
-                })
-            })
-            .await?;
-        if wanted.is_empty() {
-            return Ok(0);
-        }
-        let args = (self.id, wanted, due, self.app.ambient().clone());
-        let jobs = self
-            .app
-            .store()
-            .write_locked(&SCOPE, args, |tx, (worker, wanted, due, ambient)| {
-                Box::pin(async move {
-                    let now = ambient.now();
-                    if *due {
-                        tx.promote_jobs(now, PROMOTE_MAX).await?;
-                    }
-                    let mut jobs = Vec::new();
-                    for (lane, limit) in wanted {
-                        let claimed = tx.claim_jobs(*worker, *lane, *limit, now, ATTEMPT_DEADLINE).await?;
-                        jobs.extend(claimed.into_iter().map(|job| (*lane, job)));
-                    }
-                    Ok::<_, StoreError>(jobs)
-                })
-            })
-            .await?;
-        let taken = jobs.len();
-        for (lane, job) in jobs {
-            self.start(lane, job);
-        }
-        Ok(taken)
+        while self.claim(wake).await? > 0 {}
+        Ok(pause)
     }
 
-    fn start(self: &Arc<Self>, lane: Lane, job: ClaimedJob) {
+    /// Promotes what is due and finds out who has ready work. Answers how long it is until the next job is due.
+    async fn look(&self, wake: &WakeState, queue: &mut Look) -> Result<Option<Duration>, StoreError> {
+        // From a reader, so that an idle process does not trouble the writer.
+        let next_at =
+            self.app.store().read(&SCOPE, (), |tx, ()| Box::pin(async move { tx.next_job_at().await })).await?;
+        let now = self.app.ambient().now();
+        let mut until = next_at.map(|at| at.since(now));
+        if next_at.is_some_and(|at| at <= now) {
+            let promoted = self
+                .app
+                .store()
+                .write_locked(&SCOPE, now, |tx, now| Box::pin(async move { tx.promote_jobs(*now, PROMOTE_MAX).await }))
+                .await?;
+            // There may be more of them, and the next one is not known.
+            until = (promoted > 0).then_some(Duration::ZERO);
+        }
+        let listed = self
+            .app
+            .store()
+            .read(&SCOPE, queue.after, |tx, after| {
+                Box::pin(async move {
+                    let mut listed = Vec::new();
+                    for (lane, after) in Lane::ALL.into_iter().zip(after) {
+                        let orgs = tx.list_ready_orgs(lane, *after, LISTED_MAX).await?;
+                        let mut weights = Vec::with_capacity(orgs.len());
+                        for org in orgs {
+                            weights.push((org, tx.load_queue_weight(org).await?.unwrap_or(1)));
+                        }
+                        listed.push((lane, weights));
+                    }
+                    Ok::<_, StoreError>(listed)
+                })
+            })
+            .await?;
+        for ((lane, orgs), after) in listed.into_iter().zip(&mut queue.after) {
+            for (org, weight) in &orgs {
+                wake.turns.tell(lane, *org);
+                wake.turns.set_weight(lane, *org, *weight);
+            }
+            *after = if orgs.len() < LISTED_MAX as usize { None } else { orgs.last().map(|(org, _)| *org) };
+        }
+        Ok(until)
+    }
+
+    /// Fills free slots with the jobs whose turn it is; answers how many were taken.
+    async fn claim(self: &Arc<Self>, wake: &WakeState) -> Result<usize, StoreError> {
+        let mut turns: Vec<(Lane, OwnedSemaphorePermit, Vec<Planned>)> = Vec::new();
+        for (lane, slots) in &self.lanes {
+            let free = slots.available_permits().min(CLAIM_MAX);
+            let Ok(free) = u32::try_from(free) else { continue };
+            if free == 0 || wake.turns.is_idle(*lane) {
+                continue;
+            }
+            // Taken before the claim: starts take slots at the same time.
+            let Ok(permit) = Arc::clone(slots).try_acquire_many_owned(free) else { continue };
+            let planned = wake.turns.plan(*lane, free);
+            if !planned.is_empty() {
+                turns.push((*lane, permit, planned));
+            }
+        }
+        if turns.is_empty() {
+            return Ok(0);
+        }
+        let wanted: Vec<(Lane, Vec<Turn>)> = turns
+            .iter()
+            .map(|(lane, _, planned)| (*lane, planned.iter().map(|planned| planned.turn).collect()))
+            .collect();
+        // A fence from here on ends what this claim takes as well.
+        let leashes = self.app.in_flight().clone();
+        let before = leashes.leash();
+        let claimed = self
+            .app
+            .store()
+            .write_locked(&SCOPE, (self.id, wanted, self.app.ambient().clone()), |tx, (worker, wanted, ambient)| {
+                Box::pin(async move {
+                    let now = ambient.now();
+                    let mut claims = Vec::with_capacity(wanted.len());
+                    for (lane, turns) in wanted {
+                        claims.push(tx.claim_jobs(*worker, *lane, turns, now, ATTEMPT_DEADLINE).await?);
+                    }
+                    Ok::<_, StoreError>(claims)
+                })
+            })
+            .await;
+        let claims = match claimed {
+            Ok(claims) => claims,
+            Err(error) => {
+                // Nothing is known of what was ready.
+                for (lane, _, planned) in &turns {
+                    planned
+                        .iter()
+                        .for_each(|planned| wake.turns.settle(*lane, planned, 0, bulkhead_store::job::TurnEnd::More));
+                }
+                return Err(error);
+            }
+        };
+        let mut started = 0;
+        for ((lane, mut permit, planned), claim) in turns.into_iter().zip(claims) {
+            for (planned, (org, end)) in planned.iter().zip(&claim.turns) {
+                let taken = claim.jobs.iter().filter(|job| job.lease.org == *org).count();
+                wake.turns.settle(lane, planned, u32::try_from(taken).unwrap_or(u32::MAX), *end);
+            }
+            for job in claim.jobs {
+                let Some(slot) = permit.split(1) else { break };
+                started += 1;
+                self.start(lane, job, slot, before.another(), None);
+            }
+        }
+        Ok(started)
+    }
+
+    /// `begun` is the run as it was just saved, where that is known.
+    fn start(
+        self: &Arc<Self>,
+        lane: Lane,
+        job: ClaimedJob,
+        slot: OwnedSemaphorePermit,
+        leash: Leash,
+        begun: Option<Box<Run>>,
+    ) {
         metrics::counter!("bulkhead_jobs_claimed_total", "kind" => job.kind.clone()).increment(1);
-        let Some((_, slots)) = self.lanes.iter().find(|(name, _)| *name == lane) else { return };
-        let slot = Arc::clone(slots).try_acquire_owned();
         let worker = Arc::clone(self);
         self.supervisor.spawn("job", async move {
-            // Slots were counted before the claim by the only claimer, so one is free.
-            let _slot = slot;
-            worker.work(job).await;
-            worker.app.wake().wake();
+            let (org, held) = (job.lease.org, (job.lease.job, job.lease.fence));
+            worker.held().insert(held);
+            worker.work(job, leash, begun).await;
+            worker.held().remove(&held);
+            drop(slot);
+            let wake = &worker.app.wake().0;
+            wake.turns.tell_room(lane, org);
+            if !wake.turns.is_idle(lane) {
+                wake.notify.notify_one();
+            }
         });
     }
 
-    async fn work(&self, job: ClaimedJob) {
+    async fn work(&self, job: ClaimedJob, mut leash: Leash, begun: Option<Box<Run>>) {
         match serde_json::from_str::<JobPayload>(&job.payload) {
             Ok(JobPayload::AdvanceRun { run }) => {
-                let leash = self.app.in_flight().leash(job.lease.org, run);
-                let left = self.app.advance_run(&job.lease, run, &leash).await;
+                leash.hold(job.lease.org, run);
+                let left = self.app.advance_run(&job, run, &leash, begun).await;
                 tracing::debug!(job = %job.lease.job, run = %run, ?left, "left a job");
             }
             Ok(JobPayload::FireSchedule { workflow, trigger }) => {
                 let left = self.app.fire_schedule(&job.lease, workflow, &trigger).await;
                 tracing::debug!(job = %job.lease.job, %workflow, %trigger, ?left, "left a job");
             }
+            // A newer node's, during a rolling upgrade; or nobody's, which the attempts find out.
+            Err(error) if !JobPayload::is_known_kind(&job.kind) && job.lease.attempt < job.attempts_max => {
+                let why = format!("this version does not know jobs of the kind {}: {error}", job.kind);
+                self.app.release(&job.lease, UNKNOWN_KIND_PAUSE, bulkhead_store::job::Attempt::Counts, Some(why)).await;
+            }
             Err(error) => self.bury(&job, format!("the payload does not decode: {error}")).await,
         }
+    }
+
+    /// Hands back jobs that this worker holds by the database and not by itself: a claim whose answer was lost. Only those that
+    /// were so at the last look as well (`before`), since a claim may be under way. Answers what to look at next time.
+    async fn release_strays(&self, before: &HashSet<(JobId, i64)>) -> HashSet<(JobId, i64)> {
+        let listed = self
+            .app
+            .store()
+            .read(&SCOPE, self.id, |tx, id| Box::pin(async move { tx.list_held_jobs(*id).await }))
+            .await;
+        let leases = match listed {
+            Ok(leases) => leases,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "held jobs could not be listed");
+                return HashSet::new();
+            }
+        };
+        let (mut strays, mut to_release) = (HashSet::new(), Vec::new());
+        for lease in leases {
+            let key = (lease.job, lease.fence);
+            if self.held().contains(&key) {
+                continue;
+            }
+            if before.contains(&key) {
+                to_release.push(lease);
+            } else {
+                strays.insert(key);
+            }
+        }
+        for lease in to_release {
+            tracing::warn!(job = %lease.job, "a claimed job was never begun: handing it back");
+            self.app.release(&lease, Duration::ZERO, bulkhead_store::job::Attempt::DoesNotCount, None).await;
+        }
+        strays
     }
 
     async fn bury(&self, job: &ClaimedJob, error: String) {
@@ -248,6 +443,8 @@ impl Worker {
 
     async fn recover_loop(self: Arc<Self>) {
         let stop = self.supervisor.stop_token();
+        let (mut admitted_at, mut blocked_after) = (Instant::now(), None::<String>);
+        let (mut released_at, mut strays) = (Instant::now(), HashSet::new());
         while !stop.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(RECOVER_EVERY) => {}
@@ -274,6 +471,27 @@ impl Worker {
                     })
                 })
                 .await;
+            if admitted_at.elapsed() >= ADMIT_EVERY {
+                admitted_at = Instant::now();
+                let asked = blocked_after.take();
+                let admitted = self
+                    .app
+                    .store()
+                    .write_locked(&SCOPE, asked, |tx, after| {
+                        Box::pin(async move { tx.admit_blocked_jobs(after.as_deref()).await })
+                    })
+                    .await;
+                match admitted {
+                    Ok(after) => blocked_after = after,
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "blocked jobs were not looked at")
+                    }
+                }
+            }
+            if released_at.elapsed() >= RELEASE_EVERY {
+                released_at = Instant::now();
+                strays = self.release_strays(&strays).await;
+            }
             match recovered {
                 Ok(0) => {}
                 Ok(jobs) => {

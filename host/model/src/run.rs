@@ -34,7 +34,7 @@ use crate::time::Timestamp;
 use crate::workflow::{Retry, StepId};
 
 pub use advance::{PURE_TIME_MAX, advance, begin};
-pub use complete::{cancel, complete_call};
+pub use complete::{cancel, complete_call, give_up};
 pub use context::Context;
 pub use retry::{RETRY_AFTER_MAX, is_retryable};
 pub use rewind::{RewindError, rewind};

@@ -180,3 +180,26 @@ pub fn cancel(definition: &Definition, state: &mut RunState, reason: &str) -> Op
     }
     record
 }
+
+/// Ends a run because the host cannot carry it any further. Works without the definition, which may be what does not decode; the
+/// step that it stands at is told of as failed, so that the run can be begun again from there. A run that has ended stays as it is.
+pub fn give_up(definition: Option<&Definition>, state: &mut RunState, code: &str, message: &str) -> Option<StepRecord> {
+    if state.is_ended() {
+        return None;
+    }
+    let id = state.cursor.clone();
+    let error = StepError { step: id.clone(), code: code.to_owned(), message: message.to_owned() };
+    let step = id.as_ref().zip(definition).and_then(|(id, definition)| definition.step(id).map(|step| (id, step)));
+    let record = step.map(|(id, step)| {
+        let mut failed = record(id, step, StepStatus::Failed, None);
+        failed.attempt = state.attempt;
+        failed.error = Some(error.clone());
+        failed
+    });
+    if let Some(id) = id {
+        let error = error_value(&error);
+        state.steps.insert(id, StepState { status: StepStatus::Failed, output: Value::Null, error });
+    }
+    fail(state, error);
+    record
+}

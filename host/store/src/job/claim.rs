@@ -292,11 +292,13 @@ impl Tx {
     async fn admit(&mut self, org: OrgId, group: &str, jobs: u32) -> Result<u64, StoreError> {
         let values = binds![org, group, i64::from(jobs)];
         if self.is_postgres() {
-            // `for update skip locked`: two jobs of the group that end together admit two.
+            // `for update skip locked`: two jobs of the group that end together admit two. Materialized, since a plan that chose
+            // for each row anew would admit more than asked.
             let sql = sql_postgres!(
-                "update job set state = 'ready' where org_id = $1 and id in (select id from job
+                "with picked as materialized (select id as blocked_id from job
                      where org_id = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3
-                     for update skip locked)"
+                     for update skip locked)
+                 update job set state = 'ready' from picked where org_id = $1 and id = blocked_id"
             );
             self.execute(sql, values).await
         } else {
