@@ -196,15 +196,26 @@ on_both! {
         let key = a.run.id.to_string();
         let seen = tx!(test.read, &scope, [key], |tx| tx.is_job_held("advance_run", key).await);
         assert!(!seen.unwrap());
+        let place = a.run.id;
+        let foreign = tx!(test.read, &scope, [place], |tx| tx.lock_run_place(*place).await);
+        assert!(matches!(foreign, Err(StoreError::NotFound { .. })), "{foreign:?}");
+        tx!(test.write, &scope, [key], |tx| tx.lock_job("advance_run", key).await).unwrap();
+        let keep = tx!(test.write, &scope, [lease, minute, now], |tx| tx.keep_lease(lease, *minute, *now).await);
         let hold = tx!(test.write, &scope, [lease, minute, now], |tx| tx.hold_lease(lease, *minute, *now).await);
         let release = tx!(test.write, &scope, [lease, now], |tx| {
             tx.release_job(lease, *now, Attempt::Counts, None, *now).await
         });
         let bury = tx!(test.write, &scope, [lease, now], |tx| tx.bury_job(lease, "no", *now).await);
         let finish = tx!(test.write, &scope, [lease], |tx| tx.finish_job(lease).await);
-        for result in [hold, release, bury, finish] {
+        for result in [keep, hold, release, bury, finish] {
             assert!(matches!(result, Err(StoreError::LostLease)), "{result:?}");
         }
+        // What another organization makes is its own, by whatever worker.
+        let (job, ambient) = (a.job.clone(), test.ambient.clone());
+        let made = tx!(test.write, &scope, [job, worker, minute, ambient], |tx| {
+            tx.enqueue_held(job, *worker, *minute, ambient).await
+        });
+        assert!(made.unwrap().is_none_or(|made| made.lease.org == b));
         tx!(test.write, &a.scope(), [lease], |tx| tx.finish_job(lease).await).unwrap();
     }
 
@@ -227,6 +238,9 @@ on_both! {
                     refused!($scope, [], |tx| tx.admit_blocked_jobs(None).await);
                     refused!($scope, [worker], |tx| tx.list_held_jobs(*worker).await);
                     refused!($scope, [own], |tx| tx.load_queue_weight(*own).await);
+                    if reason != SystemReason::Admin {
+                        refused!($scope, [own], |tx| tx.set_queue_share(*own, 1, 1).await);
+                    }
                     refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);
                     refused!($scope, [], |tx| tx.next_job_at().await);
                     refused!($scope, [], |tx| tx.count_ready_jobs().await);

