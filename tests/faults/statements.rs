@@ -211,7 +211,8 @@ async fn cannot_be_read(bench: &mut Bench, _: &str) -> Trial {
         finished_at: None,
     };
     let payload = JobPayload::AdvanceRun { run: id };
-    let job = NewJob { payload, priority: 0, run_at: now, dedupe_key: Some(id.to_string()), attempts_max: 5 };
+    let job =
+        NewJob { payload, priority: 0, run_at: now, dedupe_key: Some(id.to_string()), attempts_max: 5, group: None };
     let scope = SystemScope::new(SystemReason::Worker).for_org(bench.org);
     let stored = until_async(PATIENCE, async || {
         let args = (run.clone(), job.clone(), bench.ambient.clone());

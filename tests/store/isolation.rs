@@ -197,7 +197,7 @@ on_both! {
         let seen = tx!(test.read, &scope, [key], |tx| tx.is_job_held("advance_run", key).await);
         assert!(!seen.unwrap());
         let place = a.run.id;
-        let foreign = tx!(test.read, &scope, [place], |tx| tx.lock_run_place(*place).await);
+        let foreign = tx!(test.write, &scope, [place], |tx| tx.lock_run_place(*place).await);
         assert!(matches!(foreign, Err(StoreError::NotFound { .. })), "{foreign:?}");
         tx!(test.write, &scope, [key], |tx| tx.lock_job("advance_run", key).await).unwrap();
         let keep = tx!(test.write, &scope, [lease, minute, now], |tx| tx.keep_lease(lease, *minute, *now).await);

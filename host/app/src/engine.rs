@@ -210,7 +210,8 @@ impl App {
                     tx.bury_job(lease, why, now).await?;
                     let mut run = match tx.lock_run(*id).await {
                         Ok(run) => run,
-                        Err(StoreError::NotFound { .. }) => return Ok(()),
+                        // A row that does not decode cannot be ended either; its job is kept with the reason.
+                        Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. }) => return Ok(()),
                         Err(error) => return Err(error.into()),
                     };
                     if run.status.is_final() {

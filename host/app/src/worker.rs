@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bulkhead_model::id::{JobId, OrgId, WorkerId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{SystemReason, SystemScope};
-use bulkhead_store::job::{ClaimedJob, Turn};
+use bulkhead_store::job::{Attempt, ClaimedJob, Turn, TurnEnd};
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreConfig, StoreError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -324,9 +324,7 @@ impl Worker {
             Err(error) => {
                 // Nothing is known of what was ready.
                 for (lane, _, planned) in &turns {
-                    planned
-                        .iter()
-                        .for_each(|planned| wake.turns.settle(*lane, planned, 0, bulkhead_store::job::TurnEnd::More));
+                    planned.iter().for_each(|planned| wake.turns.settle(*lane, planned, 0, TurnEnd::More));
                 }
                 return Err(error);
             }
@@ -385,7 +383,7 @@ impl Worker {
             // A newer node's, during a rolling upgrade; or nobody's, which the attempts find out.
             Err(error) if !JobPayload::is_known_kind(&job.kind) && job.lease.attempt < job.attempts_max => {
                 let why = format!("this version does not know jobs of the kind {}: {error}", job.kind);
-                self.app.release(&job.lease, UNKNOWN_KIND_PAUSE, bulkhead_store::job::Attempt::Counts, Some(why)).await;
+                self.app.release(&job.lease, UNKNOWN_KIND_PAUSE, Attempt::Counts, Some(why)).await;
             }
             Err(error) => self.bury(&job, format!("the payload does not decode: {error}")).await,
         }
@@ -420,7 +418,7 @@ impl Worker {
         }
         for lease in to_release {
             tracing::warn!(job = %lease.job, "a claimed job was never begun: handing it back");
-            self.app.release(&lease, Duration::ZERO, bulkhead_store::job::Attempt::DoesNotCount, None).await;
+            self.app.release(&lease, Duration::ZERO, Attempt::DoesNotCount, None).await;
         }
         strays
     }
@@ -437,7 +435,8 @@ impl Worker {
             })
             .await;
         if let Err(error) = buried {
-            tracing::warn!(job = %job.lease.job, error = &error as &dyn std::error::Error, "a job could not be buried");
+            tracing::warn!(job = %job.lease.job, error = &error as &dyn std::error::Error, "a job could not be buried; trying again later");
+            self.app.release(&job.lease, UNKNOWN_KIND_PAUSE, Attempt::Counts, None).await;
         }
     }
 
