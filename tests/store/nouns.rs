@@ -438,7 +438,7 @@ on_both! {
         // A worker holds the job of the run that waits: it is under way, and told so under every filter.
         let (worker, now, minute) = (test.worker().await, test.ambient.now(), Duration::from_mins(1));
         let claimed = tx!(test.write_locked, &JOBS, [worker, now, minute], |tx| {
-            tx.claim_jobs(*worker, Lane::Interactive, 9, *now, *minute).await
+            crate::support::claim_any(tx, *worker, Lane::Interactive, 9, *now, *minute).await
         });
         assert_eq!(claimed.unwrap().len(), 1);
         for workflow in [None, Some(workflow_id)] {
