@@ -191,10 +191,7 @@ impl App {
     /// Sends the job to the dead letters and ends its run as failed, together.
     async fn give_up(&self, lease: &Lease, id: RunId, why: &str) -> Left {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let run = self
-            .store()
-            .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, StoreError>(tx.load_run(*id).await?) }))
-            .await;
+        let run = self.store().read(&scope, id, |tx, id| Box::pin(async move { tx.load_run(*id).await })).await;
         // It may be what does not decode; the run ends all the same.
         let definition = match run {
             Ok(Some(run)) => self.definition(&scope, run.workflow, run.version).await.ok(),
@@ -414,17 +411,15 @@ impl App {
     ) -> Result<Option<Made>, AppError> {
         let left = ATTEMPT_DEADLINE.saturating_sub(CALL_MARGIN).saturating_sub(journey.held_at.elapsed());
         let mut call = std::pin::pin!(self.call_step(journey, planned, leash));
-        match tokio::time::timeout(left, &mut call).await {
-            Ok(made) => made.map(Some),
-            Err(_) => {
-                leash.cancel_token().cancel();
-                // It ends soon, now that it is cancelled; what it still waits for elsewhere is let go with the future.
-                if let Ok(Ok(made)) = tokio::time::timeout(CALL_MARGIN / 2, call).await {
-                    self.record_lost(&journey.scope, made).await;
-                }
-                Ok(None)
-            }
+        if let Ok(made) = tokio::time::timeout(left, &mut call).await {
+            return made.map(Some);
         }
+        leash.cancel_token().cancel();
+        // It ends soon, now that it is cancelled; what it still waits for elsewhere is let go with the future.
+        if let Ok(Ok(made)) = tokio::time::timeout(CALL_MARGIN / 2, call).await {
+            self.record_lost(&journey.scope, made).await;
+        }
+        Ok(None)
     }
 
     /// Records a call whose result does not count: what left the sandbox is to be found all the same.

@@ -139,12 +139,11 @@ pub(crate) async fn insert_started(
     let event = RunEvent { seq: 1, kind: "queued".into(), detail, created_at: run.created_at };
     tx.record_run_event(run.id, &event).await?;
     let job = advance_job(run.id, run.created_at);
-    let held = match worker {
-        Some(worker) => tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?,
-        None => {
-            tx.enqueue(&job, ambient).await?;
-            None
-        }
+    let held = if let Some(worker) = worker {
+        tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?
+    } else {
+        tx.enqueue(&job, ambient).await?;
+        None
     };
     Ok((Started::Anew(run.id), held))
 }

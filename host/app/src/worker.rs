@@ -324,7 +324,9 @@ impl Worker {
             Err(error) => {
                 // Nothing is known of what was ready.
                 for (lane, _, planned) in &turns {
-                    planned.iter().for_each(|planned| wake.turns.settle(*lane, planned, 0, TurnEnd::More));
+                    for planned in planned {
+                        wake.turns.settle(*lane, planned, 0, TurnEnd::More);
+                    }
                 }
                 return Err(error);
             }
@@ -483,7 +485,7 @@ impl Worker {
                 match admitted {
                     Ok(after) => blocked_after = after,
                     Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "blocked jobs were not looked at")
+                        tracing::warn!(error = &error as &dyn std::error::Error, "blocked jobs were not looked at");
                     }
                 }
             }

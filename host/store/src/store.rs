@@ -92,7 +92,7 @@ pub struct WriterStats {
 
 pub(crate) enum Backend {
     Sqlite(SqliteBackend),
-    Postgres(PostgresBackend),
+    Postgres(Box<PostgresBackend>),
 }
 
 /// The database. Cheap to clone.
@@ -166,7 +166,7 @@ impl Store {
             }
             Database::Postgres { url, owner_url, app_password } => {
                 let backend = PostgresBackend::open(url, owner_url, &app_password, config.connections_max).await?;
-                Backend::Postgres(backend)
+                Backend::Postgres(Box::new(backend))
             }
         };
         Ok(Self { backend: Arc::new(backend), fault, opened_at })

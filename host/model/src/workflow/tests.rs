@@ -118,7 +118,7 @@ fn triggers_answer_by_priority_and_say_why() {
     assert_eq!(definition.matching_trigger(TriggerKind::Manual, None, &json!({})).trigger.unwrap().as_str(), "hand");
 }
 
-fn with_trigger(trigger: Value) -> Value {
+fn with_trigger(trigger: &Value) -> Value {
     let mut document = with_steps(&json!({ "a": { "type": "stop" } }));
     document["triggers"] = json!([trigger]);
     document
@@ -128,7 +128,7 @@ fn with_trigger(trigger: Value) -> Value {
 fn a_schedule_is_read_with_its_policy() {
     let nightly = json!({ "id": "nightly", "type": "schedule", "cron": "0 2 * * *", "time_zone": "Europe/Berlin",
         "misfire": "all", "misfire_max": 7, "spread_s": 600, "when": { "field": "trigger.late", "op": "eq", "value": false } });
-    let definition = parse(&with_trigger(nightly.clone()));
+    let definition = parse(&with_trigger(&nightly.clone()));
     let (trigger, schedule) = definition.schedules().next().unwrap();
     assert_eq!(
         (trigger.as_str(), schedule.ticks.cron(), schedule.ticks.zone()),
@@ -150,14 +150,14 @@ fn a_schedule_is_read_with_its_policy() {
     };
     assert!(answers(false) && !answers(true));
 
-    let least = parse(&with_trigger(json!({ "id": "t", "type": "schedule", "cron": "@hourly" })));
+    let least = parse(&with_trigger(&json!({ "id": "t", "type": "schedule", "cron": "@hourly" })));
     let (_, schedule) = least.schedules().next().unwrap();
     assert_eq!(
         (schedule.ticks.zone(), schedule.misfire, schedule.misfire_max, schedule.spread_s),
         ("UTC", Misfire::Once, 100, 0)
     );
     let validator = jsonschema::validator_for(&json_schema()).unwrap();
-    assert!(validator.is_valid(&with_trigger(nightly.clone())));
+    assert!(validator.is_valid(&with_trigger(&nightly.clone())));
 
     for (field, value, path, code) in [
         ("cron", json!("0 25 * * *"), "/triggers/0/cron", "cron"),
@@ -175,17 +175,17 @@ fn a_schedule_is_read_with_its_policy() {
     ] {
         let mut broken = nightly.clone();
         broken[field] = value;
-        assert_eq!(problems(&with_trigger(broken)), [(path.to_owned(), code.to_owned())]);
+        assert_eq!(problems(&with_trigger(&broken)), [(path.to_owned(), code.to_owned())]);
     }
     let without = json!({ "id": "t", "type": "schedule" });
-    assert_eq!(problems(&with_trigger(without)), [("/triggers/0".to_owned(), "shape".to_owned())]);
+    assert_eq!(problems(&with_trigger(&without)), [("/triggers/0".to_owned(), "shape".to_owned())]);
     let other = json!({ "id": "t", "type": "webhook", "cron": "@hourly" });
-    assert_eq!(problems(&with_trigger(other)), [("/triggers/0/cron".to_owned(), "shape".to_owned())]);
+    assert_eq!(problems(&with_trigger(&other)), [("/triggers/0/cron".to_owned(), "shape".to_owned())]);
 }
 
 #[test]
 fn a_schedule_needs_no_value_that_nobody_gives() {
-    let mut document = with_trigger(json!({ "id": "t", "type": "schedule", "cron": "@daily" }));
+    let mut document = with_trigger(&json!({ "id": "t", "type": "schedule", "cron": "@daily" }));
     document["variables"]["who"] = json!({ "type": "string", "required": true });
     document["variables"]["fine"] = json!({ "type": "string", "required": true, "default": "x" });
     assert_eq!(problems(&document), [("/variables/who".to_owned(), "required-by-schedule".to_owned())]);
