@@ -68,6 +68,49 @@ async fn no_job_is_left(app: &TestApp, tenant: &Tenant) {
 }
 
 on_both! {
+    /// A workflow that bounds its runs: those beyond the limit wait out of the claim path and follow one by one.
+    async fn a_bound_on_runs_is_kept(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));
+        app.install(&acme, package(&waits(), &patient), json!({})).await;
+        let definition = json!({
+            "schema": 1, "name": "bounded", "triggers": [{ "id": "by-hand", "type": "api" }], "start": "call",
+            "concurrency": { "limit": 1, "key": "trigger.body.n" },
+            "steps": { "call": { "type": "action", "use": "acme/patient#it", "with": {}, "timeout_ms": 60_000 } },
+        });
+        let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+        let workflow = app.app.create_workflow(&acme.caller, acme.org, save).await.unwrap().workflow.id;
+        let supervisor = work(&app.app).await;
+        let mut runs = Vec::new();
+        for _ in 0..3 {
+            runs.push(begin(&app, &acme, workflow, None).await);
+        }
+        let states = async || {
+            let jobs = app.app.list_jobs(&acme.caller, acme.org, None, PageRequest::default()).await.unwrap().items;
+            let mut states: Vec<String> = jobs.into_iter().map(|job| job.state).collect();
+            states.sort();
+            states
+        };
+        for left in (1..=3).rev() {
+            let expected: Vec<&str> = std::iter::repeat_n("blocked", left - 1).chain(["leased"]).collect();
+            assert!(until_async(PATIENCE, async || states().await == expected).await, "{:?}", states().await);
+            let mut held = None;
+            for run in &runs {
+                if show(&app, &acme, *run).await.run.status == RunStatus::Running {
+                    assert!(held.replace(*run).is_none(), "two at once");
+                }
+            }
+            app.app.cancel_run(&acme.caller, acme.org, held.unwrap()).await.unwrap();
+        }
+        no_job_is_left(&app, &acme).await;
+        app.app.set_queue_share(acme.org, 3, 200).await.unwrap();
+        assert_eq!(app.audit(&acme, "org.share_set").await.len(), 1);
+        for (weight, jobs_max) in [(0, 1), (101, 1), (1, 0), (1, 10_001)] {
+            problems(app.app.set_queue_share(acme.org, weight, jobs_max).await, "invalid-share");
+        }
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
     async fn steps_follow_each_other_and_are_on_record(app: TestApp) {
         let acme = app.tenant("acme").await;
         app.install(&acme, acme_echo(), json!({})).await;

@@ -12,14 +12,15 @@ use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
-use bulkhead_store::job::{ClaimedJob, NewJob};
+use bulkhead_store::job::{ClaimedJob, JobGroup, NewJob};
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::{Map, Value, json};
 
-use self::record::{log_event, read_state, save_record, state_text};
+use self::record::{log_event, read_state, read_trigger, save_record, state_text};
 use crate::engine::ATTEMPT_DEADLINE;
+use crate::planner::{LIGHT_BYTES_MAX, is_small};
 use crate::worker::Reserved;
 use crate::{App, AppError, Problem};
 
@@ -71,14 +72,15 @@ pub struct RetryRun {
     pub new_generation: bool,
 }
 
-pub(crate) fn advance_job(run: RunId, run_at: Timestamp) -> NewJob {
+/// `group` bounds how many of the workflow's runs are carried at once.
+pub(crate) fn advance_job(run: RunId, run_at: Timestamp, group: Option<JobGroup>) -> NewJob {
     NewJob {
         payload: JobPayload::AdvanceRun { run },
         priority: 100,
         run_at,
         dedupe_key: Some(run.to_string()),
         attempts_max: JOB_ATTEMPTS_MAX,
-        group: None,
+        group,
     }
 }
 
@@ -96,6 +98,12 @@ impl Started {
             Self::Anew(run) | Self::Before(run) => run,
         }
     }
+}
+
+/// The group that the definition puts a run in.
+pub(crate) fn run_group(definition: &Definition, workflow: WorkflowId, trigger: &Value) -> Option<JobGroup> {
+    let bound = definition.concurrency.as_ref()?;
+    Some(JobGroup { key: bound.group(workflow, trigger), limit: bound.limit })
 }
 
 /// A run that is about to begin in `state`.
@@ -126,6 +134,7 @@ pub(crate) fn new_run(start: StartRun, state: &RunState, ambient: &Ambient) -> R
 pub(crate) async fn insert_started(
     tx: &mut Tx,
     run: &Run,
+    group: Option<&JobGroup>,
     worker: Option<WorkerId>,
     ambient: &Ambient,
 ) -> Result<(Started, Option<ClaimedJob>), AppError> {
@@ -138,8 +147,9 @@ pub(crate) async fn insert_started(
     let detail = json!({ "trigger": run.trigger_kind }).to_string();
     let event = RunEvent { seq: 1, kind: "queued".into(), detail, created_at: run.created_at };
     tx.record_run_event(run.id, &event).await?;
-    let job = advance_job(run.id, run.created_at);
-    let held = if let Some(worker) = worker {
+    let job = advance_job(run.id, run.created_at, group.cloned());
+    // Whether a group has room is for a claim to find out.
+    let held = if let (Some(worker), None) = (worker, group) {
         tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?
     } else {
         tx.enqueue(&job, ambient).await?;
@@ -193,6 +203,7 @@ impl App {
                 .collect();
             AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
         })?;
+        let group = run_group(&start.definition, start.workflow, &start.payload);
         let run = new_run(start, &state, self.ambient())?;
         // A hook's deliveries are told by the run itself; what a person starts is told with who it was.
         let audited = match scope.actor() {
@@ -207,13 +218,13 @@ impl App {
         // Where nobody waits, this process takes the run up in the transaction that saves it: no claim, no commit for one.
         let reserved = self.wake().reserve(Lane::Interactive);
         let worker = reserved.as_ref().map(Reserved::worker);
-        let args = (run.clone(), audited, worker, self.ambient().clone());
+        let args = (run.clone(), group, audited, worker, self.ambient().clone());
         let (started, held) = self
             .store()
             // Two starts with one dedupe key are ordered by its unique index.
-            .write_locked(scope, args, |tx, (run, audited, worker, ambient)| {
+            .write_locked(scope, args, |tx, (run, group, audited, worker, ambient)| {
                 Box::pin(async move {
-                    let (started, held) = insert_started(tx, run, *worker, ambient).await?;
+                    let (started, held) = insert_started(tx, run, group.as_ref(), *worker, ambient).await?;
                     // One that was started before has its entry.
                     if let (Some(event), Started::Anew(_)) = (audited, started) {
                         tx.record_audit(event, ambient).await?;
@@ -261,8 +272,9 @@ impl App {
         for kind in [TriggerKind::Api, TriggerKind::Manual] {
             let payload = trigger_payload(kind, start.input.clone(), json!({}), json!({}));
             let asked = Arc::clone(&definition);
-            let (matched, payload) =
-                self.planner().run(org, move || (asked.matching_trigger(kind, None, &payload), payload)).await?;
+            let is_light = definition.is_light() && is_small(&payload, LIGHT_BYTES_MAX);
+            let work = move || (asked.matching_trigger(kind, None, &payload), payload);
+            let (matched, payload) = self.planner().run_where(is_light, org, work).await?;
             if matched.trigger.is_some() {
                 let start = StartRun {
                     workflow,
@@ -452,7 +464,8 @@ impl App {
                     tx.delete_steps(*id, i64::try_from(state.steps.len()).unwrap_or(i64::MAX)).await?;
                     tx.update_run(&run).await?;
                     tx.remove_waiting_job("advance_run", &id.to_string()).await?;
-                    if tx.enqueue(&advance_job(*id, now), ambient).await?.is_none() {
+                    let group = run_group(definition, run.workflow, &read_trigger(&run)?);
+                    if tx.enqueue(&advance_job(*id, now, group), ambient).await?.is_none() {
                         return Err(AppError::conflict("run-not-finished", "a worker still holds the run: try again in a moment"));
                     }
                     let event = AuditEvent {

@@ -16,7 +16,7 @@ use bulkhead_model::run;
 use bulkhead_model::schedule::{Schedule, Settlement, Ticks};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, TriggerId, TriggerKind, schedule_payload};
-use bulkhead_store::job::{Attempt, NewJob};
+use bulkhead_store::job::{Attempt, JobGroup, NewJob};
 use bulkhead_store::run::Run;
 use bulkhead_store::schedule::ScheduleState;
 use bulkhead_store::workflow::Workflow;
@@ -24,7 +24,7 @@ use bulkhead_store::{StoreError, Tx};
 use serde_json::Map;
 
 use crate::engine::Left;
-use crate::run::{StartRun, Started, insert_started, new_run};
+use crate::run::{StartRun, Started, insert_started, new_run, run_group};
 use crate::{App, AppError};
 
 /// Ticks that a view shows ahead.
@@ -224,6 +224,7 @@ struct Plan {
 #[derive(Clone, Debug)]
 struct PlannedRun {
     run: Run,
+    group: Option<JobGroup>,
     tick: Timestamp,
     late: bool,
 }
@@ -268,7 +269,8 @@ fn plan(
             variables: Map::new(),
             dedupe_key: Some(format!("schedule:{trigger}:{}", firing.tick)),
         };
-        runs.push(PlannedRun { run: new_run(start, &state, ambient)?, tick: firing.tick, late: firing.late });
+        let group = run_group(&start.definition, start.workflow, &start.payload);
+        runs.push(PlannedRun { run: new_run(start, &state, ambient)?, group, tick: firing.tick, late: firing.late });
     }
     let (seen_tick, seen_version) = (standing.next_tick, standing.version);
     Ok(Some(Plan { seen_tick, seen_version, settlement, runs, unmatched, offset, now }))
@@ -298,7 +300,7 @@ async fn write_firing(
     let Some(last) = plan.settlement.last else { return Ok(Written::Nothing) };
     let mut started = Vec::new();
     for planned in &plan.runs {
-        let (came, _) = insert_started(tx, &planned.run, None, ambient).await?;
+        let (came, _) = insert_started(tx, &planned.run, planned.group.as_ref(), None, ambient).await?;
         if matches!(came, Started::Anew(_)) {
             state.fired_count += 1;
             state.late_count += i64::from(planned.late);

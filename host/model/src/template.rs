@@ -155,6 +155,25 @@ impl Template {
         matches!(self.node, Node::Plain(_))
     }
 
+    /// Whether every template in it only names a value: what rendering costs is bounded by the size of what it names.
+    #[must_use]
+    pub fn only_names(&self) -> bool {
+        fn only_names(node: &Node) -> bool {
+            let named = |expression: &Expression| matches!(expression, Expression::Path(_));
+            match node {
+                Node::Plain(_) => true,
+                Node::Typed(expression) => named(expression),
+                Node::Text(parts) => parts.iter().all(|part| match part {
+                    Part::Literal(_) => true,
+                    Part::Expression(expression) => named(expression),
+                }),
+                Node::Array(nodes) => nodes.iter().all(only_names),
+                Node::Object(fields) => fields.iter().all(|(_, node)| only_names(node)),
+            }
+        }
+        only_names(&self.node)
+    }
+
     /// The value with every template replaced by what it gives in this context.
     ///
     /// # Errors

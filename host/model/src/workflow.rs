@@ -9,6 +9,7 @@
 pub(crate) mod json;
 
 mod check;
+mod concurrency;
 mod convert;
 mod duration;
 mod graph;
@@ -33,6 +34,7 @@ use crate::limits::ContributionKind;
 use crate::name::{ContributionName, PluginName};
 use crate::template::Template;
 
+pub use concurrency::{CONCURRENCY_MAX, Concurrency};
 pub use json::JSON_DEPTH_MAX;
 pub use name::{StepId, TriggerId, VariableName};
 pub use trigger::{Considered, Trigger, TriggerKind, TriggerMatch, schedule_payload, trigger_payload};
@@ -72,9 +74,17 @@ pub struct Definition {
     pub description: String,
     pub variables: IndexMap<VariableName, Variable>,
     pub triggers: Vec<Trigger>,
+    pub concurrency: Option<Concurrency>,
     pub start: StepId,
     pub steps: IndexMap<StepId, Step>,
 }
+
+/// Steps of a definition that [`Definition::is_light`].
+const LIGHT_STEPS_MAX: usize = 32;
+/// Cases of a switch in one.
+const LIGHT_CASES_MAX: usize = 8;
+/// Fields that a condition in one looks at.
+const LIGHT_PATHS_MAX: usize = 32;
 
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -231,6 +241,27 @@ impl Definition {
     #[must_use]
     pub fn step(&self, id: &StepId) -> Option<&Step> {
         self.steps.get(id)
+    }
+
+    /// Whether planning a run takes no more than some microseconds for each kilobyte that it reads: few steps, templates that only
+    /// name values, no regular expressions.
+    #[must_use]
+    pub fn is_light(&self) -> bool {
+        let light = |test: &Condition| test.patterns() == 0 && test.paths().len() <= LIGHT_PATHS_MAX;
+        let step = |step: &Step| match &step.kind {
+            StepKind::Call(call) => call.with.only_names(),
+            StepKind::Condition { test, .. } => light(test),
+            StepKind::Switch { cases, .. } => {
+                cases.len() <= LIGHT_CASES_MAX && cases.iter().all(|case| light(&case.test))
+            }
+            StepKind::Set { vars, .. } => vars.iter().all(|(_, value)| value.only_names()),
+            StepKind::Delay { until: Delay::For(_), .. } => true,
+            StepKind::Delay { until: Delay::Until(time), .. } => time.only_names(),
+            StepKind::Stop { output, .. } => output.as_ref().is_none_or(Template::only_names),
+        };
+        self.steps.len() <= LIGHT_STEPS_MAX
+            && self.steps.values().all(step)
+            && self.triggers.iter().all(|trigger| trigger.when.as_ref().is_none_or(light))
     }
 
     /// Plugins that the steps use, each once, in order of first use.

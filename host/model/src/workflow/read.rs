@@ -4,9 +4,10 @@ use indexmap::IndexMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::concurrency::{CONCURRENCY_MAX, Concurrency, KEY_ROOT};
 use super::wire::{
-    CallBody, ConditionBody, DefinitionWire, DelayBody, ScheduleBody, SetBody, StopBody, SwitchBody, TriggerBody,
-    VariableWire,
+    CallBody, ConcurrencyWire, ConditionBody, DefinitionWire, DelayBody, ScheduleBody, SetBody, StopBody, SwitchBody,
+    TriggerBody, VariableWire,
 };
 use super::{
     ATTEMPTS_MAX, BACKOFF_MAX_MS, CASES_MAX, CallStep, Case, DELAY_MAX, DESCRIPTION_CHARS_MAX, Definition, Delay,
@@ -14,7 +15,7 @@ use super::{
     TEXT_BYTES_MAX, TIMEOUT_MAX_MS, TIMEOUT_MIN_MS, TRIGGERS_MAX, Trigger, TriggerId, TriggerKind, VARIABLES_MAX,
     Variable, VariableName, VariableType, check, convert, duration, json,
 };
-use crate::condition::Condition;
+use crate::condition::{Condition, FieldPath, Segment};
 use crate::limits::ContributionKind;
 use crate::schedule::{MISFIRE_MAX, SPREAD_MAX_S, Schedule, ScheduleError, Ticks, ZONE_DEFAULT};
 use crate::template::Template;
@@ -76,6 +77,7 @@ impl Reader {
         let variables = self.variables(&wire.variables);
         let triggers = self.triggers(&wire.triggers);
         let steps = self.steps(&wire.steps);
+        let concurrency = wire.concurrency.and_then(|wire| self.concurrency(wire));
         let start = self.name::<StepId>("/start", &wire.start)?;
         let complete = steps.len() == wire.steps.len() && variables.len() == wire.variables.len();
         if !complete {
@@ -83,7 +85,30 @@ impl Reader {
             return None;
         }
         let (name, description) = (wire.name, wire.description);
-        Some(Definition { text: text.into(), name, description, variables, triggers, start, steps })
+        Some(Definition { text: text.into(), name, description, variables, triggers, concurrency, start, steps })
+    }
+
+    fn concurrency(&mut self, value: Value) -> Option<Concurrency> {
+        let wire: ConcurrencyWire = self.shape("/concurrency", value)?;
+        if !(1..=CONCURRENCY_MAX).contains(&wire.limit) {
+            self.problem("/concurrency/limit", "out-of-bounds", format!("a limit is 1 to {CONCURRENCY_MAX}"));
+            return None;
+        }
+        let Some(text) = wire.key else { return Some(Concurrency { limit: wire.limit, key: None }) };
+        let path = match FieldPath::parse(&text) {
+            Ok(path) => path,
+            Err(error) => {
+                self.problem("/concurrency/key", "path", error.to_string());
+                return None;
+            }
+        };
+        let begins = matches!(path.segments().first(), Some(Segment::Key(name)) if **name == *KEY_ROOT);
+        if !begins || path.has_each() {
+            let why = "a key is one value of what started the run: a path that begins with `trigger`, without [*]";
+            self.problem("/concurrency/key", "path", why);
+            return None;
+        }
+        Some(Concurrency { limit: wire.limit, key: Some(path) })
     }
 
     fn document(&mut self, text: &str) -> Option<DefinitionWire> {

@@ -512,3 +512,25 @@ proptest! {
         prop_assert_eq!(json::parse_strict(&text).unwrap().to_string(), text);
     }
 }
+
+#[test]
+fn a_bound_on_runs_is_read_and_checked() {
+    let with = |concurrency: Value| {
+        let mut document = with_steps(&json!({ "a": { "type": "stop" } }));
+        document["concurrency"] = concurrency;
+        document
+    };
+    let bound = parse(&with(json!({ "limit": 5, "key": "trigger.body.customer" }))).concurrency.unwrap();
+    assert_eq!((bound.limit, bound.key.unwrap().as_str()), (5, "trigger.body.customer"));
+    assert!(parse(&with(json!({ "limit": 1 }))).concurrency.unwrap().key.is_none());
+    for (broken, path, code) in [
+        (json!({ "limit": 0 }), "/concurrency/limit", "out-of-bounds"),
+        (json!({ "limit": 1_001 }), "/concurrency/limit", "out-of-bounds"),
+        (json!({ "limit": 1, "key": "vars.x" }), "/concurrency/key", "path"),
+        (json!({ "limit": 1, "key": "trigger.body.items[*].id" }), "/concurrency/key", "path"),
+        (json!({ "limit": 1, "key": "" }), "/concurrency/key", "path"),
+        (json!({ "limit": 1, "per": "x" }), "/concurrency/per", "shape"),
+    ] {
+        assert_eq!(problems(&with(broken)), [(path.to_owned(), code.to_owned())]);
+    }
+}

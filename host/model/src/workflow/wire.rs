@@ -38,11 +38,27 @@ pub(super) struct DefinitionWire {
     #[serde(default)]
     #[schemars(with = "Vec<TriggerWire>", length(max = 20))]
     pub(super) triggers: Vec<Value>,
+    /// How many runs are carried at once. Without it as many as the organization may have.
+    #[serde(default)]
+    #[schemars(with = "Option<ConcurrencyWire>")]
+    pub(super) concurrency: Option<Value>,
     /// The first step.
     pub(super) start: String,
     /// The steps by id. At most 200.
     #[schemars(with = "BTreeMap<String, StepWire>")]
     pub(super) steps: IndexMap<String, Value>,
+}
+
+/// A bound on the runs that are carried at once.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "Concurrency")]
+pub(super) struct ConcurrencyWire {
+    #[schemars(range(min = 1, max = 1000))]
+    pub(super) limit: u32,
+    /// A path that begins with `trigger`: the limit is for each of its values then.
+    #[serde(default)]
+    pub(super) key: Option<String>,
 }
 
 /// A variable's declaration.
