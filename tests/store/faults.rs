@@ -102,8 +102,7 @@ on_both! {
             })
         })
         .await;
-        // PostgreSQL locks the run's row with a statement of its own.
-        assert_eq!(statements, if test.store.is_postgres() { 9 } else { 8 });
+        assert_eq!(statements, 9);
     }
 
     async fn a_fault_in_one_organization_is_not_felt_in_another(test: TestStore) {

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 
 use crate::call::{Attempted, PluginCall};
 use crate::in_flight::Leash;
+use crate::planner::LIGHT_BYTES_MAX;
 use crate::run::record::{log_event, read_state, read_trigger, save_record, state_text};
 use crate::{App, AppError};
 
@@ -377,6 +378,12 @@ impl App {
             org: journey.lease.org,
             started_at: journey.run.created_at,
         };
+        let read_bytes = journey.run.trigger_data.len() + journey.run.state.len();
+        let is_light = read_bytes <= LIGHT_BYTES_MAX
+            && definition.is_light()
+            && finished.as_ref().is_none_or(|(_, _, result)| {
+                result.output.as_ref().is_none_or(|output| output.len() <= LIGHT_BYTES_MAX)
+            });
         let (mut state, ambient, now) = (journey.state.clone(), self.ambient().clone(), self.ambient().now());
         let work = move || {
             let verdict = finished.map(|(step, attempt, result)| {
@@ -386,7 +393,7 @@ impl App {
             (state, Planned { verdict, advance, now })
         };
         let planned;
-        (journey.state, planned) = self.planner().run(journey.lease.org, work).await?;
+        (journey.state, planned) = self.planner().run_where(is_light, journey.lease.org, work).await?;
         Ok(planned)
     }
 

@@ -10,6 +10,7 @@ use bulkhead_store::hook::Hook;
 use bulkhead_store::workflow::Workflow;
 use serde_json::{Map, Value};
 
+use crate::planner::LIGHT_BYTES_MAX;
 use crate::run::StartRun;
 use crate::{App, AppError};
 
@@ -110,7 +111,8 @@ impl App {
         let Ok(trigger) = hook.trigger.parse::<TriggerId>() else { return Err(UNKNOWN) };
         let asked = Arc::clone(&definition);
         let match_it = move || (asked.matching_trigger(TriggerKind::Webhook, Some(&trigger), &payload), payload);
-        let (matched, payload) = self.planner().run(scope.org(), match_it).await?;
+        let is_light = delivery.body.len() <= LIGHT_BYTES_MAX && definition.is_light();
+        let (matched, payload) = self.planner().run_where(is_light, scope.org(), match_it).await?;
         let Some(trigger) = matched.trigger.clone() else {
             metrics::counter!("bulkhead_hook_deliveries_total", "result" => "no-match").increment(1);
             return Ok(Accepted { run: None, reason: matched.reason() });

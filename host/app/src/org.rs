@@ -11,6 +11,10 @@ use crate::{App, AppError};
 
 /// An organization's display name holds at most this many characters.
 const NAME_LEN_MAX: usize = 100;
+/// The heaviest an organization can be beside others.
+const QUEUE_WEIGHT_MAX: u32 = 100;
+/// Jobs of a lane that an organization may be allowed to hold at once.
+const JOBS_MAX: u32 = 10_000;
 
 impl App {
     /// Creates an organization. For the operator only: no route leads here.
@@ -45,6 +49,42 @@ impl App {
             })
             .await?;
         Ok(org)
+    }
+
+    /// Sets an organization's share of the workers beside others: its weight, and how many of its jobs of a lane are held at once on
+    /// all nodes together. For the operator only.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-share` for a value out of bounds; [`AppError::NotFound`].
+    pub async fn set_queue_share(&self, org: OrgId, weight: u32, jobs_max: u32) -> Result<(), AppError> {
+        if !(1..=QUEUE_WEIGHT_MAX).contains(&weight) {
+            return Err(AppError::invalid("invalid-share", "/weight", format!("a weight is 1 to {QUEUE_WEIGHT_MAX}")));
+        }
+        if !(1..=JOBS_MAX).contains(&jobs_max) {
+            return Err(AppError::invalid(
+                "invalid-share",
+                "/jobs_max",
+                format!("1 to {JOBS_MAX} jobs may be held at once"),
+            ));
+        }
+        let admin = SystemScope::new(SystemReason::Admin);
+        let event = AuditEvent {
+            action: "org.share_set",
+            target: org.to_string(),
+            actor: Actor::System(SystemReason::Admin),
+            detail: json!({ "weight": weight, "jobs_max": jobs_max }),
+        };
+        self.store()
+            .write(&admin, (org, weight, jobs_max, event, self.ambient().clone()), |tx, args| {
+                Box::pin(async move {
+                    let (org, weight, jobs_max, event, ambient) = args;
+                    if !tx.set_queue_share(*org, *weight, *jobs_max).await? {
+                        return Err(AppError::NotFound { what: "organization" });
+                    }
+                    Ok(tx.record_audit(event, ambient).await?)
+                })
+            })
+            .await
     }
 
     /// An organization by its short name. For the operator only.

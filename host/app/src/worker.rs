@@ -181,6 +181,25 @@ impl App {
     }
 }
 
+/// A job under way, told of until it ends, by a panic as well: what is left then is handed back as a stray.
+struct Holding {
+    worker: Arc<Worker>,
+    held: (JobId, i64),
+}
+
+impl Holding {
+    fn new(worker: &Arc<Worker>, held: (JobId, i64)) -> Self {
+        worker.held().insert(held);
+        Self { worker: Arc::clone(worker), held }
+    }
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.worker.held().remove(&self.held);
+    }
+}
+
 /// How far the look at the queue has come.
 struct Look {
     at: Option<Instant>,
@@ -359,10 +378,9 @@ impl Worker {
         let worker = Arc::clone(self);
         self.supervisor.spawn("job", async move {
             let (org, held) = (job.lease.org, (job.lease.job, job.lease.fence));
-            worker.held().insert(held);
+            let holding = Holding::new(&worker, held);
             worker.work(job, leash, begun).await;
-            worker.held().remove(&held);
-            drop(slot);
+            drop((holding, slot));
             let wake = &worker.app.wake().0;
             wake.turns.tell_room(lane, org);
             if !wake.turns.is_idle(lane) {

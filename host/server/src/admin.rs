@@ -28,6 +28,18 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Set an organization's share of the workers beside others
+    #[command(after_help = "Example:\n  bulkhead admin set-share acme --weight 3 --jobs-max 128")]
+    SetShare {
+        /// The organization's short name
+        org: String,
+        /// How many jobs it gets for each one of an organization of weight 1, while both have work (1 to 100)
+        #[arg(long, default_value_t = 1)]
+        weight: u32,
+        /// How many of its jobs of a lane are held at once, on all nodes together (1 to 10000)
+        #[arg(long, default_value_t = 64)]
+        jobs_max: u32,
+    },
     /// Make an API key; its text is shown once
     #[command(after_help = "Examples:\n  bulkhead admin create-key acme --name laptop\n  \
         bulkhead admin create-key acme --name reader --permission runs.read --permission audit.read --days 30")]
@@ -83,6 +95,11 @@ async fn act(host: &Host, command: Command) -> Result<()> {
                     org.slug, org.id, org.slug
                 );
             }
+        }
+        Command::SetShare { org, weight, jobs_max } => {
+            let org = require_org(host, &org).await?;
+            host.app.set_queue_share(org.id, weight, jobs_max).await?;
+            println!("{}: weight {weight}, at most {jobs_max} jobs of a lane at once", org.slug);
         }
         Command::CreateKey { org, name, permissions, days, json } => {
             let org = require_org(host, &org).await?;

@@ -32,12 +32,17 @@ impl Tx {
         self.require_reason(SystemReason::Admin)?;
         let sql = sql!("insert into organization (id, slug, name, created_at) values ($1, $2, $3, $4)");
         self.execute(sql, binds![org.id, org.slug.as_str(), &org.name, org.created_at]).await?;
+        self.work_for(org.id).await
+    }
+
+    /// Lets an operator's transaction write the organization's own tables, its audit entries above all.
+    async fn work_for(&mut self, org: OrgId) -> Result<(), StoreError> {
         if self.is_postgres() {
             // The row-level rules of the organization's own tables read it; SQLite has none.
             let sql = sql_postgres!("select set_config('app.org_id', $1, true)");
-            self.fetch(sql, binds![&org.id.uuid().to_string()]).await?;
+            self.fetch(sql, binds![&org.uuid().to_string()]).await?;
         }
-        self.context.org = Some(org.id);
+        self.context.org = Some(org);
         Ok(())
     }
 
@@ -50,11 +55,16 @@ impl Tx {
     }
 
     /// Sets an organization's share of the workers: its weight beside others (1 to 100) and how many of its jobs of a lane may be
-    /// held at once (1 to 10,000). `false` when there is no such organization. Needs the scope of `SystemReason::Admin`.
+    /// held at once (1 to 10,000). `false` when there is no such organization; else the transaction works for it from here on. Needs
+    /// the scope of `SystemReason::Admin`.
     pub async fn set_queue_share(&mut self, org: OrgId, weight: u32, jobs_max: u32) -> Result<bool, StoreError> {
         self.require_reason(SystemReason::Admin)?;
         let sql = sql!("update organization set queue_weight = $2, jobs_max = $3 where id = $1");
-        Ok(self.execute(sql, binds![org, weight, jobs_max]).await? > 0)
+        if self.execute(sql, binds![org, weight, jobs_max]).await? == 0 {
+            return Ok(false);
+        }
+        self.work_for(org).await?;
+        Ok(true)
     }
 
     /// Any organization by its short name; needs the scope of `SystemReason::Admin`.

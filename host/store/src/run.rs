@@ -288,7 +288,9 @@ impl Tx {
         );
         let org = self.org()?;
         let rows = self.fetch(sql, binds![org]).await?;
-        rows.iter().map(|row| row.parsed("dedupe_key", |text| text.parse().ok())).collect()
+        // A key that names no run hides none of the others.
+        let keys = rows.iter().map(|row| row.get::<String>("dedupe_key")).collect::<Result<Vec<_>, _>>()?;
+        Ok(keys.into_iter().filter_map(|key| key.parse().ok()).collect())
     }
 
     async fn load_run_summary(&mut self, id: RunId) -> Result<Option<RunSummary>, StoreError> {
