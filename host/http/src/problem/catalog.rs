@@ -53,6 +53,7 @@ kinds! {
 
     // What use cases find in the input.
     InvalidName = "invalid-name", UNPROCESSABLE_ENTITY, "A name is not valid";
+    InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
     InvalidPermissions = "invalid-permissions", UNPROCESSABLE_ENTITY, "The permissions cannot be given";
     InvalidExpiry = "invalid-expiry", UNPROCESSABLE_ENTITY, "The time of expiry is not valid";
     InvalidSummary = "invalid-summary", UNPROCESSABLE_ENTITY, "The summary is not valid";
