@@ -250,7 +250,16 @@ impl Worker {
             }
             queue.at = Some(Instant::now());
         }
-        while self.claim(wake).await? > 0 {}
+        let stop = self.supervisor.stop_token();
+        while self.claim(wake).await? > 0 {
+            // A long queue must not hold up a shutdown or a fence, nor what becomes due meanwhile.
+            if stop.is_cancelled() || self.heartbeat.is_fenced() {
+                return Ok(POLL_EVERY);
+            }
+            if queue.at.is_none_or(|at| at.elapsed() >= POLL_EVERY) {
+                return Ok(Duration::ZERO);
+            }
+        }
         Ok(pause)
     }
 
