@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use bulkhead_model::grant::GrantVersion;
 use bulkhead_model::id::{InstallationId, RunId, WorkerId};
+use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::installation::Installation;
+use bulkhead_store::job::NewJob;
 use bulkhead_store::run::Run;
 use bulkhead_store::{Store, StoreError};
 
-use crate::support::{JOBS, TestStore, app_url, postgres_config, sqlite_config};
+use crate::support::{JOBS, TestStore, app_url, claim_any, postgres_config, sqlite_config};
 
 const NODES: SystemScope = SystemScope::new(SystemReason::Nodes);
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -166,4 +168,40 @@ async fn an_older_binary_starts_beside_what_says_so_and_nothing_else_on_sqlite()
     change("update _sqlx_migrations set description = '9999_drops' where version = 9999".to_owned()).await;
     let text = refusal(Store::open(sqlite_config(test.dir())).await).expect("it does not start");
     assert!(text.contains("9999_drops"), "{text}");
+}
+
+/// A node that was stopped inside a transaction holds rows until the database ends it: the rest of its work must not wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_nodes_open_transaction_holds_up_only_its_own_row() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let tenant = test.tenant("acme").await;
+    let (stopped, now) = (test.worker().await, test.ambient.now());
+    for key in ["one", "two"] {
+        let payload = JobPayload::AdvanceRun { run: tenant.run.id };
+        let dedupe_key = Some(key.to_owned());
+        let job = NewJob { payload, priority: 0, run_at: now, dedupe_key, attempts_max: 2, group: None };
+        let ambient = test.ambient.clone();
+        tx!(test.write, &tenant.scope(), [job, ambient], |tx| tx.enqueue(job, ambient).await).unwrap();
+    }
+    let held = tx!(test.write_locked, &JOBS, [stopped, now], |tx| {
+        claim_any(tx, *stopped, Lane::Interactive, 9, *now, Duration::from_mins(1)).await
+    })
+    .unwrap();
+    let mut conn = test.raw_postgres().await;
+    sqlx::query("update worker set expires_at = clock_timestamp() - interval '1 second' where id = $1")
+        .bind(stopped.uuid())
+        .execute(&mut conn)
+        .await
+        .unwrap();
+    let mut open = sqlx::Connection::begin(&mut conn).await.unwrap();
+    let org = sqlx::query("select set_config('app.org_id', $1, true)").bind(tenant.org.uuid().to_string());
+    org.execute(&mut *open).await.unwrap();
+    let locking = sqlx::query("select id from job where id = $1 for update").bind(held[0].lease.job.uuid());
+    assert_eq!(locking.fetch_all(&mut *open).await.unwrap().len(), 1);
+
+    let me = WorkerId::new(&test.ambient);
+    let recover = async || tx!(test.write_locked, &JOBS, [me, now], |tx| tx.recover_jobs(*me, *now).await).unwrap();
+    assert_eq!(recover().await, held.len() as u64 - 1);
+    open.rollback().await.unwrap();
+    assert_eq!(recover().await, 1, "what was held up is taken by the next look");
 }

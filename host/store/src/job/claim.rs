@@ -397,23 +397,36 @@ impl Tx {
             let sql = sql!("delete from worker where id <> $1");
             self.execute(sql, binds![me]).await?;
         }
-        let sql = sql!(
-            "update job set state = 'ready', error = coalesce(error, 'its worker died'), worker_id = null, deadline_at = null,
-                 updated_at = $1
-             where state = 'leased' and worker_id not in (select id from worker)"
-        );
-        self.execute(sql, binds![now]).await
+        if self.is_postgres() {
+            // `for update skip locked`: a stopped node's open transaction may hold some of its jobs' rows until the database ends
+            // it; the others must not wait for that. The next look takes what was left.
+            let sql = sql_postgres!(
+                "update job set state = 'ready', error = coalesce(error, 'its worker died'), worker_id = null, deadline_at = null,
+                     updated_at = $1
+                 where (org_id, id) in (select org_id, id from job
+                     where state = 'leased' and worker_id not in (select id from worker) for update skip locked)"
+            );
+            self.execute(sql, binds![now]).await
+        } else {
+            let sql = sql!(
+                "update job set state = 'ready', error = coalesce(error, 'its worker died'), worker_id = null, deadline_at = null,
+                     updated_at = $1
+                 where state = 'leased' and worker_id not in (select id from worker)"
+            );
+            self.execute(sql, binds![now]).await
+        }
     }
 
     /// Frees jobs that are live but stuck: their deadline is over. Needs the scope of `SystemReason::Jobs`.
     pub async fn free_stuck_jobs(&mut self, now: Timestamp) -> Result<u64, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
         if self.is_postgres() {
-            // The deadline goes by the database's clock, never a node's.
+            // The deadline goes by the database's clock, never a node's. `for update skip locked`: as in `recover_jobs`.
             let sql = sql_postgres!(
                 "update job set state = 'ready', error = 'the attempt passed its deadline', worker_id = null, deadline_at = null,
                      updated_at = $1
-                 where state = 'leased' and deadline_at < clock_timestamp()"
+                 where (org_id, id) in (select org_id, id from job
+                     where state = 'leased' and deadline_at < clock_timestamp() for update skip locked)"
             );
             self.execute(sql, binds![now]).await
         } else {
