@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bulkhead_test_support::http_sink::{Reply, Sink};
+use bulkhead_test_support::tcp_proxy::TcpProxy;
 use bulkhead_test_support::wait_until;
 
 use crate::demo::delivery;
@@ -86,4 +87,20 @@ fn nodes_take_over_from_each_other_and_nothing_is_lost_or_twice() {
     assert_eq!(effects.len(), runs.len(), "one web hook call per run");
     let no_job = || first.api.get("jobs").body["items"].as_array().unwrap().is_empty();
     assert!(wait_until(WITHIN, no_job), "a job is left");
+}
+
+/// As when a machine with both comes up, or the database restarts while a node does.
+#[test]
+fn a_start_waits_for_a_database_that_is_away() {
+    let Some(place) = Place::postgres() else { return };
+    let sink = Sink::start();
+    let first = place.start(&sink);
+    let proxy = TcpProxy::start(place.database_address());
+    proxy.refuse(true);
+    let waiting = place.start_node_behind(proxy.address(), "second");
+    let told = || place.log_text().contains("the database cannot be reached yet");
+    assert!(wait_until(WITHIN, told), "it says nothing:\n{}", place.log_text());
+    proxy.refuse(false);
+    assert!(wait_until(WITHIN, || place.doctor_nodes().len() == 2), "{:#?}", place.doctor_nodes());
+    drop((waiting, first));
 }

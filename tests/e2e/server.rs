@@ -1,5 +1,6 @@
 //! A demo server as a child process on a directory of its own.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -45,11 +46,7 @@ impl Place {
 
     /// Another node on the same PostgreSQL database: `bulkhead serve` with a directory of its own and the same root key.
     pub(crate) fn start_node(&self, name: &str, demo: &Value, sink: &Sink) -> Server<'_> {
-        let data = self.dir.path().join(name);
-        if !data.exists() {
-            std::fs::create_dir(&data).unwrap();
-            std::fs::copy(self.dir.path().join("data/root.key"), data.join("root.key")).unwrap();
-        }
+        let data = self.node_dir(name);
         let port = free_port();
         let mut command = self.node_command(&data);
         command.arg("serve").env("BULKHEAD_SERVER__LISTEN", format!("127.0.0.1:{port}"));
@@ -58,6 +55,40 @@ impl Place {
         let text = demo.to_string().replace(demo["url"].as_str().unwrap(), &format!("http://127.0.0.1:{port}"));
         let demo: Value = serde_json::from_str(&text).unwrap();
         Server { place: self, child, api: Api::new(&demo), demo }
+    }
+
+    /// Where PostgreSQL listens.
+    pub(crate) fn database_address(&self) -> SocketAddr {
+        let (_, rest) = self.database_url().unwrap().rsplit_once('@').unwrap();
+        rest.split_once('/').unwrap().0.parse().unwrap()
+    }
+
+    /// Another node, which finds PostgreSQL at `database`; it may not get ready. It ends with what is answered.
+    pub(crate) fn start_node_behind(&self, database: SocketAddr, name: &str) -> impl Drop + use<> {
+        struct Node(Child);
+        impl Drop for Node {
+            fn drop(&mut self) {
+                drop(self.0.kill());
+                drop(self.0.wait());
+            }
+        }
+        let data = self.node_dir(name);
+        let url = self.database_url().unwrap().replace(&self.database_address().to_string(), &database.to_string());
+        let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
+        let mut command = self.node_command(&data);
+        command.arg("serve").env("BULKHEAD_SERVER__LISTEN", "127.0.0.1:0").env("BULKHEAD_DATABASE__OWNER_URL", url);
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Node(command.spawn().unwrap())
+    }
+
+    /// A node's own directory, with the root key of the first.
+    fn node_dir(&self, name: &str) -> PathBuf {
+        let data = self.dir.path().join(name);
+        if !data.exists() {
+            std::fs::create_dir(&data).unwrap();
+            std::fs::copy(self.dir.path().join("data/root.key"), data.join("root.key")).unwrap();
+        }
+        data
     }
 
     /// A command as one node's operator gives it.

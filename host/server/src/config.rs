@@ -85,11 +85,13 @@ pub(crate) struct DatabaseConfig {
     /// past the pooler.
     pub(crate) listen_url: Option<Secret>,
     pub(crate) connections_max: u32,
+    /// PostgreSQL: how long a start waits for a database that cannot be reached.
+    pub(crate) wait_s: u64,
 }
 
 impl Default for DatabaseConfig {
     fn default() -> Self {
-        Self { url: None, owner_url: None, listen_url: None, connections_max: 16 }
+        Self { url: None, owner_url: None, listen_url: None, connections_max: 16, wait_s: 30 }
     }
 }
 
@@ -186,6 +188,7 @@ impl Config {
 
     fn check(&self) -> Result<()> {
         anyhow::ensure!(self.database.connections_max >= 2, "database.connections_max is at least 2");
+        anyhow::ensure!(self.database.wait_s <= 3_600, "database.wait_s is at most 3600");
         anyhow::ensure!(self.sandbox.prepared_mib_max >= 16, "sandbox.prepared_mib_max is at least 16");
         anyhow::ensure!(
             self.server.connections_per_address_max >= 1,

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use bulkhead_app::node::Notifications;
@@ -21,6 +22,9 @@ use bulkhead_store::{Database, Store, StoreConfig};
 
 use crate::config::Config;
 use crate::keys;
+
+/// A database that could not be reached is tried again after this long.
+const OPEN_AGAIN: Duration = Duration::from_millis(250);
 
 /// An application that is ready to serve.
 pub(crate) struct Host {
@@ -78,6 +82,34 @@ fn as_application_role(owner_url: &str, password: &str) -> Option<String> {
     Some(url.into())
 }
 
+/// Opens the database; one that cannot be reached (a restart, both machines coming up after a power cut) is waited for.
+async fn open_store(config: &StoreConfig, patience: Duration) -> Result<Store> {
+    let began = Instant::now();
+    let mut told = false;
+    loop {
+        match Store::open(config.clone()).await {
+            Err(error) if error.is_unreachable() && began.elapsed() < patience => {
+                if !told {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        wait_s = patience.as_secs(),
+                        "the database cannot be reached yet; trying again"
+                    );
+                    told = true;
+                }
+                tokio::time::sleep(OPEN_AGAIN).await;
+            }
+            Err(error) if error.is_unreachable() => {
+                return Err(anyhow::Error::new(error).context(
+                    "the database cannot be reached: does it run, and do host and port of database.url or \
+                     database.owner_url lead to it?",
+                ));
+            }
+            opened => return opened.context("the database cannot be opened"),
+        }
+    }
+}
+
 impl Host {
     /// Opens the database (migrating it where it may) and starts the sandbox. `first_party` are the digests that may carry the
     /// platform's own publisher name.
@@ -85,7 +117,7 @@ impl Host {
         let ambient = Ambient::system();
         let root_key = root_key(config, first, &ambient)?;
         let store_config = store_config(config, &root_key);
-        let store = Store::open(store_config.clone()).await.context("the database cannot be opened")?;
+        let store = open_store(&store_config, Duration::from_secs(config.database.wait_s)).await?;
         let supervisor = Supervisor::new();
         let loopbacks = config
             .egress

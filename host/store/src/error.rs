@@ -39,6 +39,21 @@ impl StoreError {
         matches!(self, Self::Contended(_))
     }
 
+    /// Whether the database itself could not be reached (it restarts, its network is down, it has no connection left), so that
+    /// it may be there in a while.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::TimedOut => true,
+            Self::Unavailable(DatabaseError::Postgres(sqlx::Error::Io(_))) => true,
+            // Class 57P: admin_shutdown, crash_shutdown, cannot_connect_now; 53300: too_many_connections.
+            Self::Unavailable(error @ DatabaseError::Postgres(_)) => {
+                error.code().is_some_and(|code| code.starts_with("57P") || code == "53300")
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn closed() -> Self {
         Self::Unavailable(DatabaseError::Closed)
     }
