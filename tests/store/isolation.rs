@@ -31,6 +31,7 @@ const WITHOUT_ROWS: &[&str] = &[
     "list_nodes",
     "load_org_by_slug",
     "load_shared_clock",
+    "next_heartbeat_end",
     "next_job_at",
     "promote_jobs",
     "record_probe",
@@ -249,6 +250,7 @@ on_both! {
                     refused!($scope, [worker, now, minute], |tx| tx.renew_worker(*worker, *now, *minute).await);
                     refused!($scope, [worker], |tx| tx.delete_worker(*worker).await);
                     refused!($scope, [worker, now], |tx| tx.recover_jobs(*worker, *now).await);
+                    refused!($scope, [worker], |tx| tx.next_heartbeat_end(*worker).await);
                     refused!($scope, [now], |tx| tx.free_stuck_jobs(*now).await);
                     refused!($scope, [], |tx| tx.list_nodes().await);
                     refused!($scope, [], |tx| tx.load_shared_clock().await);

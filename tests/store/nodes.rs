@@ -86,6 +86,13 @@ async fn a_dead_nodes_row_says_so() {
         .unwrap();
     let nodes = tx!(test.read, &NODES, [], |tx| tx.list_nodes().await).unwrap();
     assert_eq!(nodes.iter().map(|node| node.alive).collect::<Vec<_>>(), [false]);
+    let (other, minute) = (WorkerId::new(&test.ambient), Duration::from_mins(1));
+    let ends_in = async |me: WorkerId| tx!(test.read, &JOBS, [me], |tx| tx.next_heartbeat_end(*me).await).unwrap();
+    assert_eq!(ends_in(other).await, Some(Duration::ZERO), "one has ended");
+    assert_eq!(ends_in(worker).await, None, "nobody else is there");
+    tx!(test.write_locked, &JOBS, [other, now, minute], |tx| tx.insert_worker(*other, "y", *now, *minute).await)
+        .unwrap();
+    assert!(ends_in(worker).await.is_some_and(|left| !left.is_zero() && left <= minute));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,6 +25,8 @@ use crate::turns::{Planned, Turns};
 const POLL_EVERY: Duration = Duration::from_millis(250);
 /// Dead workers and stuck jobs are looked for this often.
 const RECOVER_EVERY: Duration = Duration::from_secs(1);
+/// A heartbeat is looked at so long after its end.
+const RECOVER_MARGIN: Duration = Duration::from_millis(10);
 /// Future jobs promoted in one statement.
 const PROMOTE_MAX: u32 = 1_000;
 /// Jobs claimed in one transaction.
@@ -473,9 +475,10 @@ impl Worker {
         let stop = self.supervisor.stop_token();
         let (mut admitted_at, mut blocked_after) = (Instant::now(), None::<String>);
         let (mut released_at, mut strays) = (Instant::now(), HashSet::new());
+        let mut pause = RECOVER_EVERY;
         while !stop.is_cancelled() {
             tokio::select! {
-                () = tokio::time::sleep(RECOVER_EVERY) => {}
+                () = tokio::time::sleep(std::mem::replace(&mut pause, RECOVER_EVERY)) => {}
                 () = stop.cancelled() => return,
             }
             if !self.has_heartbeat_thread {
@@ -495,10 +498,22 @@ impl Worker {
                 .write_locked(&SCOPE, args, |tx, (id, ambient)| {
                     Box::pin(async move {
                         let now = ambient.now();
-                        Ok::<_, StoreError>(tx.recover_jobs(*id, now).await? + tx.free_stuck_jobs(now).await?)
+                        let jobs = tx.recover_jobs(*id, now).await? + tx.free_stuck_jobs(now).await?;
+                        Ok::<_, StoreError>((jobs, tx.next_heartbeat_end(*id).await?))
                     })
                 })
                 .await;
+            match recovered {
+                Ok((jobs, ends_in)) => {
+                    if jobs > 0 {
+                        tracing::info!(jobs, "took up jobs of dead or stuck workers");
+                        self.app.wake_workers();
+                    }
+                    // A node that died is noticed when its heartbeat ends, not up to a second later.
+                    pause = ends_in.map_or(pause, |ends_in| pause.min(ends_in + RECOVER_MARGIN));
+                }
+                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "recovery failed; trying again"),
+            }
             if admitted_at.elapsed() >= ADMIT_EVERY {
                 admitted_at = Instant::now();
                 let asked = blocked_after.take();
@@ -519,14 +534,6 @@ impl Worker {
             if released_at.elapsed() >= RELEASE_EVERY {
                 released_at = Instant::now();
                 strays = self.release_strays(&strays).await;
-            }
-            match recovered {
-                Ok(0) => {}
-                Ok(jobs) => {
-                    tracing::info!(jobs, "took up jobs of dead or stuck workers");
-                    self.app.wake_workers();
-                }
-                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "recovery failed; trying again"),
             }
         }
     }

@@ -417,6 +417,23 @@ impl Tx {
         }
     }
 
+    /// How long it is until the next heartbeat of another worker ends, if nobody renews it; zero when one has. `None` without
+    /// others, and always on SQLite, which has one process. Needs the scope of `SystemReason::Jobs`.
+    pub async fn next_heartbeat_end(&mut self, me: WorkerId) -> Result<Option<Duration>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        if !self.is_postgres() {
+            return Ok(None);
+        }
+        // By the database's clock, never a node's.
+        let sql = sql_postgres!(
+            "select cast(extract(epoch from expires_at - clock_timestamp()) * 1000000 as bigint) as left_micros from worker
+             where id <> $1 order by expires_at limit 1"
+        );
+        let row = self.fetch_optional(sql, binds![me]).await?;
+        let left = row.map(|row| row.get::<i64>("left_micros")).transpose()?;
+        Ok(left.map(|micros| Duration::from_micros(u64::try_from(micros).unwrap_or(0))))
+    }
+
     /// Frees jobs that are live but stuck: their deadline is over. Needs the scope of `SystemReason::Jobs`.
     pub async fn free_stuck_jobs(&mut self, now: Timestamp) -> Result<u64, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
