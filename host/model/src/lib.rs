@@ -10,12 +10,14 @@
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
+//! | are two failures the same fault? | [`fault`] |
 //! | what is a workflow, and what happens next in a run? | [`workflow`], [`run`], [`condition`], [`template`] |
 
 pub mod ambient;
 pub mod audit;
 pub mod call;
 pub mod condition;
+pub mod fault;
 pub mod grant;
 pub mod id;
 pub mod job;
