@@ -297,6 +297,7 @@ create table job (
 create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
 create index job_ready on job (lane, org_id, priority, run_at, id) where state = 'ready';
 create index job_blocked on job (group_key, priority, run_at, id) where state = 'blocked';
+create index job_blocked_of_org on job (org_id) where state = 'blocked';
 create index job_held on job (org_id, lane) where state = 'leased';
 create index job_group_held on job (org_id, group_key) where state = 'leased' and group_key is not null;
 create index job_future on job (run_at) where state = 'future';

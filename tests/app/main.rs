@@ -8,6 +8,7 @@
 #[macro_use]
 mod support;
 
+mod admission;
 mod calls;
 mod grants;
 mod guests;

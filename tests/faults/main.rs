@@ -14,6 +14,7 @@ mod kill;
 mod load;
 mod site;
 mod statements;
+mod storm;
 mod tally;
 
 use std::str::FromStr;

@@ -1,5 +1,6 @@
 //! An installation of the real binary: one node on SQLite, or several on a PostgreSQL of their own.
 
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -35,9 +36,15 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    fn new(key: &str) -> Self {
+    pub(crate) fn new(key: &str) -> Self {
         let config = Agent::config_builder().http_status_as_error(false).timeout_global(Some(REQUEST_TIME)).build();
         Self { agent: config.new_agent(), key: format!("Bearer {key}") }
+    }
+
+    /// The same with connections of its own.
+    pub(crate) fn alone(&self) -> Self {
+        let key = self.key.strip_prefix("Bearer ").unwrap_or_default();
+        Self::new(key)
     }
 
     fn read(sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Option<Answer> {
@@ -71,6 +78,14 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    /// Memory that the process holds now, in KiB.
+    pub(crate) fn memory_kib(&self) -> u64 {
+        let pid = self.child.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse().unwrap_or_default()
     }
 
     fn log(&self) -> PathBuf {
@@ -282,6 +297,28 @@ impl Site {
             );
             std::fs::write(node.dir.join("bulkhead.toml"), text).unwrap();
         }
+    }
+
+    /// Adds to every node's configuration, before it starts.
+    pub(crate) fn configure(&self, text: &str) {
+        for node in &self.nodes {
+            let mut file = std::fs::File::options().append(true).open(node.dir.join("bulkhead.toml")).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+    }
+
+    /// Makes an organization, before the nodes start; its key.
+    pub(crate) fn make_org(&self, slug: &str) -> (String, String) {
+        let admin = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+            command.args(["--config", "bulkhead.toml", "admin"]).args(arguments).arg("--json");
+            let done = command.current_dir(&self.nodes[0].dir).output().unwrap();
+            assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+            serde_json::from_slice::<Value>(&done.stdout).unwrap()
+        };
+        let made = admin(&["create-org", slug]);
+        let key = admin(&["create-key", slug, "--name", "all"]);
+        (made["id"].as_str().unwrap().to_owned(), key["key"].as_str().unwrap().to_owned())
     }
 
     pub(crate) fn start_all(&mut self) {

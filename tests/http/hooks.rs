@@ -1,8 +1,10 @@
 //! Webhook deliveries.
 
+use bulkhead_app::StartLimits;
+use bulkhead_test_support::wait::until_async;
 use serde_json::{Value, json};
 
-use crate::support::{Ask, PUBLIC_URL, Tenant, TestServer, ask, stops_at_once};
+use crate::support::{Ask, PATIENCE, PUBLIC_URL, Tenant, TestServer, ask, stops_at_once};
 use crate::workflows::ended;
 
 /// An active workflow, and the path of its webhook.
@@ -79,6 +81,41 @@ on_both! {
         assert_eq!(server.send(deliver(&path, &json!({}))).await.problem(409), "workflow-inactive");
         assert_eq!(server.get(&tenant, "runs").await.json(200)["items"], json!([]));
         assert_eq!(server.get(&tenant, "jobs").await.json(200)["items"], json!([]));
+    }
+
+    async fn a_delivery_that_there_is_no_room_for_is_told_when_to_come_back(server: TestServer) {
+        let mut server = server;
+        server.limit_starts(StartLimits { waiting_max: 2, ..StartLimits::default() });
+        let (tenant, other) = (server.tenant("acme").await, server.tenant("other").await);
+        let (id, path) = active(&server, &tenant, &stops_at_once("Hook")).await;
+        let (_, elsewhere) = active(&server, &other, &stops_at_once("Hook")).await;
+        for _ in 0..2 {
+            server.send(deliver(&path, &json!({}))).await.json(202);
+        }
+        // The second refusal may come from memory; it says the same.
+        for _ in 0..2 {
+            let full = server.send(deliver(&path, &json!({}))).await;
+            assert_eq!(full.problem(429), "too-many-waiting");
+            assert_eq!(full.header("retry-after"), "5");
+            assert!(full.json(429)["detail"].as_str().unwrap().starts_with("2 runs of the organization wait already"));
+        }
+        let by_hand = server.post(&tenant, &format!("workflows/{id}/runs"), &json!({})).await;
+        assert_eq!((by_hand.problem(429).as_str(), by_hand.header("retry-after")), ("too-many-waiting", "5"));
+        server.send(deliver(&elsewhere, &json!({}))).await.json(202);
+        assert_eq!(server.get(&tenant, "jobs").await.json(200)["items"].as_array().unwrap().len(), 2);
+        server.work().await;
+        let taken = until_async(PATIENCE, async || server.send(deliver(&path, &json!({}))).await.status == 202);
+        assert!(taken.await);
+
+        server.limit_starts(StartLimits { per_minute_max: 6, ..StartLimits::default() });
+        server.send(deliver(&path, &json!({}))).await.json(202);
+        let fast = server.send(deliver(&path, &json!({}))).await;
+        assert_eq!(fast.problem(429), "runs-per-minute");
+        assert!((1..=10).contains(&fast.header("retry-after").parse::<u32>().unwrap()));
+        assert_eq!(server.send(deliver("/hooks/nothing", &json!({}))).await.problem(404), "not-found");
+        // One body always fits.
+        server.limit_starts(StartLimits { body_bytes_max: 1, at_once_max: 1, ..StartLimits::default() });
+        server.send(deliver(&path, &json!({}))).await.json(202);
     }
 
     async fn when_no_condition_holds_no_run_begins_and_the_reason_is_told(server: TestServer) {

@@ -9,7 +9,7 @@ use axum::body::Body;
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
-use bulkhead_app::{App, AppParts, CallConcurrency, SandboxParts};
+use bulkhead_app::{App, AppParts, CallConcurrency, SandboxParts, StartLimits};
 use bulkhead_http::{HttpConfig, router};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::Ceiling;
@@ -247,6 +247,12 @@ impl TestServer {
         });
         let router = router(app.clone(), config());
         Self { router, app, store, ambient, supervisor, _place: place }
+    }
+
+    /// Bounds what may be started from now on.
+    pub(crate) fn limit_starts(&mut self, limits: StartLimits) {
+        self.app = self.app.clone().with_start_limits(limits);
+        self.router = router(self.app.clone(), config());
     }
 
     /// Lets jobs be done.

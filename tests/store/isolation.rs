@@ -118,6 +118,7 @@ on_both! {
             assert!(tx.load_call(a.call.id).await?.is_none());
             assert!(tx.list_calls(inst, None, page).await?.items.is_empty());
             assert!(tx.list_jobs(None, page).await?.items.is_empty());
+            assert_eq!(tx.count_waiting_runs(9).await?, 0);
             assert!(tx.list_events(None, page).await?.items.is_empty());
             assert!(tx.list_audit(None, None, page).await?.items.is_empty());
             assert_eq!(tx.require_org().await?.slug.as_str(), "b");

@@ -1,4 +1,4 @@
-//! `soak`: the suites of faults for as long as it takes: kill loops, and long sequences on both databases.
+//! `soak`: the suites of faults for as long as it takes: kill loops, a flood of webhooks, and long sequences on both databases.
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// Operations of the sequence that runs on both databases and must end alike; 0 leaves it out.
     #[arg(long, default_value_t = 100_000)]
     operations: u32,
+    /// Webhooks of a flood, as fast as the server answers; 0 leaves it out.
+    #[arg(long, default_value_t = 100_000)]
+    storm: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -31,6 +34,14 @@ enum Place {
 }
 
 impl Place {
+    fn storms(self) -> &'static [&'static str] {
+        match self {
+            Self::Sqlite => &["storm::one_node_on_sqlite"],
+            Self::Postgres => &["storm::two_nodes_on_postgres"],
+            Self::Both => &["storm::one_node_on_sqlite", "storm::two_nodes_on_postgres"],
+        }
+    }
+
     /// The tests' names.
     fn filters(self) -> &'static [&'static str] {
         match self {
@@ -51,11 +62,15 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
         command.args(["test", "--workspace", "--test", suite, "--", "--nocapture", "--test-threads", "1"]);
         command.args(filters).env("BULKHEAD_TEST_SEED", arguments.seed.to_string());
         command.env("BULKHEAD_TEST_KILLS", arguments.kills.to_string());
+        command.env("BULKHEAD_TEST_STORM", arguments.storm.to_string());
         command.env("BULKHEAD_TEST_OPERATIONS", arguments.operations.to_string());
         tools::run(&mut command)
     };
     if arguments.kills > 0 {
         suite("faults", arguments.database.filters())?;
+    }
+    if arguments.storm > 0 {
+        suite("faults", arguments.database.storms())?;
     }
     if arguments.operations > 0 && arguments.database == Place::Both {
         suite("store", &["differential::"])?;

@@ -444,6 +444,7 @@ fn not_made(error: AppError) -> Result<CallError, AppError> {
         | AppError::StaleVersion
         | AppError::TooLarge { .. }
         | AppError::Busy { .. }
+        | AppError::TooMany { .. }
         | AppError::Runtime(_)
         | AppError::Store(_)) => return Err(fault),
     };

@@ -170,7 +170,7 @@ impl App {
         match self.travel(lease, id, leash, begun).await {
             Ok(left) => left,
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
-            Err(AppError::Busy { retry_after_ms, .. }) => {
+            Err(AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. }) => {
                 self.release(lease, Duration::from_millis(retry_after_ms), Attempt::DoesNotCount, None).await
             }
             Err(error) => self.give_back(job, id, &error).await,

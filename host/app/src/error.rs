@@ -49,6 +49,9 @@ pub enum AppError {
     /// Too much at once: come back after the time given.
     #[error("{what} is busy: try again later")]
     Busy { what: &'static str, retry_after_ms: u64 },
+    /// More would only wait: nothing was stored, come back after the time given. `code` is the problem type's slug.
+    #[error("{message}")]
+    TooMany { code: &'static str, message: String, retry_after_ms: u64 },
     /// The sandbox or compiler failed on our side.
     #[error("the plugin runtime failed")]
     Runtime(#[source] Box<dyn std::error::Error + Send + Sync>),

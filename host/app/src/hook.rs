@@ -10,6 +10,7 @@ use bulkhead_store::hook::Hook;
 use bulkhead_store::workflow::Workflow;
 use serde_json::{Map, Value};
 
+use crate::admission::BodyPlace;
 use crate::planner::LIGHT_BYTES_MAX;
 use crate::run::StartRun;
 use crate::{App, AppError};
@@ -68,8 +69,12 @@ impl App {
     /// Looks a token up, before anything of the delivery is read.
     ///
     /// # Errors
-    /// [`AppError::NotFound`] for an unknown, expired or forged token; [`AppError::Conflict`] `workflow-inactive`.
+    /// [`AppError::NotFound`] for an unknown, expired or forged token; [`AppError::Conflict`] `workflow-inactive`;
+    /// [`AppError::TooMany`] when a delivery would be refused now.
     pub async fn open_hook(&self, token: &str) -> Result<OpenHook, AppError> {
+        // Only an address that was good a moment ago is remembered.
+        self.recall_hook(token)?;
+        let text = token;
         let token = Token::<HookId>::parse(token).ok_or(UNKNOWN)?;
         let scope = SystemScope::new(SystemReason::Hook).for_org(token.org);
         let found = self
@@ -89,13 +94,23 @@ impl App {
         if !workflow.active {
             return Err(AppError::conflict("workflow-inactive", "the workflow is not active: activate it first"));
         }
+        self.look_ahead(text, scope.org())?;
         Ok(OpenHook { scope, hook, workflow })
+    }
+
+    /// Keeps memory for a delivery's body, of which `announced_bytes` are to come; without an announcement, as many as there may be.
+    ///
+    /// # Errors
+    /// [`AppError::TooMany`].
+    pub fn keep_room_for_body(&self, open: &OpenHook, announced_bytes: Option<u64>) -> Result<BodyPlace, AppError> {
+        let bytes = announced_bytes.map_or(BODY_BYTES_MAX, |bytes| bytes.min(BODY_BYTES_MAX));
+        self.keep_body(open.scope.org(), bytes)
     }
 
     /// Takes a delivery: a run begins, or the reason is told why none does.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] `invalid-json`, `invalid-delivery-id`; [`AppError::TooLarge`].
+    /// [`AppError::Invalid`] `invalid-json`, `invalid-delivery-id`; [`AppError::TooLarge`]; [`AppError::TooMany`].
     pub async fn receive_delivery(&self, open: OpenHook, delivery: Delivery) -> Result<Accepted, AppError> {
         let OpenHook { scope, hook, workflow } = open;
         if delivery.body.len() as u64 > BODY_BYTES_MAX {
@@ -105,6 +120,7 @@ impl App {
             let message = format!("a delivery id has 1 to {DELIVERY_ID_LEN_MAX} characters");
             return Err(AppError::invalid("invalid-delivery-id", "", message));
         }
+        let place = self.admit(&scope).await?;
         let body = parse_body(&delivery.body)?;
         let payload = trigger_payload(TriggerKind::Webhook, body, delivery.headers.into(), delivery.query.into());
         let definition = self.definition(&scope, workflow.id, workflow.current_version).await?;
@@ -126,7 +142,7 @@ impl App {
             variables: Map::new(),
             dedupe_key: delivery.delivery_id.map(|id| format!("webhook:{trigger}:{id}")),
         };
-        let run = self.start_run_in(&scope, start).await?;
+        let run = self.start_run_in(&scope, &place, start).await?;
         metrics::counter!("bulkhead_hook_deliveries_total", "result" => "accepted").increment(1);
         Ok(Accepted { run: Some(run), reason: None })
     }

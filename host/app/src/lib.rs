@@ -8,6 +8,7 @@
 //! - After commit only: the runtime is told what changed ([`live`]), workers are woken ([`worker`]), other nodes are told of both
 //!   ([`node`]).
 
+pub mod admission;
 pub mod api_key;
 pub mod audit;
 pub mod auth;
@@ -48,6 +49,7 @@ use bulkhead_store::seal::Sealer;
 
 use crate::sandbox::Sandbox;
 
+pub use admission::StartLimits;
 /// What the compiler's child process runs.
 pub use bulkhead_runtime::compiler::worker_main as compiler_main;
 pub use error::{AppError, Problem};
@@ -78,6 +80,7 @@ pub struct App {
     node: node::NodeState,
     planner: planner::Planner,
     definitions: Definitions,
+    admission: Arc<admission::Admission>,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -107,7 +110,15 @@ impl App {
                 .max_capacity(DEFINITIONS_BYTES_MAX)
                 .weigher(|_, (_, bytes): &(Arc<Definition>, u32)| *bytes)
                 .build(),
+            admission: Arc::new(admission::Admission::new(StartLimits::default())),
         }
+    }
+
+    /// The same with other bounds for starts; what is held of the bounds before stays with whoever holds it.
+    #[must_use]
+    pub fn with_start_limits(mut self, limits: StartLimits) -> Self {
+        self.admission = Arc::new(admission::Admission::new(limits));
+        self
     }
 
     #[must_use]
@@ -129,6 +140,10 @@ impl App {
 
     pub(crate) fn definitions(&self) -> &Definitions {
         &self.definitions
+    }
+
+    pub(crate) fn admission(&self) -> &Arc<admission::Admission> {
+        &self.admission
     }
 
     pub(crate) fn in_flight(&self) -> &in_flight::InFlight {

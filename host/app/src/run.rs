@@ -19,6 +19,7 @@ use bulkhead_store::{StoreError, Tx};
 use serde_json::{Map, Value, json};
 
 use self::record::{log_event, read_state, read_trigger, save_record, state_text};
+use crate::admission::Place;
 use crate::engine::ATTEMPT_DEADLINE;
 use crate::planner::{LIGHT_BYTES_MAX, is_small};
 use crate::worker::Reserved;
@@ -192,7 +193,12 @@ impl App {
     }
 
     /// Saves a new run and its job in one transaction; with a dedupe key that was used before, answers that run.
-    pub(crate) async fn start_run_in(&self, scope: &OrgScope, start: StartRun) -> Result<RunId, AppError> {
+    pub(crate) async fn start_run_in(
+        &self,
+        scope: &OrgScope,
+        place: &Place,
+        start: StartRun,
+    ) -> Result<RunId, AppError> {
         let state = run::begin(&start.definition, &start.variables).map_err(|error| {
             let problems = error
                 .problems
@@ -219,7 +225,7 @@ impl App {
         let reserved = self.wake().reserve(Lane::Interactive);
         let worker = reserved.as_ref().map(Reserved::worker);
         let args = (run.clone(), group, audited, worker, self.ambient().clone());
-        let (started, held) = self
+        let write = self
             .store()
             // Two starts with one dedupe key are ordered by its unique index.
             .write_locked(scope, args, |tx, (run, group, audited, worker, ambient)| {
@@ -231,8 +237,8 @@ impl App {
                     }
                     Ok::<_, AppError>((started, held))
                 })
-            })
-            .await?;
+            });
+        let (started, held) = place.write(write).await?;
         match reserved.zip(held) {
             Some((reserved, job)) => reserved.begin(job, run),
             None => self.wake_org(Lane::Interactive, scope.org()),
@@ -244,7 +250,7 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::Conflict`] `no-trigger` when the definition has neither a manual nor an API trigger whose conditions hold;
-    /// [`AppError::Invalid`] for variables.
+    /// [`AppError::Invalid`] for variables; [`AppError::TooMany`].
     pub async fn start_run(
         &self,
         caller: &Caller,
@@ -261,6 +267,7 @@ impl App {
             let message = format!("an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LEN_MAX} characters");
             return Err(AppError::invalid("invalid-idempotency-key", "", message));
         }
+        let place = self.admit(&scope).await?;
         let found = self
             .store()
             .read(&scope, workflow, |tx, id| {
@@ -285,7 +292,7 @@ impl App {
                     variables: start.variables,
                     dedupe_key: start.idempotency_key.map(|key| format!("api:{key}")),
                 };
-                return self.start_run_in(&scope, start).await;
+                return self.start_run_in(&scope, &place, start).await;
             }
             refusals.push(format!("{}: {}", kind.as_str(), matched.reason().unwrap_or_default()));
         }
@@ -424,9 +431,10 @@ impl App {
     /// Begins an ended run again from a step; what came before it is kept.
     ///
     /// # Errors
-    /// [`AppError::Conflict`] `run-not-finished`; [`AppError::Invalid`] `unknown-step`.
+    /// [`AppError::Conflict`] `run-not-finished`; [`AppError::Invalid`] `unknown-step`; [`AppError::TooMany`].
     pub async fn retry_run(&self, caller: &Caller, org: OrgId, id: RunId, retry: RetryRun) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::RunsControl)?;
+        let place = self.admit(&scope).await?;
         let run = self
             .store()
             .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
@@ -435,7 +443,7 @@ impl App {
         let actor = scope.actor().clone();
         let args = (id, retry, definition, actor, self.ambient().clone());
         // As above: the run's row lock.
-        self.store()
+        let write = self.store()
             .write_locked(&scope, args, |tx, (id, retry, definition, actor, ambient)| {
                 Box::pin(async move {
                     tx.lock_job("advance_run", &id.to_string()).await?;
@@ -476,8 +484,8 @@ impl App {
                     };
                     Ok(tx.record_audit(&event, ambient).await?)
                 })
-            })
-            .await?;
+            });
+        place.write(write).await?;
         self.wake_org(Lane::Interactive, org);
         Ok(())
     }

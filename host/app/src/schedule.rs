@@ -342,7 +342,8 @@ impl App {
         match self.settle_schedule(lease, workflow, trigger).await {
             Ok(()) => Left::Settled,
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
-            Err(AppError::Busy { retry_after_ms, .. }) => {
+            // A tick that finds no room is put off, not lost.
+            Err(AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. }) => {
                 self.release(lease, Duration::from_millis(retry_after_ms), Attempt::DoesNotCount, None).await
             }
             Err(error) => {
@@ -354,16 +355,17 @@ impl App {
 
     async fn settle_schedule(&self, lease: &Lease, workflow: WorkflowId, trigger: &TriggerId) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
+        let place = self.admit(&scope).await?;
         for _ in 0..PLANS_MAX {
             let plan = self.plan_firing(&scope, workflow, trigger).await?.map(Arc::new);
             let args = (lease.clone(), workflow, trigger.clone(), plan.clone(), self.ambient().clone());
-            let written = self
+            let write = self
                 .store()
                 // The schedule's row lock orders this against whoever saves, activates or deactivates the workflow.
                 .write_locked(&scope, args, |tx, (lease, workflow, trigger, plan, ambient)| {
                     Box::pin(async move { write_firing(tx, lease, *workflow, trigger, plan.as_deref(), ambient).await })
-                })
-                .await?;
+                });
+            let written = place.write(write).await?;
             let started = match written {
                 Written::Stale => continue,
                 Written::Nothing => return Ok(()),

@@ -30,6 +30,11 @@ pub(crate) const JSON_BODY_TIME: Duration = Duration::from_secs(20);
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(3);
 
+/// How large the client says that its body is.
+pub(crate) fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
+}
+
 /// Reads the whole body, up to a limit of bytes and time.
 ///
 /// # Errors
@@ -40,8 +45,7 @@ pub(crate) async fn read_body(
     bytes_max: u64,
     time_max: Duration,
 ) -> Result<Bytes, Problem> {
-    let announced =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let announced = announced_bytes(request.headers());
     let too_large = announced.is_some_and(|bytes| bytes > bytes_max);
     // A client that asks first has sent nothing yet.
     if too_large && request.headers().contains_key(header::EXPECT) {
@@ -51,7 +55,7 @@ pub(crate) async fn read_body(
     match tokio::time::timeout(time_max, collect(&mut body, if too_large { 0 } else { bytes_max })).await {
         Ok(Ok(Some(bytes))) => Ok(bytes),
         Ok(Ok(None)) => {
-            discard(body).await;
+            read_away(body).await;
             Err(Problem::too_large(what, bytes_max))
         }
         Ok(Err(_)) => Err(Problem::new(Kind::InvalidRequest, format!("the {what} broke off before its end"))),
@@ -77,7 +81,7 @@ async fn collect(body: &mut Body, bytes_max: u64) -> Result<Option<Bytes>, axum:
 
 /// Reads on for a while without keeping anything: a client that is still sending when the connection closes would see a broken
 /// connection in place of the answer.
-async fn discard(mut body: Body) {
+async fn read_away(mut body: Body) {
     let read = async {
         let mut bytes = 0_usize;
         while let Some(Ok(frame)) = body.frame().await {
@@ -89,6 +93,13 @@ async fn discard(mut body: Body) {
     };
     // Not all of it arrived in time: the client learns less, which is its own affair.
     drop(tokio::time::timeout(DISCARD_TIME_MAX, read).await);
+}
+
+/// Reads a body that nobody wants; one that the client has yet to begin is left alone.
+pub(crate) async fn discard(request: Request) {
+    if !request.headers().contains_key(header::EXPECT) {
+        read_away(request.into_body()).await;
+    }
 }
 
 /// The media type without its parameters, in lower case.

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Query, Request, State};
+use bulkhead_app::AppError;
 use bulkhead_app::hook::{BODY_BYTES_MAX, Delivery, is_visible_header};
 use bulkhead_model::id::RunId;
 use http::{HeaderMap, StatusCode};
@@ -11,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::HttpState;
 use crate::access::path_param;
-use crate::extract::{JSON_BODY_TIME, is_json, media_type, read_body};
+use crate::extract::{JSON_BODY_TIME, announced_bytes, discard, is_json, media_type, read_body};
 use crate::problem::{Kind, Problem};
 
 /// Headers that name a delivery, in order of preference.
@@ -33,14 +34,18 @@ pub(crate) struct AcceptedView {
 /// Takes a webhook delivery.
 ///
 /// A JSON body of at most a mebibyte, or GitHub's form with the JSON in `payload`. A repeated `Idempotency-Key`,
-/// `X-GitHub-Delivery` or `webhook-id` answers the run of the first delivery.
+/// `X-GitHub-Delivery` or `webhook-id` answers the run of the first delivery. What is answered 429 was not stored: send it again
+/// after `retry-after` seconds.
 #[utoipa::path(
     post,
     path = "/hooks/{token}",
     tag = "webhooks",
     request_body(content = serde_json::Value, content_type = "application/json"),
     responses((status = 202, body = AcceptedView)),
-    extensions(("x-bulkhead-problems" = json!(["not-found", "workflow-inactive", "invalid-delivery-id"]))),
+    extensions(("x-bulkhead-problems" = json!([
+        "not-found", "workflow-inactive", "invalid-delivery-id",
+        "too-many-starts", "too-many-waiting", "runs-per-minute"
+    ]))),
 )]
 pub(crate) async fn receive_delivery(
     State(state): State<HttpState>,
@@ -51,7 +56,16 @@ pub(crate) async fn receive_delivery(
     let query = query(&mut parts).await?;
     let headers = parts.headers.clone();
     // Nothing of a stranger's body is read before the address is known.
-    let open = state.app.open_hook(&token).await?;
+    let open = match state.app.open_hook(&token).await {
+        Ok(open) => open,
+        Err(refused @ AppError::TooMany { .. }) => return Err(refuse(parts, body, refused).await),
+        Err(error) => return Err(error.into()),
+    };
+    let announced = announced_bytes(&headers);
+    let kept = match state.app.keep_room_for_body(&open, announced) {
+        Ok(kept) => kept,
+        Err(refused) => return Err(refuse(parts, body, refused).await),
+    };
     let form = match media_type(&headers).as_deref() {
         None => false,
         Some("application/x-www-form-urlencoded") => true,
@@ -66,7 +80,14 @@ pub(crate) async fn receive_delivery(
         delivery_id: delivery_id(&headers)?,
     };
     let accepted = state.app.receive_delivery(open, delivery).await?;
+    drop(kept);
     Ok((StatusCode::ACCEPTED, Json(AcceptedView { run: accepted.run, reason: accepted.reason })))
+}
+
+/// A sender that keeps its connection can send the next delivery on it: the body of this one is read away, and not kept.
+async fn refuse(parts: http::request::Parts, body: axum::body::Body, refused: AppError) -> Problem {
+    discard(Request::from_parts(parts, body)).await;
+    refused.into()
 }
 
 fn unsupported() -> Problem {

@@ -174,6 +174,14 @@ impl From<AppError> for Problem {
                 problem.retry_after_s = Some(retry_after_ms.div_ceil(1000).max(1));
                 problem
             }
+            AppError::TooMany { code, message, retry_after_ms } => {
+                let mut problem = Self::new(Kind::Busy, message);
+                if let Some(entry) = kind_of(code) {
+                    (problem.slug, problem.title, problem.status) = (entry.slug, entry.title, entry.status);
+                }
+                problem.retry_after_s = Some(retry_after_ms.div_ceil(1000).max(1));
+                problem
+            }
             AppError::Runtime(_) => Self::internal(&error),
             AppError::Store(store) => store.into(),
         }
@@ -237,6 +245,7 @@ mod tests {
         assert_eq!(status(AppError::StaleVersion), 412);
         assert_eq!(status(AppError::TooLarge { what: "body", limit_bytes: 1 }), 413);
         assert_eq!(status(AppError::Busy { what: "x", retry_after_ms: 1 }), 429);
+        assert_eq!(status(AppError::TooMany { code: "too-many-waiting", message: "x".into(), retry_after_ms: 1 }), 429);
         assert_eq!(status(AppError::Runtime("x".into())), 500);
         assert_eq!(status(AppError::Store(StoreError::TimedOut)), 503);
         assert_eq!(status(AppError::Store(StoreError::Misuse("x"))), 500);

@@ -231,7 +231,8 @@ fn accepted(at: &OrgCaller, run: RunId) -> Response {
     request_body = StartRunInput,
     responses((status = 202, body = StartedView)),
     extensions(("x-bulkhead-problems" = json!([
-        "no-trigger", "invalid-variables", "invalid-idempotency-key", "invalid-header"
+        "no-trigger", "invalid-variables", "invalid-idempotency-key", "invalid-header",
+        "too-many-starts", "too-many-waiting", "runs-per-minute"
     ]))),
 )]
 pub(crate) async fn start_run(
@@ -372,7 +373,9 @@ pub(crate) struct RetryInput {
     tag = "runs",
     request_body = RetryInput,
     responses((status = 202, body = StartedView)),
-    extensions(("x-bulkhead-problems" = json!(["run-not-finished", "unknown-step"]))),
+    extensions(("x-bulkhead-problems" = json!([
+        "run-not-finished", "unknown-step", "too-many-starts", "too-many-waiting", "runs-per-minute"
+    ]))),
 )]
 pub(crate) async fn retry_run(
     at: OrgCaller,

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use bulkhead_app::StartLimits;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,7 @@ pub(crate) struct Config {
     pub(crate) sandbox: SandboxConfig,
     pub(crate) egress: EgressSection,
     pub(crate) worker: WorkerSection,
+    pub(crate) starts: StartsSection,
     pub(crate) log: LogConfig,
 }
 
@@ -145,6 +147,47 @@ impl Default for WorkerSection {
     }
 }
 
+/// `[starts]`: how many runs may be started; what is beyond is answered 429.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct StartsSection {
+    pub(crate) waiting_max: u32,
+    pub(crate) per_minute_max: u32,
+    pub(crate) at_once_max: u32,
+    pub(crate) wait_ms_max: u64,
+    pub(crate) body_mib_max: u64,
+}
+
+impl Default for StartsSection {
+    fn default() -> Self {
+        let StartLimits { waiting_max, per_minute_max, at_once_max, wait_ms_max, body_bytes_max } =
+            StartLimits::default();
+        Self { waiting_max, per_minute_max, at_once_max, wait_ms_max, body_mib_max: body_bytes_max >> 20 }
+    }
+}
+
+impl StartsSection {
+    pub(crate) fn limits(&self) -> StartLimits {
+        let Self { waiting_max, per_minute_max, at_once_max, wait_ms_max, body_mib_max } = *self;
+        StartLimits { waiting_max, per_minute_max, at_once_max, wait_ms_max, body_bytes_max: body_mib_max << 20 }
+    }
+
+    fn check(&self) -> Result<()> {
+        let ranges = [
+            ("waiting_max", u64::from(self.waiting_max), 1..=10_000_000),
+            ("per_minute_max", u64::from(self.per_minute_max), 1..=100_000_000),
+            ("at_once_max", u64::from(self.at_once_max), 1..=4_096),
+            ("wait_ms_max", self.wait_ms_max, 1..=10_000),
+            ("body_mib_max", self.body_mib_max, 1..=65_536),
+        ];
+        for (name, value, range) in ranges {
+            let (low, high) = (*range.start(), *range.end());
+            anyhow::ensure!(range.contains(&value), "starts.{name} is between {low} and {high}");
+        }
+        Ok(())
+    }
+}
+
 /// `[log]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -201,6 +244,7 @@ impl Config {
         ] {
             anyhow::ensure!((1..=10_000).contains(&slots), "worker.slots_{name} is between 1 and 10000");
         }
+        self.starts.check()?;
         if let Some(url) = &self.server.public_url {
             anyhow::ensure!(
                 url.starts_with("http://") || url.starts_with("https://"),

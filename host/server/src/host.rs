@@ -156,7 +156,8 @@ impl Host {
                 concurrency: CallConcurrency::default(),
                 supervisor: supervisor.clone(),
             },
-        });
+        })
+        .with_start_limits(config.starts.limits());
         Ok(Self { app, store, supervisor, root_key, store_config })
     }
 

@@ -315,6 +315,21 @@ impl Tx {
         self.fetch(sql, &[]).await?.iter().map(|row| Ok((row.get("lane")?, row.get("jobs")?))).collect()
     }
 
+    /// How many runs of the organization wait for their turn, up to `most`; those that sleep until a time are not counted. Looks at
+    /// no more than `most` rows of each state.
+    pub async fn count_waiting_runs(&mut self, most: u32) -> Result<u32, StoreError> {
+        let sql = sql!(
+            "select (select count(*) from (select 1 as one from job
+                     where org_id = $1 and lane = 'interactive' and state = 'ready' limit $2) as ready)
+                 + (select count(*) from (select 1 as one from job where org_id = $1 and state = 'blocked' limit $2) as blocked)
+                 as waiting"
+        );
+        let org = self.org()?;
+        let row = self.fetch_optional(sql, binds![org, most]).await?;
+        let waiting: i64 = row.ok_or(StoreError::NotFound { what: "count" })?.get("waiting")?;
+        Ok(u32::try_from(waiting).unwrap_or(u32::MAX).min(most))
+    }
+
     /// Locks the job of this kind and key, if there is one, until the transaction ends. Whoever changes a run and its job locks the
     /// job first, as a worker's commit does.
     pub async fn lock_job(&mut self, kind: &str, dedupe_key: &str) -> Result<(), StoreError> {

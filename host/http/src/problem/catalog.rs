@@ -47,6 +47,9 @@ kinds! {
     InvalidBody = "invalid-body", UNPROCESSABLE_ENTITY, "The body does not have the expected shape";
     IfMatchRequired = "if-match-required", PRECONDITION_REQUIRED, "If-Match is required";
     Busy = "busy", TOO_MANY_REQUESTS, "Too much at once";
+    TooManyStarts = "too-many-starts", TOO_MANY_REQUESTS, "Too many starts at once";
+    TooManyWaiting = "too-many-waiting", TOO_MANY_REQUESTS, "Too many runs wait already";
+    RunsPerMinute = "runs-per-minute", TOO_MANY_REQUESTS, "Too many runs in a minute";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something failed on our side";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Temporarily unavailable";
     TimedOut = "timed-out", SERVICE_UNAVAILABLE, "The answer took too long";
@@ -116,9 +119,13 @@ mod tests {
                     visit(&path, found);
                 } else if path.extension().is_some_and(|extension| extension == "rs") {
                     let text = std::fs::read_to_string(&path).unwrap();
-                    for marker in
-                        ["AppError::invalid(", "AppError::conflict(", "AppError::Invalid {", "AppError::Conflict {"]
-                    {
+                    for marker in [
+                        "AppError::invalid(",
+                        "AppError::conflict(",
+                        "AppError::Invalid {",
+                        "AppError::Conflict {",
+                        "AppError::TooMany {",
+                    ] {
                         for (at, _) in text.match_indices(marker) {
                             let rest = text[at + marker.len()..].trim_start().trim_start_matches("code: ");
                             if let Some((code, _)) = rest.strip_prefix('"').and_then(|rest| rest.split_once('"')) {

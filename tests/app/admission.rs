@@ -1,0 +1,148 @@
+//! Starts that there is no room for: refused at once and without a trace; what was let in is carried out.
+
+use std::time::Duration;
+
+use bulkhead_app::run::{RetryRun, StartByHand};
+use bulkhead_app::supervise::Supervisor;
+use bulkhead_app::worker::{Slots, WorkerConfig};
+use bulkhead_app::workflow::SaveWorkflow;
+use bulkhead_app::{App, AppError, StartLimits};
+use bulkhead_model::id::{RunId, WorkflowId};
+use bulkhead_model::run::RunStatus;
+use bulkhead_store::job::Job;
+use bulkhead_store::page::PageRequest;
+use bulkhead_test_support::wait::until_async;
+use serde_json::{Value, json};
+
+use crate::support::{PATIENCE, Tenant, TestApp};
+
+async fn work(app: &App) -> Supervisor {
+    let supervisor = Supervisor::new();
+    let config = WorkerConfig { name: "test".into(), slots: Slots::default(), heartbeat: None };
+    app.start_worker(config, &supervisor).await.unwrap();
+    supervisor
+}
+
+async fn save(app: &App, tenant: &Tenant, name: &str, trigger: Value) -> WorkflowId {
+    let definition = json!({
+        "schema": 1, "name": name, "triggers": [trigger], "start": "end", "steps": { "end": { "type": "stop" } },
+    });
+    let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+    app.create_workflow(&tenant.caller, tenant.org, save).await.unwrap().workflow.id
+}
+
+async fn by_hand(app: &App, tenant: &Tenant) -> WorkflowId {
+    save(app, tenant, "by hand", json!({ "id": "by-hand", "type": "api" })).await
+}
+
+async fn begin(app: &App, tenant: &Tenant, workflow: WorkflowId) -> Result<RunId, AppError> {
+    app.start_run(&tenant.caller, tenant.org, workflow, StartByHand::default()).await
+}
+
+#[track_caller]
+fn refused<T: std::fmt::Debug>(result: Result<T, AppError>) -> (&'static str, u64) {
+    match result {
+        Err(AppError::TooMany { code, message, retry_after_ms }) => {
+            assert!(!message.is_empty());
+            (code, retry_after_ms)
+        }
+        other => panic!("expected a refusal, got {other:?}"),
+    }
+}
+
+async fn jobs(app: &App, tenant: &Tenant) -> Vec<Job> {
+    let page = PageRequest { limit: 200, ..PageRequest::default() };
+    app.list_jobs(&tenant.caller, tenant.org, None, page).await.unwrap().items
+}
+
+async fn statuses(app: &App, tenant: &Tenant) -> Vec<RunStatus> {
+    let page = PageRequest { limit: 200, ..PageRequest::default() };
+    let runs = app.list_runs(&tenant.caller, tenant.org, None, None, page).await.unwrap().items;
+    runs.into_iter().map(|run| run.status).collect()
+}
+
+on_both! {
+    async fn a_full_queue_refuses_starts_until_it_has_room(app: TestApp) {
+        let limited = app.app.clone().with_start_limits(StartLimits { waiting_max: 5, ..StartLimits::default() });
+        let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
+        let workflow = by_hand(&limited, &acme).await;
+        let first = begin(&limited, &acme, workflow).await.unwrap();
+        limited.cancel_run(&acme.caller, acme.org, first).await.unwrap();
+        for _ in 0..5 {
+            begin(&limited, &acme, workflow).await.unwrap();
+        }
+        assert_eq!(refused(begin(&limited, &acme, workflow).await), ("too-many-waiting", 5_000));
+        let retried = limited.retry_run(&acme.caller, acme.org, first, RetryRun { from_step: Some("end".into()), new_generation: false });
+        assert_eq!(refused(retried.await).0, "too-many-waiting");
+        let elsewhere = by_hand(&limited, &other).await;
+        begin(&limited, &other, elsewhere).await.unwrap();
+        assert_eq!(jobs(&limited, &acme).await.len(), 5);
+
+        let supervisor = work(&limited).await;
+        let taken = until_async(PATIENCE, async || begin(&limited, &acme, workflow).await.is_ok());
+        assert!(taken.await, "there is room again");
+        assert!(until_async(PATIENCE, async || jobs(&limited, &acme).await.is_empty()).await);
+        let mut ended = statuses(&limited, &acme).await;
+        assert_eq!(ended.pop(), Some(RunStatus::Cancelled), "what was refused left no trace");
+        assert_eq!(ended, vec![RunStatus::Succeeded; 6]);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    /// However many come at once and from wherever: the bound is the organization's, and each accepted start is a run.
+    async fn a_crowd_does_not_pass_the_bound(app: TestApp) {
+        let limits = StartLimits { waiting_max: 10, ..StartLimits::default() };
+        let limited = app.app.clone().with_start_limits(limits);
+        let acme = app.tenant("acme").await;
+        let workflow = by_hand(&limited, &acme).await;
+        let starts = (0..60).map(|_| begin(&limited, &acme, workflow));
+        let came = futures_util::future::join_all(starts).await;
+        let accepted = came.iter().filter(|came| came.is_ok()).count();
+        for came in came {
+            if came.is_err() {
+                refused(came);
+            }
+        }
+        assert!((1..=10).contains(&accepted), "{accepted}");
+        assert_eq!(jobs(&limited, &acme).await.len(), accepted);
+    }
+
+    async fn an_organization_starts_so_many_runs_in_a_minute(app: TestApp) {
+        let limited = app.app.clone().with_start_limits(StartLimits { per_minute_max: 12, ..StartLimits::default() });
+        let acme = app.tenant("acme").await;
+        let workflow = by_hand(&limited, &acme).await;
+        begin(&limited, &acme, workflow).await.unwrap();
+        begin(&limited, &acme, workflow).await.unwrap();
+        let (code, retry_after_ms) = refused(begin(&limited, &acme, workflow).await);
+        assert_eq!(code, "runs-per-minute");
+        assert!((1..=5_001).contains(&retry_after_ms), "{retry_after_ms}");
+        assert_eq!(jobs(&limited, &acme).await.len(), 2);
+    }
+
+    /// A tick that finds no room is put off, and fires when there is some.
+    async fn a_schedules_tick_waits_for_room(app: TestApp) {
+        let limited = app.app.clone().with_start_limits(StartLimits { waiting_max: 1, ..StartLimits::default() });
+        let acme = app.tenant("acme").await;
+        let ticks = save(&limited, &acme, "ticks", json!({ "id": "tick", "type": "schedule", "cron": "0 * * * *" })).await;
+        limited.set_workflow_active(&acme.caller, acme.org, ticks, true).await.unwrap();
+        let workflow = by_hand(&limited, &acme).await;
+        let first = begin(&limited, &acme, workflow).await.unwrap();
+        app.ambient.advance(Duration::from_hours(1));
+        // Only what is due of schedules is worked on: the run waits.
+        let slots = Slots { system: 1, interactive: 0, bulk: 0 };
+        let supervisor = Supervisor::new();
+        let config = WorkerConfig { name: "test".into(), slots, heartbeat: None };
+        limited.start_worker(config, &supervisor).await.unwrap();
+        let put_off = async || {
+            jobs(&limited, &acme).await.iter().any(|job| job.kind == "fire_schedule" && job.run_at > app.ambient.now() && job.attempt == 0)
+        };
+        assert!(until_async(PATIENCE, put_off).await, "{:?}", jobs(&limited, &acme).await);
+        assert_eq!(statuses(&limited, &acme).await, [RunStatus::Queued]);
+        limited.cancel_run(&acme.caller, acme.org, first).await.unwrap();
+        let fired = until_async(PATIENCE, async || {
+            app.ambient.advance(Duration::from_secs(1));
+            statuses(&limited, &acme).await == [RunStatus::Queued, RunStatus::Cancelled]
+        });
+        assert!(fired.await, "{:?}", statuses(&limited, &acme).await);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+}
