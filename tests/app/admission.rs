@@ -14,7 +14,7 @@ use bulkhead_store::page::PageRequest;
 use bulkhead_test_support::wait::until_async;
 use serde_json::{Value, json};
 
-use crate::support::{PATIENCE, Tenant, TestApp};
+use crate::support::{PATIENCE, Tenant};
 
 async fn work(app: &App) -> Supervisor {
     let supervisor = Supervisor::new();

@@ -10,6 +10,7 @@ mod support;
 
 mod admission;
 mod calls;
+mod fairness;
 mod grants;
 mod guests;
 mod installations;

@@ -185,6 +185,11 @@ impl TestApp {
         app(&self.store, &self.ambient, options)
     }
 
+    /// Another application on the same store, with this clock.
+    pub(crate) fn with_clock(&self, ambient: &Ambient) -> App {
+        app(&self.store, ambient, Options::default())
+    }
+
     /// A new organization; each name once.
     pub(crate) async fn tenant(&self, slug: &str) -> Tenant {
         let org = self.app.create_org(slug.parse().unwrap(), slug.to_uppercase()).await.unwrap();
