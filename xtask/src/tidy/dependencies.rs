@@ -7,11 +7,16 @@ use super::Finding;
 use crate::tools;
 
 /// What a crate must not depend on, tests aside, and why. A name ending in `*` stands for all that begin so.
-const FORBIDDEN: [(&str, &[&str], &str); 8] = [
+const FORBIDDEN: [(&str, &[&str], &str); 9] = [
     (
         "bulkhead-model",
         &["bulkhead-*", "sqlx*", "wasmtime*", "axum*", "tower*", "hyper*", "tokio*", "fs4"],
         "the model is pure: no I/O, no runtime",
+    ),
+    (
+        "bulkhead-audit",
+        &["bulkhead*", "sqlx*", "wasmtime*", "axum*", "tower*", "hyper*", "tokio*", "fs4"],
+        "a stranger's verifier needs nothing of the host",
     ),
     (
         "bulkhead-store",
@@ -142,6 +147,7 @@ mod tests {
         let forbidden = [
             ("bulkhead-model", "tokio"),
             ("bulkhead-model", "bulkhead-store"),
+            ("bulkhead-audit", "bulkhead-model"),
             ("bulkhead-store", "axum"),
             ("bulkhead-store", "wasmtime-wasi"),
             ("bulkhead-runtime", "sqlx"),

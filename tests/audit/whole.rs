@@ -1,0 +1,193 @@
+//! Logs as they are: rotated keys, disposed payloads, parts and selections.
+
+use bulkhead_audit::record::Disposal;
+use bulkhead_audit::taxonomy::{Category, EventType};
+use bulkhead_audit::verify::{Expectation, Expired, FaultKind, Resume};
+
+use crate::support::{Log, key, moment, org, strict, token, verify};
+
+fn retention() -> Disposal {
+    Disposal {
+        policy: token("retention:90d"),
+        before: Some(moment(6)),
+        categories: vec![Category::DataAccess, Category::Configuration],
+        entries: Vec::new(),
+    }
+}
+
+#[test]
+fn erasing_payloads_keeps_every_proof() {
+    let mut log = Log::of(9);
+    let before = log.checkpoints[0].1.clone();
+    log.dispose(&retention());
+    log.dispose(&Disposal { policy: token("erasure:req_7"), before: None, categories: vec![], entries: vec![2, 8] });
+    log.checkpoint();
+    let bundle = log.range(0);
+    for gone in [1, 2, 3, 4, 8] {
+        assert!(
+            !bundle.contains(&format!("\"ip\":\"192.0.2.{gone}\""))
+                && !bundle.contains(&log.rows[gone].salt.to_string())
+        );
+    }
+    let report = verify(&bundle, Expectation { kept: vec![before], ..strict(&[key(1).verifier()]) });
+    assert!(report.is_sound(), "{:?}", report.faults);
+    assert_eq!(report.kept_agreed, [9]);
+    let expired = [
+        Expired { policy: token("retention:90d"), by: 9, payloads: 3 },
+        Expired { policy: token("erasure:req_7"), by: 10, payloads: 2 },
+    ];
+    assert_eq!(report.expired, expired);
+    // A selection proves the same, with the entry that explains the gap among the chosen.
+    let chosen = log.selection(&[0, 1, 4, 9]);
+    assert!(verify(&chosen, strict(&[key(1).verifier()])).is_sound());
+}
+
+#[test]
+fn a_payload_that_is_gone_needs_a_reason() {
+    for (claim, by) in [("retention:90d", 9), ("retention:1d", 9), ("retention:90d", 8), ("retention:90d", 10_000)] {
+        for seq in [1_usize, 2, 7] {
+            let mut log = Log::of(9);
+            log.dispose(&retention());
+            log.checkpoint();
+            log.rows[seq].expired = Some((token(claim), by));
+            let report = verify(&log.range(0), strict(&[key(1).verifier()]));
+            // Entry 1 was disposed of; 2 is of another category, 7 too young.
+            let true_claim = seq == 1 && claim == "retention:90d" && by == 9;
+            assert_eq!(report.is_sound(), true_claim, "{claim} by {by} for {seq}: {:?}", report.faults);
+            if !true_claim {
+                assert_eq!(report.faults[0].kind, FaultKind::Unexplained { by });
+                assert_eq!(report.first_bad_entry(), Some(seq as u64));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_guess_of_a_payload_cannot_be_confirmed_without_its_salt() {
+    use bulkhead_audit::payload::{Salt, commitment};
+    let log = Log::of(3);
+    let row = &log.rows[1];
+    assert_eq!(commitment(&row.salt, &row.payload), row.entry.record.payload_commit);
+    assert_ne!(commitment(&Salt::from_bytes([0; 32]), &row.payload), row.entry.record.payload_commit);
+    assert_ne!(log.rows[0].entry.record.payload_commit, log.rows[1].entry.record.payload_commit);
+}
+
+#[test]
+fn keys_change_hands_under_both_signatures() {
+    let mut log = Log::of(4);
+    log.rotate(key(2));
+    log.event();
+    log.checkpoint();
+    log.rotate(key(3));
+    log.event();
+    log.checkpoint();
+    let bundle = log.range(0);
+    // Whichever of them is known, the whole is.
+    for known in 1..=3 {
+        let report = verify(&bundle, strict(&[key(known).verifier()]));
+        assert!(report.is_sound() && report.key_known, "{:?}", report.faults);
+        assert_eq!(report.keys.len(), 3);
+    }
+    let stranger = verify(&bundle, strict(&[key(9).verifier()]));
+    assert_eq!(stranger.faults[0].kind, FaultKind::KeyUnknown);
+    let unasked = verify(&bundle, strict(&[]));
+    assert!(unasked.is_sound() && !unasked.key_known, "by itself it only fits together");
+    // The new key's word for itself is not enough, nor is the old key's alone.
+    for (from, to) in [(",\"endorsement\":\"", ",\"endorsement\":\"AAAA"), (",\"endorsement\":\"", ",\"payload_\":\"")]
+    {
+        assert!(!verify(&bundle.replace(from, to), strict(&[key(1).verifier()])).is_sound());
+    }
+    let mut lines: Vec<_> = bundle.lines().map(str::to_owned).collect();
+    let rotation = lines.iter().position(|line| line.contains("log_key_rotated")).unwrap();
+    let mut line = log.line(4);
+    line.endorsement = Some(line.signature);
+    lines[rotation] = bulkhead_audit::bundle::Line::Entry(line).to_text();
+    lines.pop();
+    let report = verify(&lines.join("\n"), Expectation { keys: vec![key(1).verifier()], ..Expectation::default() });
+    assert_eq!(report.faults[0].kind, FaultKind::Endorsement);
+    assert_eq!(report.first_bad_entry(), Some(4));
+}
+
+#[test]
+fn a_part_goes_on_where_the_last_one_ended() {
+    let mut log = Log::of(5);
+    let first = verify(&log.range(0), strict(&[key(1).verifier()]));
+    let resume: Resume = first.resume.unwrap();
+    let text = serde_json::to_string(&resume).unwrap();
+    let resume: Resume = serde_json::from_str(&text).unwrap();
+    while log.size() < 11 {
+        log.event();
+    }
+    log.checkpoint();
+    let kept = vec![log.checkpoints[0].1.clone()];
+    let going_on = Expectation { resume: Some(resume.clone()), kept: kept.clone(), ..strict(&[]) };
+    let report = verify(&log.range(5), going_on.clone());
+    assert!(report.is_sound() && report.key_known, "{:?}", report.faults);
+    assert_eq!((report.first, report.last, report.resume.unwrap().size), (Some(5), Some(10), 11));
+    // Not from elsewhere, and not from another history.
+    assert_eq!(verify(&log.range(4), going_on.clone()).faults[0].kind, FaultKind::Resume);
+    let mut other = Log::open();
+    while other.size() < 11 {
+        other.append(EventType::RunCancelled, |_| {}, None);
+    }
+    other.checkpoint();
+    assert_eq!(verify(&other.range(5), going_on).faults[0].kind, FaultKind::Resume);
+    // Without a state the kept checkpoint's proof ties the part to what was kept.
+    let by_checkpoint = verify(&log.range(8), Expectation { kept: kept.clone(), ..strict(&[key(1).verifier()]) });
+    assert!(by_checkpoint.is_sound(), "{:?}", by_checkpoint.faults);
+    assert_eq!(by_checkpoint.kept_agreed, [5]);
+    let forked = verify(&other.range(8), Expectation { kept, ..strict(&[key(1).verifier()]) });
+    assert_eq!(forked.faults[0].kind, FaultKind::KeptUnproven { size: 5 });
+}
+
+#[test]
+fn a_selection_proves_each_of_its_entries() {
+    let mut log = Log::of(10);
+    let kept = vec![log.checkpoints[0].1.clone()];
+    while log.size() < 21 {
+        log.event();
+    }
+    log.checkpoint();
+    let bundle = log.selection(&[0, 3, 4, 17]);
+    let report = verify(&bundle, Expectation { kept, ..strict(&[key(1).verifier()]) });
+    assert!(report.is_sound(), "{:?}", report.faults);
+    assert_eq!((report.entries, report.kept_agreed.as_slice()), (4, [10].as_slice()));
+    assert!(report.resume.is_none());
+    let lines: Vec<_> = bundle.lines().collect();
+    let rows = |lines: &[&str]| {
+        verify(&lines.join("\n"), Expectation { keys: vec![key(1).verifier()], ..Expectation::default() })
+    };
+    // Another order, an entry whose path is another's, one from a log that was never under the checkpoint.
+    let swapped = [lines[0], lines[1], lines[3], lines[2]];
+    assert_eq!(rows(&swapped).first_bad_entry(), Some(0));
+    let mut wrong_path = log.line(4);
+    wrong_path.path = Some(vec![log.rows[3].entry.leaf]);
+    let wrong_path = bulkhead_audit::bundle::Line::Entry(wrong_path).to_text();
+    let report = rows(&[lines[0], lines[1], &wrong_path]);
+    assert_eq!((report.first_bad_entry(), &report.faults[0].kind), (Some(4), &FaultKind::Path));
+    assert_eq!(rows(&[lines[0], lines[2]]).first_bad_entry(), Some(0), "without its checkpoint nothing is proven");
+}
+
+#[test]
+fn another_organizations_log_is_not_taken_for_the_one_asked_for() {
+    let log = Log::of(3);
+    let asked = Expectation { org: Some(token("org_2")), ..strict(&[key(1).verifier()]) };
+    assert_eq!(verify(&log.range(0), asked).faults[0].kind, FaultKind::OtherLog);
+    let asked = Expectation { org: Some(org()), ..strict(&[key(1).verifier()]) };
+    assert!(verify(&log.range(0), asked).is_sound());
+    let renamed = log.range(0).replace(org().as_str(), "org_01jd0000000000000000000002");
+    assert!(!verify(&renamed, strict(&[key(1).verifier()])).is_sound());
+}
+
+#[test]
+fn an_entry_behind_the_last_checkpoint_is_named_in_a_file_and_counted_in_a_database() {
+    let mut log = Log::of(4);
+    log.event();
+    let bundle = log.range(0);
+    let report = verify(&bundle, strict(&[key(1).verifier()]));
+    assert_eq!(report.faults[0].kind, FaultKind::Uncovered { from: 4, to: 5 });
+    let rows = bundle.lines().filter(|line| !line.starts_with("{\"end\"")).collect::<Vec<_>>().join("\n");
+    let report = verify(&rows, Expectation { keys: vec![key(1).verifier()], ..Expectation::default() });
+    assert!(report.is_sound(), "{:?}", report.faults);
+    assert_eq!(report.after_checkpoint, 1);
+}
