@@ -264,19 +264,21 @@ create table probe (
 );
 
 -- The durable queue. Only 'ready' rows are in the claim path, found organization by organization; 'future' ones are promoted when
--- their time comes, 'blocked' ones when a job of their group ends.
+-- their time comes, 'blocked' ones when a job of their group ends, 'paused' ones when the breaker of their workflow lets them go.
 create table job (
     org_id        uuid not null references organization (id),
     id            uuid not null,
     kind          text collate "C" not null,
     lane          text collate "C" not null check (lane in ('system', 'interactive', 'bulk')),
-    state         text collate "C" not null check (state in ('future', 'ready', 'blocked', 'leased', 'dead')),
+    state         text collate "C" not null check (state in ('future', 'ready', 'blocked', 'paused', 'leased', 'dead')),
     payload       text not null,
     priority      bigint not null,
     run_at        timestamptz not null,
     -- Jobs of one group (a workflow, or one of its keys) of which at most group_limit are held at once.
     group_key     text collate "C",
     group_limit   bigint,
+    -- Whose open breaker it waits for while it is 'paused': a workflow and its version.
+    held_for      text collate "C",
     dedupe_key    text collate "C",
     attempt       bigint not null,
     attempts_max  bigint not null,
@@ -292,12 +294,15 @@ create table job (
     primary key (org_id, id),
     check ((group_key is null) = (group_limit is null)),
     check (state <> 'blocked' or group_key is not null),
+    check ((state = 'paused') = (held_for is not null)),
     check ((state = 'leased') = (worker_id is not null and deadline_at is not null))
 );
 create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
 create index job_ready on job (lane, org_id, priority, run_at, id) where state = 'ready';
 create index job_blocked on job (group_key, priority, run_at, id) where state = 'blocked';
 create index job_blocked_of_org on job (org_id) where state = 'blocked';
+create index job_paused on job (held_for, priority, run_at, id) where state = 'paused';
+create index job_paused_of_org on job (org_id) where state = 'paused';
 create index job_held on job (org_id, lane) where state = 'leased';
 create index job_group_held on job (org_id, group_key) where state = 'leased' and group_key is not null;
 create index job_future on job (run_at) where state = 'future';
@@ -399,3 +404,31 @@ create policy schedule_of_org on schedule using (org_id = (select app_org())) wi
 -- A node looks, for what it carries out itself, whether it was changed or ended on another node. It changes nothing.
 create policy installation_nodes on installation for select using ((select app_scope()) = 'nodes');
 create policy run_nodes on run for select using ((select app_scope()) = 'nodes');
+
+-- Breakers of workflows' versions: failures in a row, and whether new runs wait because of them. No row: nothing failed.
+create table breaker (
+    org_id        uuid not null references organization (id),
+    workflow_id   uuid not null,
+    version       bigint not null,
+    state         text collate "C" not null check (state in ('closed', 'open', 'probing')),
+    -- What the failures in a row have in common, how many they are, and when the first of them happened.
+    fingerprint   text collate "C",
+    failures      bigint not null,
+    since_at      timestamptz not null,
+    opened_at     timestamptz,
+    -- When a run may be let go to see whether it goes better; while one is under way, when another may.
+    until_at      timestamptz,
+    probe_run_id  uuid,
+    probes        bigint not null,
+    error         text,
+    updated_at    timestamptz not null,
+    primary key (org_id, workflow_id, version),
+    foreign key (org_id, workflow_id, version) references workflow_version (org_id, workflow_id, version),
+    check ((state = 'closed') = (opened_at is null and until_at is null)),
+    check ((state = 'probing') = (probe_run_id is not null))
+);
+create index breaker_open on breaker (org_id, workflow_id, version) where state <> 'closed';
+alter table breaker enable row level security;
+alter table breaker force row level security;
+create policy breaker_of_org on breaker using (org_id = (select app_org())) with check (org_id = (select app_org()));
+create policy breaker_jobs on breaker for select using ((select app_scope()) = 'jobs');

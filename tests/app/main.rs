@@ -9,6 +9,7 @@
 mod support;
 
 mod admission;
+mod breakers;
 mod calls;
 mod fairness;
 mod grants;

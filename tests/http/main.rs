@@ -12,6 +12,7 @@ mod support;
 mod guests;
 
 mod accounts;
+mod breakers;
 mod edge;
 mod hooks;
 mod input;

@@ -27,6 +27,8 @@ const WITHOUT_ROWS: &[&str] = &[
     "insert_org",
     "insert_worker",
     "list_ended_runs",
+    "list_open_breakers",
+    "list_paused_names",
     "list_grant_versions",
     "list_nodes",
     "load_org_by_slug",
@@ -106,6 +108,8 @@ on_both! {
             assert!(tx.list_hooks(wf).await?.is_empty());
             assert!(tx.load_schedule(wf, &a.schedule.trigger).await?.is_none());
             assert!(tx.list_schedules(wf).await?.is_empty());
+            assert!(tx.list_breakers(wf).await?.is_empty());
+            assert!(!tx.has_succeeded_since(wf, 1, a.run.created_at).await?);
             assert!(tx.load_run(run).await?.is_none());
             assert!(matches!(tx.require_run(run).await, Err(StoreError::NotFound { .. })));
             assert!(tx.load_run_by_dedupe_key(wf, "none").await?.is_none());
@@ -143,6 +147,10 @@ on_both! {
             assert_eq!(tx.expire_hooks(wf, &a.hook.trigger, *now).await?, 0);
             assert!(tx.lock_schedule(wf, &a.schedule.trigger).await?.is_none());
             assert!(!tx.delete_schedule(wf, &a.schedule.trigger).await?);
+            assert!(tx.lock_breaker(wf, 1).await?.is_none());
+            tx.save_breaker(&a.breaker(*now), *now).await?;
+            assert!(!tx.delete_breaker(wf, 1).await?);
+            assert!(tx.resume_paused_jobs(&a.hold_name(), 9).await?.is_empty());
             assert!(matches!(tx.lock_run(a.run.id).await, Err(StoreError::NotFound { .. })));
             tx.update_run(&a.run).await?;
             tx.delete_steps(a.run.id, 0).await?;
@@ -164,11 +172,12 @@ on_both! {
         let version = tx!(test.write, &scope, [a], |tx| tx.insert_workflow_version(a.workflow.id, &a.version).await);
         let hook = tx!(test.write, &scope, [a], |tx| tx.insert_hook(&a.hook).await);
         let schedule = tx!(test.write, &scope, [a], |tx| tx.save_schedule(&a.schedule).await);
+        let breaker = tx!(test.write, &scope, [a, now], |tx| tx.begin_breaker(a.workflow.id, 1, *now).await.map(drop));
         let run = tx!(test.write, &scope, [a], |tx| tx.insert_run(&a.run).await.map(drop));
         let step = tx!(test.write, &scope, [a], |tx| tx.save_step(a.run.id, &a.step).await);
         let event = tx!(test.write, &scope, [a], |tx| tx.record_run_event(a.run.id, &a.run_event).await);
         let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await);
-        for result in [plugin, installation, grants, secret, version, hook, schedule, run, step, event, call] {
+        for result in [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call] {
             assert!(refused(&result), "{result:?}");
         }
 
@@ -209,7 +218,8 @@ on_both! {
         });
         let bury = tx!(test.write, &scope, [lease, now], |tx| tx.bury_job(lease, "no", *now).await);
         let finish = tx!(test.write, &scope, [lease], |tx| tx.finish_job(lease).await);
-        for result in [keep, hold, release, bury, finish] {
+        let pause = tx!(test.write, &scope, [lease, now], |tx| tx.pause_job(lease, "x", *now).await);
+        for result in [keep, hold, release, bury, finish, pause] {
             assert!(matches!(result, Err(StoreError::LostLease)), "{result:?}");
         }
         // What another organization makes is its own, by whatever worker.
@@ -218,6 +228,8 @@ on_both! {
             tx.enqueue_held(job, *worker, *minute, ambient).await
         });
         assert!(made.unwrap().is_none_or(|made| made.lease.org == b));
+        let paused = tx!(test.write, &scope, [job, ambient], |tx| tx.enqueue_paused(job, "x", ambient).await);
+        assert!(paused.unwrap().is_none(), "its key is taken in this organization, by the job above");
         tx!(test.write, &a.scope(), [lease], |tx| tx.finish_job(lease).await).unwrap();
     }
 
@@ -238,6 +250,8 @@ on_both! {
                     refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, &[], *now, *minute).await);
                     refused!($scope, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await);
                     refused!($scope, [], |tx| tx.admit_blocked_jobs(None).await);
+                    refused!($scope, [], |tx| tx.list_open_breakers(9).await);
+                    refused!($scope, [], |tx| tx.list_paused_names(None, 9).await);
                     refused!($scope, [worker], |tx| tx.list_held_jobs(*worker).await);
                     refused!($scope, [own], |tx| tx.load_queue_weight(*own).await);
                     if reason != SystemReason::Admin {

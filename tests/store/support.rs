@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::breaker::{Breaker, hold_key};
 use bulkhead_model::call::{CallReport, Outcome};
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
@@ -17,6 +18,7 @@ use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::call::Call;
 use bulkhead_store::hook::Hook;
 use bulkhead_store::installation::{Installation, InstallationState};
@@ -289,6 +291,18 @@ impl Tenant {
         scope(self.org)
     }
 
+    /// An open breaker of its workflow.
+    pub(crate) fn breaker(&self, now: Timestamp) -> BreakerState {
+        let mut breaker = Breaker::new(now);
+        breaker.open(now);
+        BreakerState { workflow: self.workflow.id, version: 1, breaker, error: Some("{}".to_owned()) }
+    }
+
+    /// Under which runs of its workflow wait.
+    pub(crate) fn hold_name(&self) -> String {
+        hold_key(self.workflow.id, 1)
+    }
+
     /// Puts every row in, in one transaction.
     pub(crate) async fn insert(&self, tx: &mut bulkhead_store::Tx, ambient: &Ambient) -> Result<(), StoreError> {
         let now = ambient.now();
@@ -303,6 +317,7 @@ impl Tenant {
         tx.insert_workflow_version(self.workflow.id, &self.version).await?;
         tx.insert_hook(&self.hook).await?;
         tx.save_schedule(&self.schedule).await?;
+        tx.begin_breaker(self.workflow.id, 1, now).await?;
         tx.insert_run(&self.run).await?;
         tx.save_step(self.run.id, &self.step).await?;
         tx.record_run_event(self.run.id, &self.run_event).await?;

@@ -20,9 +20,10 @@ use crate::{App, AppError};
 
 /// Organizations whose meters are remembered. A forgotten one begins with a full bucket and is counted anew.
 const ORGS_MAX: u64 = 100_000;
-/// Webhook addresses whose refusal is remembered, and for how long: a flood is told so without a look at the database.
-const REFUSED_HOOKS_MAX: u64 = 10_000;
-const REFUSED_HOOK_HOLDS: Duration = Duration::from_millis(200);
+/// Webhook addresses that are remembered after they were found good, and for how long: a flood is refused without a look at the
+/// database. Nothing is let in by it.
+const GOOD_HOOKS_MAX: u64 = 10_000;
+const GOOD_HOOK_HOLDS: Duration = Duration::from_secs(5);
 /// After how long to come back when the node has no place for a start or a body.
 const NODE_RETRY_MS: u64 = 1_000;
 /// … and when the organization's work waits already.
@@ -118,7 +119,7 @@ pub(crate) struct Admission {
     built_at: Instant,
     gate: Mutex<Gate>,
     orgs: moka::sync::Cache<OrgId, Arc<Meters>>,
-    refused_hooks: moka::sync::Cache<[u8; 32], Refusal>,
+    good_hooks: moka::sync::Cache<[u8; 32], OrgId>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -138,10 +139,7 @@ impl Admission {
             built_at: Instant::now(),
             gate: Mutex::new(gate),
             orgs: moka::sync::Cache::new(ORGS_MAX),
-            refused_hooks: moka::sync::Cache::builder()
-                .max_capacity(REFUSED_HOOKS_MAX)
-                .time_to_live(REFUSED_HOOK_HOLDS)
-                .build(),
+            good_hooks: moka::sync::Cache::builder().max_capacity(GOOD_HOOKS_MAX).time_to_live(GOOD_HOOK_HOLDS).build(),
         }
     }
 
@@ -291,17 +289,18 @@ impl App {
         Err(Refusal::Waiting { most }.told())
     }
 
-    /// What is known already about a webhook address that was refused a moment ago, before anybody asks the database.
+    /// Refuses a delivery to an address that was good a moment ago and has no chance now, before anybody asks the database.
     pub(crate) fn recall_hook(&self, token: &str) -> Result<(), AppError> {
-        self.admission().refused_hooks.get(&hook_key(token)).map_or(Ok(()), |refusal| Err(refusal.told()))
+        match self.admission().good_hooks.get(&hook_key(token)) {
+            Some(org) => self.admission().look(org).map_err(Refusal::told),
+            None => Ok(()),
+        }
     }
 
-    /// Whether a delivery to a webhook address, which was found good, has a chance; a refusal is remembered for a moment.
+    /// Whether a delivery to a webhook address, which was found good, has a chance now.
     pub(crate) fn look_ahead(&self, token: &str, org: OrgId) -> Result<(), AppError> {
-        self.admission().look(org).map_err(|refusal| {
-            self.admission().refused_hooks.insert(hook_key(token), refusal);
-            refusal.told()
-        })
+        self.admission().good_hooks.insert(hook_key(token), org);
+        self.admission().look(org).map_err(Refusal::told)
     }
 
     /// Keeps memory for the body of a delivery to this organization.

@@ -3,6 +3,7 @@
 pub use bulkhead_store::StoreError;
 pub use bulkhead_store::api_key::ApiKey;
 pub use bulkhead_store::audit::AuditEntry;
+pub use bulkhead_store::breaker::BreakerState;
 pub use bulkhead_store::call::{Call, CallSummary};
 pub use bulkhead_store::event::Event;
 pub use bulkhead_store::installation::{Installation, InstallationState};

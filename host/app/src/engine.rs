@@ -24,6 +24,7 @@ use bulkhead_store::run::Run;
 use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
 
+use crate::breaker::{self, Moved};
 use crate::call::{Attempted, PluginCall};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
@@ -209,11 +210,11 @@ impl App {
                     let mut run = match tx.lock_run(*id).await {
                         Ok(run) => run,
                         // A row that does not decode cannot be ended either; its job is kept with the reason.
-                        Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. }) => return Ok(()),
+                        Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. }) => return Ok(None),
                         Err(error) => return Err(error.into()),
                     };
                     if run.status.is_final() {
-                        return Ok(());
+                        return Ok(None);
                     }
                     if let Ok(mut state) = read_state(&run) {
                         if let Some(record) = run::give_up(definition.as_deref(), &mut state, "host-fault", why) {
@@ -229,12 +230,19 @@ impl App {
                     log_event(tx, &mut run, "dead-lettered", &json!({ "error": why }), now).await?;
                     tx.update_run(&run).await?;
                     let detail = json!({ "workflow": run.workflow, "version": run.version });
-                    Ok::<_, AppError>(tx.record_event("run.failed", &id.to_string(), &detail, ambient).await?)
+                    tx.record_event("run.failed", &id.to_string(), &detail, ambient).await?;
+                    let error = run::StepError { step: None, code: "host-fault".into(), message: why.clone() };
+                    Ok::<_, AppError>(breaker::run_failed(tx, lease.org, &run, &error, ambient).await?)
                 })
             })
             .await;
         match buried {
-            Ok(()) => Left::Settled,
+            Ok(moved) => {
+                if let Some(moved) = moved {
+                    self.breaker_moved(&moved);
+                }
+                Left::Settled
+            }
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
             Err(error) => {
                 tracing::error!(run = %id, error = &error as &dyn std::error::Error, "a job could not be buried; trying again");
@@ -288,6 +296,10 @@ impl App {
         let definition = self.definition(&scope, run.workflow, run.version).await?;
         let trigger = Arc::new(read_trigger(&run)?);
         let state = read_state(&run)?;
+        // Only a run that did nothing yet waits for its workflow's breaker; one that is under way goes on.
+        if state.steps.is_empty() && self.pause_run(&scope, lease, &run).await? {
+            return Ok(Left::Settled);
+        }
         let mut journey = Journey { scope, lease: lease.clone(), held_at, run, trigger, definition, state };
         let Planned { advance: Advance { mut records, mut next }, .. } = self.plan(&mut journey, None).await?;
         loop {
@@ -476,13 +488,18 @@ impl App {
     }
 
     async fn commit(&self, scope: &OrgScope, commit: Commit) -> Result<Run, NotCommitted> {
-        let args = (commit, self.ambient().clone());
-        let run = self
+        // In memory alone: the commit of a healthy workflow's run asks nobody.
+        let breaker = self.breakers().is_known((scope.org(), commit.run.workflow, commit.run.version));
+        let args = (commit, breaker, self.ambient().clone());
+        let (run, moved) = self
             .store()
-            .write_locked(scope, args, |tx, (commit, ambient)| {
-                Box::pin(async move { write_commit(tx, commit, ambient).await })
+            .write_locked(scope, args, |tx, (commit, breaker, ambient)| {
+                Box::pin(async move { write_commit(tx, commit, *breaker, ambient).await })
             })
             .await?;
+        if let Some(moved) = moved {
+            self.breaker_moved(&moved);
+        }
         if run.status.is_final() {
             let (trigger, status) = (run.trigger_kind.clone(), run.status.as_str());
             metrics::counter!("bulkhead_workflow_runs_total", "trigger" => trigger, "status" => status).increment(1);
@@ -535,8 +552,14 @@ fn revoke(made: &mut Made) {
     });
 }
 
-async fn write_commit(tx: &mut Tx, commit: &Commit, ambient: &Ambient) -> Result<Run, NotCommitted> {
-    let now = commit.now;
+/// `breaker` says whether the workflow's breaker may be open.
+async fn write_commit(
+    tx: &mut Tx,
+    commit: &Commit,
+    breaker: bool,
+    ambient: &Ambient,
+) -> Result<(Run, Option<Moved>), NotCommitted> {
+    let (now, mut moved) = (commit.now, None);
     match &commit.then {
         Then::Continue => tx.hold_lease(&commit.lease, ATTEMPT_DEADLINE, now).await?,
         Then::Wait { until } => tx.release_job(&commit.lease, *until, Attempt::StartsAnew, None, now).await?,
@@ -584,8 +607,17 @@ async fn write_commit(tx: &mut Tx, commit: &Commit, ambient: &Ambient) -> Result
             log_event(tx, &mut run, status.as_str(), &json!({ "error": error }), now).await?;
             let detail = json!({ "workflow": run.workflow, "version": run.version });
             tx.record_event(&format!("run.{}", status.as_str()), &run.id.to_string(), &detail, ambient).await?;
+            moved = match (status, error) {
+                (RunStatus::Failed, Some(error)) => {
+                    breaker::run_failed(tx, commit.lease.org, &run, error, ambient).await?
+                }
+                (RunStatus::Succeeded, _) if breaker => {
+                    breaker::run_succeeded(tx, commit.lease.org, &run, ambient).await?
+                }
+                _ => None,
+            };
         }
     }
     tx.update_run(&run).await?;
-    Ok(run)
+    Ok((run, moved))
 }

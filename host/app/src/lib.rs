@@ -12,6 +12,7 @@ pub mod admission;
 pub mod api_key;
 pub mod audit;
 pub mod auth;
+mod breaker;
 pub mod call;
 pub mod data;
 mod engine;
@@ -81,6 +82,7 @@ pub struct App {
     planner: planner::Planner,
     definitions: Definitions,
     admission: Arc<admission::Admission>,
+    breakers: breaker::Breakers,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -111,6 +113,7 @@ impl App {
                 .weigher(|_, (_, bytes): &(Arc<Definition>, u32)| *bytes)
                 .build(),
             admission: Arc::new(admission::Admission::new(StartLimits::default())),
+            breakers: breaker::Breakers::default(),
         }
     }
 
@@ -144,6 +147,10 @@ impl App {
 
     pub(crate) fn admission(&self) -> &Arc<admission::Admission> {
         &self.admission
+    }
+
+    pub(crate) fn breakers(&self) -> &breaker::Breakers {
+        &self.breakers
     }
 
     pub(crate) fn in_flight(&self) -> &in_flight::InFlight {

@@ -131,12 +131,13 @@ pub(crate) fn new_run(start: StartRun, state: &RunState, ambient: &Ambient) -> R
 }
 
 /// Inserts a run, the first entry of its log and its job, unless its dedupe key started one before. The job is answered where
-/// `worker` holds it from the start.
+/// `worker` holds it from the start. With `held_for` it waits until that breaker lets it go.
 pub(crate) async fn insert_started(
     tx: &mut Tx,
     run: &Run,
     group: Option<&JobGroup>,
     worker: Option<WorkerId>,
+    held_for: Option<&str>,
     ambient: &Ambient,
 ) -> Result<(Started, Option<ClaimedJob>), AppError> {
     if !tx.insert_run(run).await? {
@@ -150,7 +151,10 @@ pub(crate) async fn insert_started(
     tx.record_run_event(run.id, &event).await?;
     let job = advance_job(run.id, run.created_at, group.cloned());
     // Whether a group has room is for a claim to find out.
-    let held = if let (Some(worker), None) = (worker, group) {
+    let held = if let Some(name) = held_for {
+        tx.enqueue_paused(&job, name, ambient).await?;
+        None
+    } else if let (Some(worker), None) = (worker, group) {
         tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?
     } else {
         tx.enqueue(&job, ambient).await?;
@@ -222,15 +226,17 @@ impl App {
             Actor::System(_) => None,
         };
         // Where nobody waits, this process takes the run up in the transaction that saves it: no claim, no commit for one.
-        let reserved = self.wake().reserve(Lane::Interactive);
+        let held_for = self.hold_name(scope.org(), run.workflow, run.version);
+        let reserved = if held_for.is_none() { self.wake().reserve(Lane::Interactive) } else { None };
         let worker = reserved.as_ref().map(Reserved::worker);
-        let args = (run.clone(), group, audited, worker, self.ambient().clone());
+        let args = (run.clone(), group, audited, worker, held_for, self.ambient().clone());
         let write = self
             .store()
             // Two starts with one dedupe key are ordered by its unique index.
-            .write_locked(scope, args, |tx, (run, group, audited, worker, ambient)| {
+            .write_locked(scope, args, |tx, (run, group, audited, worker, held_for, ambient)| {
                 Box::pin(async move {
-                    let (started, held) = insert_started(tx, run, group.as_ref(), *worker, ambient).await?;
+                    let (started, held) =
+                        insert_started(tx, run, group.as_ref(), *worker, held_for.as_deref(), ambient).await?;
                     // One that was started before has its entry.
                     if let (Some(event), Started::Anew(_)) = (audited, started) {
                         tx.record_audit(event, ambient).await?;

@@ -282,6 +282,7 @@ async fn write_firing(
     workflow: WorkflowId,
     trigger: &TriggerId,
     plan: Option<&Plan>,
+    held_for: Option<&str>,
     ambient: &Ambient,
 ) -> Result<Written, AppError> {
     let state = tx.lock_schedule(workflow, trigger.as_str()).await?;
@@ -300,7 +301,7 @@ async fn write_firing(
     let Some(last) = plan.settlement.last else { return Ok(Written::Nothing) };
     let mut started = Vec::new();
     for planned in &plan.runs {
-        let (came, _) = insert_started(tx, &planned.run, planned.group.as_ref(), None, ambient).await?;
+        let (came, _) = insert_started(tx, &planned.run, planned.group.as_ref(), None, held_for, ambient).await?;
         if matches!(came, Started::Anew(_)) {
             state.fired_count += 1;
             state.late_count += i64::from(planned.late);
@@ -358,12 +359,15 @@ impl App {
         let place = self.admit(&scope).await?;
         for _ in 0..PLANS_MAX {
             let plan = self.plan_firing(&scope, workflow, trigger).await?.map(Arc::new);
-            let args = (lease.clone(), workflow, trigger.clone(), plan.clone(), self.ambient().clone());
+            let held_for = plan.as_ref().and_then(|plan| self.hold_name(lease.org, workflow, plan.seen_version));
+            let args = (lease.clone(), workflow, trigger.clone(), plan.clone(), held_for, self.ambient().clone());
             let write = self
                 .store()
                 // The schedule's row lock orders this against whoever saves, activates or deactivates the workflow.
-                .write_locked(&scope, args, |tx, (lease, workflow, trigger, plan, ambient)| {
-                    Box::pin(async move { write_firing(tx, lease, *workflow, trigger, plan.as_deref(), ambient).await })
+                .write_locked(&scope, args, |tx, (lease, workflow, trigger, plan, held_for, ambient)| {
+                    Box::pin(async move {
+                        write_firing(tx, lease, *workflow, trigger, plan.as_deref(), held_for.as_deref(), ambient).await
+                    })
                 });
             let written = place.write(write).await?;
             let started = match written {

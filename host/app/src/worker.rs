@@ -156,6 +156,8 @@ impl App {
         if recovered > 0 {
             tracing::info!(jobs = recovered, "took up the work of a process that ended");
         }
+        // Before the first claim, so that no run of an open one is taken up.
+        self.tend_breakers(None).await?;
         let lanes = [
             (Lane::System, config.slots.system),
             (Lane::Interactive, config.slots.interactive),
@@ -475,6 +477,7 @@ impl Worker {
         let stop = self.supervisor.stop_token();
         let (mut admitted_at, mut blocked_after) = (Instant::now(), None::<String>);
         let (mut released_at, mut strays) = (Instant::now(), HashSet::new());
+        let mut tended_after = None::<String>;
         let mut pause = RECOVER_EVERY;
         while !stop.is_cancelled() {
             tokio::select! {
@@ -513,6 +516,12 @@ impl Worker {
                     pause = ends_in.map_or(pause, |ends_in| pause.min(ends_in + RECOVER_MARGIN));
                 }
                 Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "recovery failed; trying again"),
+            }
+            match self.app.tend_breakers(tended_after.take()).await {
+                Ok(after) => tended_after = after,
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "breakers were not looked at");
+                }
             }
             if admitted_at.elapsed() >= ADMIT_EVERY {
                 admitted_at = Instant::now();

@@ -8,6 +8,7 @@ use bulkhead_model::id::{HookId, OrgId, WorkflowId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::token::{SecretHash, Token};
 use bulkhead_model::workflow::{Definition, Note, NoteKind, StepKind, TriggerId, TriggerKind};
+use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::hook::Hook;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::seal::{KEY_VERSION, Place};
@@ -36,6 +37,8 @@ pub struct WorkflowDetail {
     pub hooks: Vec<HookAddress>,
     /// What the author should know; filled when a definition was just read.
     pub notes: Vec<Note>,
+    /// By version, where runs wait because so many before them failed.
+    pub breakers: Vec<BreakerState>,
 }
 
 /// A webhook trigger's address.
@@ -271,7 +274,8 @@ impl App {
             .await?;
         let mut notes = checked.notes;
         sort_missing(problems, false, &mut notes)?;
-        Ok(WorkflowDetail { workflow, version, hooks: self.hooks_shown(caller, org, &hooks)?, notes })
+        let hooks = self.hooks_shown(caller, org, &hooks)?;
+        Ok(WorkflowDetail { workflow, version, hooks, notes, breakers: Vec::new() })
     }
 
     /// Saves a new version, if the workflow is still at the revision that the caller saw. Runs under way end on the version that
@@ -289,7 +293,7 @@ impl App {
     ) -> Result<WorkflowDetail, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsWrite)?;
         let (save, checked) = parse(self, org, save).await?;
-        let present = self.hooks_of(&scope, id).await?;
+        let (present, breakers) = self.present_of(&scope, id).await?;
         let new_hooks = self.missing_hooks(org, id, &checked.definition, &present);
         let now = self.ambient().now();
         let (author, actor) = (scope.actor().to_string(), scope.actor().clone());
@@ -361,15 +365,16 @@ impl App {
         let mut notes = checked.notes;
         sort_missing(problems, workflow.active, &mut notes)?;
         let hooks = present.into_iter().chain(new_hooks).collect::<Vec<_>>();
-        Ok(WorkflowDetail { workflow, version, hooks: self.hooks_shown(caller, org, &hooks)?, notes })
+        let hooks = self.hooks_shown(caller, org, &hooks)?;
+        Ok(WorkflowDetail { workflow, version, hooks, notes, breakers })
     }
 
-    async fn hooks_of(&self, scope: &OrgScope, id: WorkflowId) -> Result<Vec<Hook>, AppError> {
+    async fn present_of(&self, scope: &OrgScope, id: WorkflowId) -> Result<(Vec<Hook>, Vec<BreakerState>), AppError> {
         self.store()
             .read(scope, id, |tx, id| {
                 Box::pin(async move {
                     tx.require_workflow(*id).await?;
-                    Ok(tx.list_hooks(*id).await?)
+                    Ok((tx.list_hooks(*id).await?, tx.list_breakers(*id).await?))
                 })
             })
             .await
@@ -425,7 +430,7 @@ impl App {
         version: Option<i64>,
     ) -> Result<WorkflowDetail, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsRead)?;
-        let (workflow, version, hooks) = self
+        let (workflow, version, hooks, breakers) = self
             .store()
             .read(&scope, (id, version), |tx, (id, version)| {
                 Box::pin(async move {
@@ -436,11 +441,13 @@ impl App {
                         .await?
                         .ok_or(AppError::NotFound { what: "workflow version" })?;
                     let hooks = tx.list_hooks(*id).await?;
-                    Ok::<_, AppError>((workflow, version, hooks))
+                    let breakers = tx.list_breakers(*id).await?;
+                    Ok::<_, AppError>((workflow, version, hooks, breakers))
                 })
             })
             .await?;
-        Ok(WorkflowDetail { workflow, version, hooks: self.hooks_shown(caller, org, &hooks)?, notes: Vec::new() })
+        let hooks = self.hooks_shown(caller, org, &hooks)?;
+        Ok(WorkflowDetail { workflow, version, hooks, notes: Vec::new(), breakers })
     }
 
     /// Versions without their definitions, newest first, below `before` when given.

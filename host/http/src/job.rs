@@ -65,6 +65,10 @@ pub(crate) enum JobState {
     Future,
     /// Waits for a worker.
     Ready,
+    /// As many of its group are held as may be: it waits for one of them to end.
+    Blocked,
+    /// The breaker of its workflow is open.
+    Paused,
     /// A worker holds it.
     Leased,
     /// Given up; an admin may resume it.
@@ -76,6 +80,8 @@ impl JobState {
         match self {
             Self::Future => "future",
             Self::Ready => "ready",
+            Self::Blocked => "blocked",
+            Self::Paused => "paused",
             Self::Leased => "leased",
             Self::Dead => "dead",
         }

@@ -19,6 +19,7 @@
 mod access;
 mod api_key;
 mod audit;
+mod breaker;
 mod call;
 mod edge;
 mod event;
@@ -166,6 +167,7 @@ fn workflow_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::activate_workflow)))
         .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::deactivate_workflow)))
         .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::rotate_hook)))
+        .routes(guarded(Permission::WorkflowsActivate, routes!(breaker::close_breaker)))
         .routes(guarded(Permission::RunsStart, routes!(run::start_run)))
         .routes(guarded(Permission::RunsRead, routes!(run::list_runs)))
         .routes(guarded(Permission::RunsRead, routes!(run::show_run)))

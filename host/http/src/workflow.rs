@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 
 use crate::HttpState;
 use crate::access::{OrgCaller, path_param};
+use crate::breaker::BreakerView;
 use crate::extract::{IfMatch, In, Input, NoInput, etag};
 use crate::page::{ListOf, NoFilter, PageParams, Paging};
 use crate::problem::Problem;
@@ -88,6 +89,8 @@ pub(crate) struct WorkflowView {
     hooks: Vec<HookView>,
     /// What the author should know; filled in the answer to a save.
     notes: Vec<NoteView>,
+    /// Versions whose new runs wait because so many before them failed alike; empty when all is well.
+    breakers: Vec<BreakerView>,
 }
 
 /// A webhook trigger's address.
@@ -190,6 +193,7 @@ fn detail_view(state: &HttpState, detail: WorkflowDetail) -> WorkflowView {
         summary: detail.version.summary,
         hooks: detail.hooks.into_iter().map(|hook| hook_view(state, hook)).collect(),
         notes: detail.notes.into_iter().map(NoteView::from).collect(),
+        breakers: detail.breakers.into_iter().filter_map(BreakerView::of).collect(),
     }
 }
 

@@ -15,6 +15,7 @@
 
 pub mod ambient;
 pub mod audit;
+pub mod breaker;
 pub mod call;
 pub mod condition;
 pub mod fault;

@@ -47,6 +47,7 @@ pub const TABLES: &[&str] = &[
     "workflow_version",
     "hook",
     "schedule",
+    "breaker",
     "run",
     "run_event",
     "step",

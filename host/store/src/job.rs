@@ -4,6 +4,7 @@
 //! lives as long as its worker's heartbeat row; on SQLite the data directory's lock proves at start that all old leases are dead.
 
 mod claim;
+mod paused;
 
 use std::time::Duration;
 
@@ -139,7 +140,7 @@ impl Tx {
     /// Removes the job of this kind and key unless a worker holds it: `true` if there was one.
     pub async fn remove_waiting_job(&mut self, kind: &str, dedupe_key: &str) -> Result<bool, StoreError> {
         let sql = sql!(
-            "delete from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state in ('future', 'ready', 'blocked', 'dead')"
+            "delete from job where org_id = $1 and kind = $2 and dedupe_key = $3 and state in ('future', 'ready', 'blocked', 'paused', 'dead')"
         );
         let org = self.org()?;
         Ok(self.execute(sql, binds![org, kind, dedupe_key]).await? > 0)
@@ -322,6 +323,7 @@ impl Tx {
             "select (select count(*) from (select 1 as one from job
                      where org_id = $1 and lane = 'interactive' and state = 'ready' limit $2) as ready)
                  + (select count(*) from (select 1 as one from job where org_id = $1 and state = 'blocked' limit $2) as blocked)
+                 + (select count(*) from (select 1 as one from job where org_id = $1 and state = 'paused' limit $2) as paused)
                  as waiting"
         );
         let org = self.org()?;

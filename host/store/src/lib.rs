@@ -15,6 +15,7 @@
 pub mod api_key;
 pub mod audit;
 pub mod backup;
+pub mod breaker;
 pub mod call;
 pub mod error;
 pub mod event;

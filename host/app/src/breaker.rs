@@ -1,0 +1,333 @@
+//! Breakers of workflows: what is known of them here, how a run's end moves them, and how waiting runs are let go.
+//!
+//! The database says which are open (`store/src/breaker.rs`); what a node remembers is a hint that is read anew each second. A run that
+//! succeeds asks the memory alone, so that a healthy workflow pays nothing; one that fails counts in its own commit.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::breaker::{Failed, Stand, hold_key, parse_hold_key};
+use bulkhead_model::fault::Fault;
+use bulkhead_model::id::{OrgId, RunId, WorkflowId};
+use bulkhead_model::job::{Lane, Lease};
+use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
+use bulkhead_model::run::StepError;
+use bulkhead_model::time::Timestamp;
+use bulkhead_store::breaker::BreakerState;
+use bulkhead_store::run::Run;
+use bulkhead_store::{StoreError, Tx};
+use serde_json::json;
+
+use crate::{App, AppError};
+
+/// Open breakers that a node remembers. Runs of those beyond are paused when they are taken up all the same, by what the row says.
+const KNOWN_MAX: u32 = 10_000;
+/// Names in the queue that one look asks for; the next look goes on from there.
+const NAMES_MAX: u32 = 200;
+/// Runs that one look lets go after a breaker closed: a long row comes back in parts.
+const RESUMED_MAX: u32 = 1_000;
+/// A `stop` step that says so ends a run as failed on purpose.
+const STOPPED: &str = "stopped";
+
+type Key = (OrgId, WorkflowId, i64);
+
+/// What this node knows: the breakers that are not closed, with the run that each lets pass.
+#[derive(Clone, Default)]
+pub(crate) struct Breakers(Arc<RwLock<HashMap<Key, Option<RunId>>>>);
+
+impl Breakers {
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<Key, Option<RunId>>) -> T) -> T {
+        work(&mut self.0.write().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether it may be open.
+    pub(crate) fn is_known(&self, key: Key) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+    }
+
+    /// Whether this run would have to wait, as far as is known.
+    fn holds(&self, key: Key, run: RunId) -> bool {
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&key).is_some_and(|probe| *probe != Some(run))
+    }
+
+    fn learn(&self, key: Key, state: Option<&BreakerState>) {
+        self.with(|known| match state.filter(|state| state.breaker.is_open()) {
+            Some(state) => known.insert(key, state.breaker.probe()),
+            None => known.remove(&key),
+        });
+    }
+}
+
+/// How a run's end moved its workflow's breaker.
+#[derive(Clone, Debug)]
+pub(crate) struct Moved {
+    key: Key,
+    /// `None`: it closed.
+    state: Option<BreakerState>,
+    to: &'static str,
+}
+
+fn fact(state: &BreakerState) -> serde_json::Value {
+    let breaker = &state.breaker;
+    let error = state.error.as_deref().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    json!({
+        "version": state.version, "fingerprint": breaker.fingerprint, "failures": breaker.failures, "probes": breaker.probes, "error": error,
+    })
+}
+
+/// Writes down that a breaker opened or closed, for people and for whoever acts on events.
+async fn tell(
+    tx: &mut Tx,
+    action: &'static str,
+    state: &BreakerState,
+    actor: &Actor,
+    ambient: &Ambient,
+) -> Result<(), StoreError> {
+    let (target, detail) = (state.workflow.to_string(), fact(state));
+    tx.record_event(action, &target, &detail, ambient).await?;
+    let event = AuditEvent { action, target, actor: actor.clone(), detail };
+    tx.record_audit(&event, ambient).await
+}
+
+/// Counts a run that failed, in the transaction that ends it.
+pub(crate) async fn run_failed(
+    tx: &mut Tx,
+    org: OrgId,
+    run: &Run,
+    error: &StepError,
+    ambient: &Ambient,
+) -> Result<Option<Moved>, StoreError> {
+    if error.code == STOPPED {
+        return Ok(None);
+    }
+    let (now, key) = (ambient.now(), (org, run.workflow, run.version));
+    let step = error.step.as_ref().map(ToString::to_string);
+    let fault = Fault { kind: "run", code: &error.code, step: step.as_deref(), message: &error.message };
+    let mut state = tx.begin_breaker(run.workflow, run.version, now).await?;
+    let failed = state.breaker.failed(run.id, &fault.fingerprint(), now);
+    if failed == Failed::Late {
+        return Ok(None);
+    }
+    state.error = Some(json!(error).to_string());
+    let to = match failed {
+        Failed::Counted | Failed::Late => None,
+        Failed::StaysOpen => Some("open"),
+        Failed::Suspicious => {
+            if tx.has_succeeded_since(run.workflow, run.version, state.breaker.since).await? {
+                state.breaker.interrupt(now);
+                None
+            } else {
+                state.breaker.open(now);
+                tell(tx, "workflow.breaker_opened", &state, &Actor::System(SystemReason::Worker), ambient).await?;
+                Some("open")
+            }
+        }
+    };
+    tx.save_breaker(&state, now).await?;
+    Ok(to.map(|to| Moved { key, state: Some(state), to }))
+}
+
+/// Closes the breaker of a run that succeeded, in the transaction that ends it.
+pub(crate) async fn run_succeeded(
+    tx: &mut Tx,
+    org: OrgId,
+    run: &Run,
+    ambient: &Ambient,
+) -> Result<Option<Moved>, StoreError> {
+    let Some(state) = tx.lock_breaker(run.workflow, run.version).await? else { return Ok(None) };
+    if !state.breaker.is_open() {
+        return Ok(None);
+    }
+    tx.delete_breaker(run.workflow, run.version).await?;
+    tell(tx, "workflow.breaker_closed", &state, &Actor::System(SystemReason::Worker), ambient).await?;
+    Ok(Some(Moved { key: (org, run.workflow, run.version), state: None, to: "closed" }))
+}
+
+/// What a look at a name in the queue came to.
+enum Tended {
+    /// So many runs may go on.
+    LetGo { runs: usize, state: Option<BreakerState> },
+    /// It is not time yet.
+    Waits(BreakerState),
+}
+
+async fn tend(
+    tx: &mut Tx,
+    name: &str,
+    workflow: WorkflowId,
+    version: i64,
+    now: Timestamp,
+) -> Result<Tended, StoreError> {
+    let state = tx.lock_breaker(workflow, version).await?.filter(|state| state.breaker.is_open());
+    let Some(mut state) = state else {
+        let runs = tx.resume_paused_jobs(name, RESUMED_MAX).await?.len();
+        return Ok(Tended::LetGo { runs, state: None });
+    };
+    if let Some(probe) = state.breaker.probe()
+        && tx.load_run(probe).await?.is_none_or(|run| run.status.is_final())
+    {
+        // It was cancelled: a failure or a success would have moved the breaker in its own commit.
+        state.breaker.forget_probe(now);
+    }
+    if !state.breaker.is_probe_due(now) {
+        return Ok(Tended::Waits(state));
+    }
+    let resumed = tx.resume_paused_jobs(name, 1).await?;
+    let Some(run) = resumed.first().and_then(|key| key.parse::<RunId>().ok()) else {
+        return Ok(Tended::Waits(state));
+    };
+    state.breaker.let_go(run, now);
+    tx.save_breaker(&state, now).await?;
+    Ok(Tended::LetGo { runs: 1, state: Some(state) })
+}
+
+impl App {
+    /// Takes in how a breaker moved, after the commit.
+    pub(crate) fn breaker_moved(&self, moved: &Moved) {
+        metrics::counter!("bulkhead_breaker_moves_total", "to" => moved.to).increment(1);
+        let (org, workflow, version) = moved.key;
+        match moved.to {
+            "open" => tracing::warn!(%org, %workflow, version, "runs fail alike: the workflow's breaker is open"),
+            to => tracing::info!(%org, %workflow, version, to, "a workflow's breaker moved"),
+        }
+        self.breakers().learn(moved.key, moved.state.as_ref());
+    }
+
+    /// Under which name a new run of the workflow's version waits, if its breaker is known to be open.
+    pub(crate) fn hold_name(&self, org: OrgId, workflow: WorkflowId, version: i64) -> Option<String> {
+        self.breakers().is_known((org, workflow, version)).then(|| hold_key(workflow, version))
+    }
+
+    /// Puts a run that has not begun yet aside if its workflow's breaker is open and does not let it pass: `true` then.
+    pub(crate) async fn pause_run(&self, scope: &OrgScope, lease: &Lease, run: &Run) -> Result<bool, AppError> {
+        let key = (lease.org, run.workflow, run.version);
+        if !self.breakers().holds(key, run.id) {
+            return Ok(false);
+        }
+        let args = (lease.clone(), run.workflow, run.version, run.id, self.ambient().now());
+        let (state, paused) = self
+            .store()
+            // The breaker's row lock orders this against the sweep that lets runs go.
+            .write_locked(scope, args, |tx, (lease, workflow, version, run, now)| {
+                Box::pin(async move {
+                    let state = tx.lock_breaker(*workflow, *version).await?;
+                    let holds = state
+                        .as_ref()
+                        .is_some_and(|state| state.breaker.is_open() && state.breaker.probe() != Some(*run));
+                    if holds {
+                        tx.pause_job(lease, &hold_key(*workflow, *version), *now).await?;
+                    }
+                    Ok::<_, AppError>((state, holds))
+                })
+            })
+            .await?;
+        self.breakers().learn(key, state.as_ref());
+        if paused {
+            metrics::counter!("bulkhead_runs_paused_total").increment(1);
+        }
+        Ok(paused)
+    }
+
+    /// Looks at the breakers: learns which are open, lets probes go when it is time, and the rest when a breaker has closed. `after` is
+    /// the name that the last look ended with; answers the same for the next one.
+    pub(crate) async fn tend_breakers(&self, after: Option<String>) -> Result<Option<String>, StoreError> {
+        let jobs = SystemScope::new(SystemReason::Jobs);
+        let (open, names) = self
+            .store()
+            .read(&jobs, after, |tx, after| {
+                Box::pin(async move {
+                    let open = tx.list_open_breakers(KNOWN_MAX).await?;
+                    Ok::<_, StoreError>((open, tx.list_paused_names(after.as_deref(), NAMES_MAX).await?))
+                })
+            })
+            .await?;
+        metrics::gauge!("bulkhead_breakers_open").set(f64::from(u32::try_from(open.len()).unwrap_or(u32::MAX)));
+        let now = self.ambient().now();
+        // Those whose next probe is not due need no transaction.
+        let mut wait: HashMap<Key, bool> = HashMap::new();
+        self.breakers().with(|known| {
+            known.clear();
+            for (org, state) in &open {
+                let key = (*org, state.workflow, state.version);
+                known.insert(key, state.breaker.probe());
+                let is_probing = matches!(state.breaker.stand, Stand::Probing { .. });
+                wait.insert(key, !is_probing && !state.breaker.is_probe_due(now));
+            }
+        });
+        let next = if names.len() < NAMES_MAX as usize { None } else { names.last().map(|(_, name)| name.clone()) };
+        for (org, name) in names {
+            let Some((workflow, version)) = parse_hold_key(&name) else {
+                tracing::error!(name, "runs wait under a name that means nothing");
+                continue;
+            };
+            let key = (org, workflow, version);
+            if wait.get(&key) != Some(&true) {
+                // What is wrong with one must not keep the others back.
+                if let Err(error) = self.tend_breaker(key, name, now).await {
+                    tracing::warn!(%org, %workflow, error = &error as &dyn std::error::Error, "a breaker was not looked at");
+                }
+            }
+        }
+        Ok(next)
+    }
+
+    async fn tend_breaker(&self, key: Key, name: String, now: Timestamp) -> Result<(), StoreError> {
+        let (org, workflow, version) = key;
+        let scope = SystemScope::new(SystemReason::Worker).for_org(org);
+        let tended = self
+            .store()
+            // The breaker's row lock orders this against other nodes, which look as well.
+            .write_locked(&scope, (name, workflow, version, now), |tx, (name, workflow, version, now)| {
+                Box::pin(async move { tend(tx, name, *workflow, *version, *now).await })
+            })
+            .await?;
+        match tended {
+            Tended::LetGo { runs, state } => {
+                self.breakers().learn(key, state.as_ref());
+                if state.is_some() {
+                    metrics::counter!("bulkhead_breaker_moves_total", "to" => "probing").increment(1);
+                }
+                if runs > 0 {
+                    self.wake_org(Lane::Interactive, org);
+                }
+            }
+            Tended::Waits(state) => self.breakers().learn(key, Some(&state)),
+        }
+        Ok(())
+    }
+
+    /// Closes a workflow's breakers by hand: runs that wait go on within a second or two. Doing it twice is no error.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn close_breaker(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: WorkflowId,
+    ) -> Result<bulkhead_store::workflow::Workflow, AppError> {
+        let scope = caller.authorize(org, Permission::WorkflowsActivate)?;
+        let (workflow, closed) = self
+            .store()
+            .write(&scope, (id, scope.actor().clone(), self.ambient().clone()), |tx, (id, actor, ambient)| {
+                Box::pin(async move {
+                    let workflow = tx.require_workflow(*id).await?;
+                    let open = tx.list_breakers(*id).await?;
+                    for state in &open {
+                        tx.delete_breaker(*id, state.version).await?;
+                        tell(tx, "workflow.breaker_closed", state, actor, ambient).await?;
+                    }
+                    Ok::<_, AppError>((workflow, open))
+                })
+            })
+            .await?;
+        for state in closed {
+            let key = (org, id, state.version);
+            self.breaker_moved(&Moved { key, state: None, to: "closed" });
+        }
+        Ok(workflow)
+    }
+}
