@@ -25,7 +25,7 @@ on_both! {
         assert_eq!((&breaker["state"], &breaker["version"], &breaker["failures"]), (&json!("open"), &json!(1), &json!(20)));
         assert_eq!((&breaker["probes"], &breaker["probe_run"]), (&json!(0), &json!(null)));
         assert_eq!(breaker["error"]["code"], "unknown-installation");
-        assert_eq!((&breaker["opened_at"], &breaker["next_probe_at"]), (&json!("2026-11-21T08:00:00Z"), &json!("2026-11-21T08:00:30Z")));
+        assert_eq!((&breaker["opened_at"], &breaker["next_probe_at"]), (&json!("2026-11-21T08:00:00.000000Z"), &json!("2026-11-21T08:00:30.000000Z")));
         server.post(&tenant, &format!("workflows/{id}/runs"), &json!({})).await.json(202);
         let waiting = async || server.get(&tenant, "jobs?state=paused").await.json(200)["items"].as_array().unwrap().len();
         assert!(until_async(PATIENCE, async || waiting().await == 1).await);
