@@ -9,5 +9,6 @@ mod endings;
 mod factors;
 mod hostile;
 mod packages;
+mod prepared;
 mod requests;
 mod support;

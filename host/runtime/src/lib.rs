@@ -41,6 +41,6 @@ pub use control::{CallControl, Stop, Validity};
 pub use digest::{Digest, DigestError};
 pub use engine::{Allocation, EngineError};
 pub use package::{EmbedError, PackageError, PackageInfo, embed_manifest};
-pub use registry::{LoadError, PrepareError, Prepared};
+pub use registry::{LoadError, PrepareError, Prepared, PreparedStats};
 pub use runtime::{Runtime, RuntimeConfig, StartError};
 pub use secret_source::{NoSecrets, SecretError, SecretSource};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bulkhead_model::limits::{ContributionKind, PackageLimits};
 use moka::future::Cache as Memory;
+use moka::policy::EvictionPolicy;
 use wasmtime::Engine;
 use wasmtime::component::{Component, InstancePre, Linker};
 
@@ -67,6 +68,12 @@ impl Prepared {
         &self.info
     }
 
+    /// Bytes of native code: what it takes up in memory.
+    #[must_use]
+    pub fn image_bytes(&self) -> u64 {
+        self.image_bytes
+    }
+
     #[must_use]
     pub fn digest(&self) -> Digest {
         self.info.digest
@@ -110,7 +117,15 @@ impl Side {
     }
 }
 
-/// The bound, shared store of prepared packages.
+/// The prepared packages that are in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PreparedStats {
+    pub packages: u64,
+    /// What they take up, to the KiB.
+    pub bytes: u64,
+}
+
+/// The bound, shared store of prepared packages. A start loads none of them; the first call of each does.
 pub(crate) struct Registry {
     effectful: Arc<Side>,
     pure: Arc<Side>,
@@ -124,6 +139,8 @@ impl Registry {
         let memory = Memory::builder()
             .max_capacity(prepared_bytes_max / 1024)
             .weigher(|_, prepared: &Arc<Prepared>| u32::try_from(prepared.image_bytes / 1024 + 1).unwrap_or(u32::MAX))
+            // By use alone: a policy that also counts how often would keep a new package out, and link it again for each call.
+            .eviction_policy(EvictionPolicy::lru())
             .build();
         Self { effectful: Arc::new(effectful), pure: Arc::new(pure), cache: Arc::new(cache), compiler, memory }
     }
@@ -135,11 +152,35 @@ impl Registry {
         if let Some(prepared) = self.memory.get(&digest).await {
             return Ok(prepared);
         }
-        self.memory.try_get_with(digest, self.make(digest, load)).await
+        let prepared = self.memory.try_get_with(digest, self.make(digest, load)).await;
+        // What it displaces goes now, not at some later call. Who still calls one of those keeps it until the call ends.
+        self.settle().await;
+        prepared
+    }
+
+    pub(crate) fn stats(&self) -> PreparedStats {
+        PreparedStats { packages: self.memory.entry_count(), bytes: self.memory.weighted_size().saturating_mul(1024) }
+    }
+
+    pub(crate) fn holds(&self, digest: &Digest) -> bool {
+        self.memory.contains_key(digest)
+    }
+
+    async fn settle(&self) {
+        // The cache drops what it displaced when its threads have moved on by two epochs, one of which each turn tries to end.
+        for _ in 0..3 {
+            self.memory.run_pending_tasks().await;
+        }
+        let PreparedStats { packages, bytes } = self.stats();
+        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float; a few bytes of gigabytes are none")]
+        let of = |value: u64| value as f64;
+        metrics::gauge!("bulkhead_plugins_prepared").set(of(packages));
+        metrics::gauge!("bulkhead_plugins_prepared_bytes").set(of(bytes));
     }
 
     pub(crate) async fn forget(&self, digest: &Digest) {
         self.memory.invalidate(digest).await;
+        self.settle().await;
     }
 
     async fn make<L>(&self, digest: Digest, load: L) -> Result<Arc<Prepared>, PrepareError>

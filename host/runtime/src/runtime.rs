@@ -17,7 +17,7 @@ use crate::egress::{EgressConfig, EgressGuard, EgressSetupError};
 use crate::engine::{Allocation, EngineError, EngineKind};
 use crate::package::{self, PackageError, PackageInfo};
 use crate::places::Places;
-use crate::registry::{LoadError, PrepareError, Prepared, Registry, Side};
+use crate::registry::{LoadError, PrepareError, Prepared, PreparedStats, Registry, Side};
 use crate::ticker::Ticker;
 
 /// What the runtime is started with.
@@ -172,6 +172,18 @@ impl Runtime {
         L: Future<Output = Result<Vec<u8>, LoadError>>,
     {
         self.shared.registry.prepare(digest, load).await
+    }
+
+    /// What is in memory of prepared packages.
+    #[must_use]
+    pub fn prepared(&self) -> PreparedStats {
+        self.shared.registry.stats()
+    }
+
+    /// Whether the package is in memory.
+    #[must_use]
+    pub fn is_prepared(&self, digest: &Digest) -> bool {
+        self.shared.registry.holds(digest)
     }
 
     /// Drops a package from memory; calls that run keep it until they end.
