@@ -7,7 +7,14 @@ create table organization (
     created_at  timestamptz not null,
     -- Its share of the workers beside others with work, and how many of its jobs of a lane may be held at once.
     queue_weight  bigint not null default 1 check (queue_weight between 1 and 100),
-    jobs_max      bigint not null default 64 check (jobs_max between 1 and 10000)
+    jobs_max      bigint not null default 64 check (jobs_max between 1 and 10000),
+    -- What it may hold at most (host/model/src/quota.rs).
+    active_workflows_max  bigint not null default 1000,
+    payload_bytes_max     bigint not null default 1048576,
+    history_bytes_max     bigint not null default 10737418240,
+    log_bytes_max         bigint not null default 1048576,
+    plugin_versions_max   bigint not null default 1000,
+    plugin_bytes_max      bigint not null default 2147483648
 );
 
 create table api_key (
@@ -41,6 +48,8 @@ create table plugin (
     manifest    text not null,
     size_bytes  bigint not null,
     created_at  timestamptz not null,
+    -- Taken out of use: what is left names it in the history, and keeps its version from meaning other bytes.
+    deleted_at  timestamptz,
     primary key (org_id, id),
     unique (org_id, name, version),
     foreign key (org_id, digest) references artifact (org_id, digest)
@@ -101,6 +110,7 @@ create table workflow (
     primary key (org_id, id),
     unique (org_id, name)
 );
+create index workflow_active on workflow (org_id) where state = 'active';
 
 create table workflow_version (
     org_id       uuid not null references organization (id),
@@ -149,6 +159,8 @@ create table run (
     created_at     timestamptz not null,
     updated_at     timestamptz not null,
     finished_at    timestamptz,
+    -- Of a run that ended: what it takes up, with its steps, its log and its calls.
+    history_bytes  bigint not null default 0,
     primary key (org_id, id),
     foreign key (org_id, workflow_id, version) references workflow_version (org_id, workflow_id, version)
 );
@@ -156,6 +168,8 @@ create unique index run_dedupe on run (org_id, workflow_id, dedupe_key) where de
 create index run_by_workflow on run (org_id, workflow_id, id);
 create index run_by_workflow_status on run (org_id, workflow_id, status, id);
 create index run_by_status on run (org_id, status, id);
+-- What has ended, oldest first, and what it takes up: read without the rows.
+create index run_ended on run (org_id, status, finished_at, id, history_bytes) where finished_at is not null;
 
 -- What happened in a run, in its own order.
 create table run_event (
@@ -216,6 +230,8 @@ create table call (
 );
 create index call_by_installation on call (org_id, installation_id, id);
 create index call_by_outcome on call (org_id, installation_id, outcome, id);
+create index call_by_run on call (org_id, run_id) where run_id is not null;
+create index call_by_hand on call (org_id, id) where run_id is null;
 
 -- Facts that leave a transaction for others to act on.
 create table event (
@@ -307,6 +323,7 @@ create index job_held on job (org_id, lane) where state = 'leased';
 create index job_group_held on job (org_id, group_key) where state = 'leased' and group_key is not null;
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
+create index job_dead on job (org_id, kind, dedupe_key) where state = 'dead';
 create index job_deadline on job (deadline_at) where state = 'leased';
 
 -- Row-level security: a transaction sees the rows of the organization that it named, and nothing without one. The
@@ -432,3 +449,59 @@ alter table breaker enable row level security;
 alter table breaker force row level security;
 create policy breaker_of_org on breaker using (org_id = (select app_org())) with check (org_id = (select app_org()));
 create policy breaker_jobs on breaker for select using ((select app_scope()) = 'jobs');
+
+-- How long an organization keeps what has ended; without a row as the platform's default says.
+create table retention (
+    org_id      uuid not null references organization (id),
+    policy      text not null,
+    revision    bigint not null,
+    updated_at  timestamptz not null,
+    primary key (org_id)
+);
+
+-- What has ended and is still kept, as the organization's 'prune_history' job last counted it; and what that job removed last. Only
+-- the job writes here, so that no run's commit waits for another's.
+create table history (
+    org_id            uuid not null references organization (id),
+    runs              bigint not null,
+    bytes             bigint not null,
+    -- Runs that ended up to here, and calls by hand up to here, are counted.
+    runs_counted_to   timestamptz not null,
+    calls_counted_to  uuid not null,
+    recounted_at      timestamptz not null,
+    looked_at         timestamptz not null,
+    -- Since when the quota is used up and nothing is left that may go.
+    full_since        timestamptz,
+    -- The last pass that removed something; not ended: it goes on.
+    pass_began_at     timestamptz,
+    pass_ended_at     timestamptz,
+    pass_runs         bigint not null,
+    pass_calls        bigint not null,
+    pass_events       bigint not null,
+    pass_bytes        bigint not null,
+    -- … of these runs and calls, those that went before their time, for the quota's sake.
+    pass_evicted      bigint not null,
+    primary key (org_id)
+);
+
+-- Keys that made a start safe to repeat, of runs that are removed before the key may be forgotten.
+create table spent_key (
+    org_id       uuid not null references organization (id),
+    workflow_id  uuid not null,
+    dedupe_key   text collate "C" not null,
+    run_id       uuid not null,
+    created_at   timestamptz not null,
+    expires_at   timestamptz not null,
+    primary key (org_id, workflow_id, dedupe_key),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+);
+create index spent_key_expires on spent_key (org_id, expires_at);
+alter table retention enable row level security;
+alter table retention force row level security;
+create policy retention_of_org on retention using (org_id = (select app_org())) with check (org_id = (select app_org()));
+alter table history enable row level security;
+alter table history force row level security;
+create policy history_of_org on history using (org_id = (select app_org())) with check (org_id = (select app_org()));
+alter table spent_key enable row level security;
+alter table spent_key force row level security;
+create policy spent_key_of_org on spent_key using (org_id = (select app_org())) with check (org_id = (select app_org()));

@@ -7,7 +7,14 @@ create table organization (
     created_at  integer not null,
     -- Its share of the workers beside others with work, and how many of its jobs of a lane may be held at once.
     queue_weight  integer not null default 1 check (queue_weight between 1 and 100),
-    jobs_max      integer not null default 64 check (jobs_max between 1 and 10000)
+    jobs_max      integer not null default 64 check (jobs_max between 1 and 10000),
+    -- What it may hold at most (host/model/src/quota.rs).
+    active_workflows_max  integer not null default 1000,
+    payload_bytes_max     integer not null default 1048576,
+    history_bytes_max     integer not null default 10737418240,
+    log_bytes_max         integer not null default 1048576,
+    plugin_versions_max   integer not null default 1000,
+    plugin_bytes_max      integer not null default 2147483648
 ) strict;
 
 create table api_key (
@@ -41,6 +48,8 @@ create table plugin (
     manifest    text not null,
     size_bytes  integer not null,
     created_at  integer not null,
+    -- Taken out of use: what is left names it in the history, and keeps its version from meaning other bytes.
+    deleted_at  integer,
     primary key (org_id, id),
     unique (org_id, name, version),
     foreign key (org_id, digest) references artifact (org_id, digest)
@@ -101,6 +110,7 @@ create table workflow (
     primary key (org_id, id),
     unique (org_id, name)
 ) strict;
+create index workflow_active on workflow (org_id) where state = 'active';
 
 create table workflow_version (
     org_id       blob not null references organization (id),
@@ -149,6 +159,8 @@ create table run (
     created_at     integer not null,
     updated_at     integer not null,
     finished_at    integer,
+    -- Of a run that ended: what it takes up, with its steps, its log and its calls.
+    history_bytes  integer not null default 0,
     primary key (org_id, id),
     foreign key (org_id, workflow_id, version) references workflow_version (org_id, workflow_id, version)
 ) strict;
@@ -156,6 +168,8 @@ create unique index run_dedupe on run (org_id, workflow_id, dedupe_key) where de
 create index run_by_workflow on run (org_id, workflow_id, id);
 create index run_by_workflow_status on run (org_id, workflow_id, status, id);
 create index run_by_status on run (org_id, status, id);
+-- What has ended, oldest first, and what it takes up: read without the rows.
+create index run_ended on run (org_id, status, finished_at, id, history_bytes) where finished_at is not null;
 
 -- What happened in a run, in its own order.
 create table run_event (
@@ -216,6 +230,8 @@ create table call (
 ) strict;
 create index call_by_installation on call (org_id, installation_id, id);
 create index call_by_outcome on call (org_id, installation_id, outcome, id);
+create index call_by_run on call (org_id, run_id) where run_id is not null;
+create index call_by_hand on call (org_id, id) where run_id is null;
 
 -- Facts that leave a transaction for others to act on.
 create table event (
@@ -307,6 +323,7 @@ create index job_held on job (org_id, lane) where state = 'leased';
 create index job_group_held on job (org_id, group_key) where state = 'leased' and group_key is not null;
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
+create index job_dead on job (org_id, kind, dedupe_key) where state = 'dead';
 create index job_deadline on job (deadline_at) where state = 'leased';
 
 -- Where each schedule trigger of a workflow stands. Its job ('fire_schedule') only wakes up; what is due is decided here.
@@ -354,3 +371,50 @@ create table breaker (
     check ((state = 'probing') = (probe_run_id is not null))
 ) strict;
 create index breaker_open on breaker (org_id, workflow_id, version) where state <> 'closed';
+
+-- How long an organization keeps what has ended; without a row as the platform's default says.
+create table retention (
+    org_id      blob not null references organization (id),
+    policy      text not null,
+    revision    integer not null,
+    updated_at  integer not null,
+    primary key (org_id)
+) strict;
+
+-- What has ended and is still kept, as the organization's 'prune_history' job last counted it; and what that job removed last. Only
+-- the job writes here, so that no run's commit waits for another's.
+create table history (
+    org_id            blob not null references organization (id),
+    runs              integer not null,
+    bytes             integer not null,
+    -- Runs that ended up to here, and calls by hand up to here, are counted.
+    runs_counted_to   integer not null,
+    calls_counted_to  blob not null,
+    recounted_at      integer not null,
+    looked_at         integer not null,
+    -- Since when the quota is used up and nothing is left that may go.
+    full_since        integer,
+    -- The last pass that removed something; not ended: it goes on.
+    pass_began_at     integer,
+    pass_ended_at     integer,
+    pass_runs         integer not null,
+    pass_calls        integer not null,
+    pass_events       integer not null,
+    pass_bytes        integer not null,
+    -- … of these runs and calls, those that went before their time, for the quota's sake.
+    pass_evicted      integer not null,
+    primary key (org_id)
+) strict;
+
+-- Keys that made a start safe to repeat, of runs that are removed before the key may be forgotten.
+create table spent_key (
+    org_id       blob not null references organization (id),
+    workflow_id  blob not null,
+    dedupe_key   text not null,
+    run_id       blob not null,
+    created_at   integer not null,
+    expires_at   integer not null,
+    primary key (org_id, workflow_id, dedupe_key),
+    foreign key (org_id, workflow_id) references workflow (org_id, id)
+) strict;
+create index spent_key_expires on spent_key (org_id, expires_at);

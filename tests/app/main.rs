@@ -16,6 +16,8 @@ mod grants;
 mod guests;
 mod installations;
 mod nodes;
+mod quotas;
+mod retention;
 mod runs;
 mod schedules;
 mod secrets;

@@ -71,6 +71,9 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "create_workflow" | "update_workflow" | "validate_workflow" => {
             json!({ "definition": stops_at_once("Taken over") })
         }
+        "replace_retention" | "preview_retention" => json!({
+            "succeeded_days": 1, "failed_days": 1, "dead_letter_days": 1, "calls_days": 1, "events_days": 1,
+        }),
         "rotate_hook" | "start_run" | "retry_run" => json!({}),
         "upload_plugin" => return ask.bytes("application/wasm", "no package"),
         other => panic!("say in tests/http/isolation.rs what `{other}` takes"),
@@ -144,7 +147,17 @@ on_both! {
 /// What an organization has, as far as the other one could have changed it.
 async fn snapshot(server: &TestServer, tenant: &Tenant) -> Vec<Value> {
     let mut found = Vec::new();
-    for list in ["plugins", "installations", "workflows", "runs", "audit?action=plugin.called", "events", "jobs"] {
+    for list in [
+        "plugins",
+        "installations",
+        "workflows",
+        "runs",
+        "audit?action=plugin.called",
+        "events",
+        "jobs",
+        "retention",
+        "quotas",
+    ] {
         found.push(server.get(tenant, list).await.json(200));
     }
     found

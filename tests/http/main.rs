@@ -20,5 +20,7 @@ mod isolation;
 mod lists;
 mod openapi;
 mod plugins;
+mod quotas;
+mod retention;
 mod schedules;
 mod workflows;

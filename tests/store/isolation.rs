@@ -4,10 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bulkhead_model::grant::{GrantVersion, Grants};
+use bulkhead_model::id::{CallId, EventId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, SystemReason};
+use bulkhead_model::quota::{Quota, Quotas};
+use bulkhead_model::retention::{EndedRun, RetentionPolicy};
+use bulkhead_model::time::Timestamp;
 use bulkhead_store::job::Attempt;
 use bulkhead_store::page::PageRequest;
+use bulkhead_store::plugin::PluginCount;
+use bulkhead_store::prune::{EndedPlace, Removal};
 use bulkhead_store::{STATEMENT_SOURCES, StoreError};
 use serde_json::json;
 
@@ -31,6 +37,7 @@ const WITHOUT_ROWS: &[&str] = &[
     "list_paused_names",
     "list_grant_versions",
     "list_nodes",
+    "list_orgs_without_pruning",
     "load_org_by_slug",
     "load_shared_clock",
     "next_heartbeat_end",
@@ -66,6 +73,10 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_jobs(None, page).await?));
         rows.push(format!("{:?}", tx.list_events(None, page).await?));
         rows.push(format!("{:?}", tx.list_audit(None, None, page).await?));
+        rows.push(format!("{:?}", tx.load_retention().await?));
+        rows.push(format!("{:?}", tx.load_history().await?));
+        rows.push(format!("{:?}", tx.load_run_by_dedupe_key(tenant.workflow.id, "spent").await?));
+        rows.push(format!("{:?}", tx.load_quotas().await?));
         Ok(rows.join("\n"))
     })
     .unwrap()
@@ -78,6 +89,7 @@ fn refused(result: &Result<(), StoreError>) -> bool {
 on_both! {
     async fn reads_find_nothing_of_another_organization(test: TestStore) {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
+        crate::prune::end_everything(&test, &a).await;
         let scope = crate::support::scope(b);
         tx!(test.read, &scope, [a], |tx| {
             let page = PageRequest::default();
@@ -88,7 +100,10 @@ on_both! {
             assert!(tx.load_plugin(a.plugin.id).await?.is_none());
             assert!(tx.load_plugin_version(a.plugin.name.as_str(), &a.plugin.version).await?.is_none());
             assert!(tx.list_plugins(None, page).await?.items.is_empty());
-            assert_eq!(tx.count_plugins().await?, (0, 0));
+            assert_eq!(tx.count_plugins().await?, PluginCount::default());
+            assert!(!tx.is_plugin_installed(a.plugin.id).await?);
+            assert_eq!(tx.count_active_workflows().await?, 0);
+            assert_eq!(tx.load_log_use(run).await?.0, 0);
             assert!(tx.load_installation(inst).await?.is_none());
             assert!(matches!(tx.require_installation(inst).await, Err(StoreError::NotFound { .. })));
             assert!(tx.load_installation_of(&a.plugin.name, None).await?.is_none());
@@ -125,6 +140,18 @@ on_both! {
             assert_eq!(tx.count_waiting_runs(9).await?, 0);
             assert!(tx.list_events(None, page).await?.items.is_empty());
             assert!(tx.list_audit(None, None, page).await?.items.is_empty());
+            assert!(tx.load_retention().await?.is_none());
+            assert!(tx.load_history().await?.is_none());
+            let (ended, until) = (EndedRun::Failed, a.run.created_at.plus(Duration::from_hours(24)));
+            let (first, last) = (CallId::first_at(Timestamp::from_micros(0)), CallId::first_at(until));
+            assert_eq!(tx.count_ended_runs(ended, EndedPlace::FIRST, until, 9).await?.rows, 0);
+            assert!(tx.list_removable_runs(ended, EndedPlace::FIRST, until, 9).await?.is_empty());
+            assert_eq!(tx.count_calls_by_hand(first, last, 9).await?.rows, 0);
+            assert!(tx.list_calls_by_hand(first, last, 9).await?.is_empty());
+            assert_eq!(tx.count_events(EventId::first_at(until), 9).await?, 0);
+            assert!(!tx.is_dead_letter(run).await?);
+            assert!(tx.load_run_by_dedupe_key(wf, "spent").await?.is_none());
+            assert_eq!(tx.load_quotas().await?, Quotas::default());
             assert_eq!(tx.require_org().await?.slug.as_str(), "b");
             Ok(())
         })
@@ -133,9 +160,11 @@ on_both! {
 
     async fn writes_leave_another_organization_as_it_was(test: TestStore) {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let ended = crate::prune::end_everything(&test, &a).await;
         let before = picture(&test, &a).await;
         let (scope, ambient, now) = (crate::support::scope(b), test.ambient.clone(), test.ambient.now());
-        tx!(test.write, &scope, [a, now], |tx| {
+        let (ended, by_hand) = ended;
+        tx!(test.write, &scope, [a, now, ended, by_hand], |tx| {
             let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
             assert!(!tx.revoke_api_key(a.api_key.id, *now).await?);
             assert!(!tx.update_installation(&a.installation, GrantVersion(1)).await?);
@@ -157,6 +186,15 @@ on_both! {
             assert!(!tx.hasten_job("advance_run", &key, *now).await?);
             assert!(!tx.remove_waiting_job("advance_run", &key).await?);
             assert!(!tx.is_job_held("advance_run", &key).await?);
+            assert_eq!(tx.remove_run(ended, *now).await?, Removal::Changed);
+            assert!(!tx.remove_call_by_hand(*by_hand).await?);
+            let end = now.plus(Duration::from_hours(24 * 30));
+            assert_eq!(tx.remove_events(EventId::first_at(end), 9).await?, 0);
+            assert_eq!(tx.remove_spent_keys(end, 9).await?, 0);
+            assert!(!tx.save_retention(&RetentionPolicy::default(), 1, *now).await?);
+            tx.give_back_space(0).await?;
+            assert!(!tx.delete_plugin(a.plugin.id, *now).await?);
+            assert!(!tx.restore_plugin(a.plugin.id).await?);
             Ok(())
         })
         .unwrap();
@@ -177,7 +215,12 @@ on_both! {
         let step = tx!(test.write, &scope, [a], |tx| tx.save_step(a.run.id, &a.step).await);
         let event = tx!(test.write, &scope, [a], |tx| tx.record_run_event(a.run.id, &a.run_event).await);
         let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await);
-        for result in [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call] {
+        let spent = tx!(test.write, &scope, [a, now], |tx| {
+            tx.spend_key(a.run.id, a.workflow.id, "mine", *now, *now).await.map(drop)
+        });
+        for result in
+            [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent]
+        {
             assert!(refused(&result), "{result:?}");
         }
 
@@ -189,6 +232,8 @@ on_both! {
             assert!(tx.insert_workflow(&a.workflow).await?);
             assert!(tx.enqueue(&a.job, ambient).await?.is_some());
             tx.record_event("x", "y", &json!({}), ambient).await?;
+            assert!(tx.save_retention(&RetentionPolicy::default(), 0, *now).await?);
+            tx.save_history(&crate::support::history(*now)).await?;
             tx.record_audit(&a.audit, ambient).await
         })
         .unwrap();
@@ -256,6 +301,7 @@ on_both! {
                     refused!($scope, [own], |tx| tx.load_queue_weight(*own).await);
                     if reason != SystemReason::Admin {
                         refused!($scope, [own], |tx| tx.set_queue_share(*own, 1, 1).await);
+                        refused!($scope, [own], |tx| tx.set_quota(*own, Quota::LogBytes, 9_999).await);
                     }
                     refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);
                     refused!($scope, [], |tx| tx.next_job_at().await);
@@ -267,6 +313,7 @@ on_both! {
                     refused!($scope, [worker, now], |tx| tx.recover_jobs(*worker, *now).await);
                     refused!($scope, [worker], |tx| tx.next_heartbeat_end(*worker).await);
                     refused!($scope, [now], |tx| tx.free_stuck_jobs(*now).await);
+                    refused!($scope, [], |tx| tx.list_orgs_without_pruning(None, 9).await);
                     refused!($scope, [], |tx| tx.list_nodes().await);
                     refused!($scope, [], |tx| tx.load_shared_clock().await);
                     refused!($scope, [worker], |tx| tx.update_node(*worker, true, 0).await);

@@ -17,6 +17,7 @@ mod jobs;
 mod nodes;
 mod nouns;
 mod postgres;
+mod prune;
 mod row_security;
 mod schedules;
 mod start;

@@ -14,6 +14,7 @@ use bulkhead_model::id::{
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::permission::{Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::retention::RetentionPolicy;
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
@@ -25,6 +26,7 @@ use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
 use bulkhead_store::org::Org;
 use bulkhead_store::plugin::Plugin;
+use bulkhead_store::retention::{History, Pass};
 use bulkhead_store::run::{Run, RunEvent, Step};
 use bulkhead_store::schedule::ScheduleState;
 use bulkhead_store::secret::Secret;
@@ -241,6 +243,7 @@ pub(crate) struct Tenant {
     pub(crate) job: NewJob,
     pub(crate) schedule: ScheduleState,
     pub(crate) audit: AuditEvent,
+    pub(crate) history: History,
 }
 
 impl Tenant {
@@ -280,6 +283,7 @@ impl Tenant {
             schedule: schedule(workflow.id, now),
             audit: audit("plugin.uploaded", &plugin.id.to_string()),
             version: version(1, now),
+            history: history(now),
             plugin,
             installation,
             workflow,
@@ -325,6 +329,9 @@ impl Tenant {
         tx.record_event("run.started", &self.run.id.to_string(), &json!({ "n": 1 }), ambient).await?;
         tx.record_audit(&self.audit, ambient).await?;
         tx.enqueue(&self.job, ambient).await?;
+        tx.save_retention(&RetentionPolicy::default(), 0, now).await?;
+        tx.save_history(&self.history).await?;
+        tx.spend_key(RunId::new(ambient), self.workflow.id, "spent", now, now).await?;
         Ok(())
     }
 }
@@ -351,6 +358,7 @@ pub(crate) fn plugin(ambient: &Ambient, name: &str, version: &str, digest: [u8; 
         manifest: serde_json::from_value(manifest).unwrap(),
         size_bytes: 4,
         created_at: ambient.now(),
+        deleted_at: None,
     }
 }
 
@@ -462,6 +470,19 @@ pub(crate) fn job(run: RunId, run_at: Timestamp) -> NewJob {
         dedupe_key: Some(run.to_string()),
         attempts_max: 3,
         group: None,
+    }
+}
+
+pub(crate) fn history(now: Timestamp) -> History {
+    History {
+        runs: 3,
+        bytes: 5_000,
+        runs_counted_to: now,
+        calls_counted_to: CallId::first_at(now),
+        recounted_at: now,
+        looked_at: now,
+        full_since: None,
+        pass: Some(Pass { runs: 2, bytes: 900, evicted: 1, ..Pass::begun(now) }),
     }
 }
 

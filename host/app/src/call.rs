@@ -123,7 +123,7 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::NotFound`]; [`AppError::Conflict`] `installation-disabled`, `plugin-unusable`; [`AppError::Invalid`]
-    /// `invalid-call` for an unknown contribution or an input that does not fit; [`AppError::Busy`]. However the call
+    /// `invalid-call` for an unknown contribution or an input that does not fit; [`AppError::Busy`]; [`AppError::Quota`]. However the call
     /// itself ends, that is an outcome.
     pub async fn call_once(
         &self,
@@ -134,6 +134,7 @@ impl App {
         input: Value,
     ) -> Result<Call, AppError> {
         let scope = caller.authorize(org, Permission::PluginsCall)?;
+        self.require_room(&scope).await?;
         let app = self.clone();
         self.to_the_end(
             "plugin call",
@@ -441,6 +442,7 @@ fn not_made(error: AppError) -> Result<CallError, AppError> {
         }
         fault @ (AppError::Unauthenticated
         | AppError::Forbidden(_)
+        | AppError::Quota(_)
         | AppError::StaleVersion
         | AppError::TooLarge { .. }
         | AppError::Busy { .. }

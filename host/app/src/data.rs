@@ -11,5 +11,6 @@ pub use bulkhead_store::job::Job;
 pub use bulkhead_store::org::Org;
 pub use bulkhead_store::page::{PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Page, PageRequest};
 pub use bulkhead_store::plugin::Plugin;
+pub use bulkhead_store::retention::{History, Pass};
 pub use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
 pub use bulkhead_store::workflow::{Workflow, WorkflowVersion, WorkflowVersionSummary};

@@ -29,7 +29,7 @@ use crate::call::{Attempted, PluginCall};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
 use crate::run::record::{log_event, read_state, read_trigger, save_record, state_text};
-use crate::{App, AppError};
+use crate::{App, AppError, quota};
 
 /// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
 /// time that permits, egress quotas and a slow disk may take.
@@ -446,7 +446,7 @@ impl App {
         let Made::Call(call) = made else { return };
         let recorded = self
             .store()
-            .write_locked(scope, call, |tx, call| Box::pin(async move { tx.record_call(call).await }))
+            .write_locked(scope, call, |tx, call| Box::pin(async move { quota::record_call(tx, call).await }))
             .await;
         if let Err(error) = recorded {
             tracing::warn!(
@@ -582,7 +582,7 @@ async fn write_commit(
                     return Err(NotCommitted::Revoked);
                 }
             }
-            tx.record_call(call).await?;
+            quota::record_call(tx, call).await?;
         }
         save_record(tx, &commit.state, &mut run, record, call, now).await?;
     }

@@ -4,6 +4,8 @@ use bulkhead_model::permission::{Permission, Refused};
 use bulkhead_store::{StoreError, TxError};
 use serde::Serialize;
 
+use crate::quota::QuotaExceeded;
+
 /// One thing that is wrong with an input, and where.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Problem {
@@ -40,6 +42,9 @@ pub enum AppError {
     /// What is stored stands against it (`workflow-inactive`, `version-exists`, …).
     #[error("{message}")]
     Conflict { code: &'static str, message: String },
+    /// The organization holds as much as it may.
+    #[error("{0}")]
+    Quota(QuotaExceeded),
     /// The entity tag that the caller saw is no longer the current one.
     #[error("it was changed since you read it: read it again")]
     StaleVersion,

@@ -110,7 +110,8 @@ impl App {
     /// Takes a delivery: a run begins, or the reason is told why none does.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] `invalid-json`, `invalid-delivery-id`; [`AppError::TooLarge`]; [`AppError::TooMany`].
+    /// [`AppError::Invalid`] `invalid-json`, `invalid-delivery-id`; [`AppError::TooLarge`]; [`AppError::TooMany`];
+    /// [`AppError::Quota`].
     pub async fn receive_delivery(&self, open: OpenHook, delivery: Delivery) -> Result<Accepted, AppError> {
         let OpenHook { scope, hook, workflow } = open;
         if delivery.body.len() as u64 > BODY_BYTES_MAX {

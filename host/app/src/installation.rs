@@ -26,6 +26,7 @@ use bulkhead_store::{StoreError, Tx};
 use serde_json::{Value, json};
 
 use crate::plugin::contract::Contract;
+use crate::plugin::require_in_use;
 use crate::{App, AppError, Problem};
 
 /// Bytes of an installation's settings as JSON text.
@@ -145,7 +146,9 @@ impl App {
                 Box::pin(async move { Ok::<_, AppError>(tx.load_plugin_version(name.as_str(), version).await?) })
             })
             .await?;
-        let plugin = found.ok_or_else(|| unknown_version(&new.plugin, &new.version))?;
+        let plugin = found
+            .filter(|plugin| plugin.deleted_at.is_none())
+            .ok_or_else(|| unknown_version(&new.plugin, &new.version))?;
         let check = move |ceiling: &Ceiling, now| {
             check_settings(&plugin, &new.settings)?;
             check_grants(&plugin.manifest, &new.grants, ceiling, &new.settings, now)?;
@@ -180,6 +183,7 @@ impl App {
                 (installation.clone(), event, self.ambient().clone()),
                 |tx, (installation, event, ambient)| {
                     Box::pin(async move {
+                        require_in_use(tx, installation.plugin).await?;
                         tx.insert_installation(installation).await?;
                         let (id, version) = (installation.id, installation.grant_version);
                         tx.record_grants(id, version, &installation.grants, &event.actor, installation.created_at)
@@ -263,6 +267,7 @@ impl App {
                             let other = match version {
                                 Some(version) if *version != before.1.version => {
                                     let other = tx.load_plugin_version(before.1.name.as_str(), version).await?;
+                                    let other = other.filter(|plugin| plugin.deleted_at.is_none());
                                     Some(other.ok_or_else(|| unknown_version(&before.1.name, version))?)
                                 }
                                 Some(_) | None => None,
@@ -286,6 +291,7 @@ impl App {
                         Box::pin(async move {
                             // What was computed holds for the version that it was computed from.
                             require_at(tx, before.0.id, before.0.grant_version).await?;
+                            require_in_use(tx, next.plugin).await?;
                             let mut next = Installation { updated_at: ambient.now(), ..next.clone() };
                             let version = save(tx, &before.0, &mut next, actor).await?;
                             tx.record_audit(&updated_event(before, (&next, plugin), version, actor), ambient).await?;

@@ -31,6 +31,9 @@ pub mod org;
 pub mod permits;
 mod planner;
 pub mod plugin;
+mod prune;
+pub mod quota;
+pub mod retention;
 pub mod run;
 pub mod sandbox;
 pub mod schedule;
@@ -83,6 +86,7 @@ pub struct App {
     definitions: Definitions,
     admission: Arc<admission::Admission>,
     breakers: breaker::Breakers,
+    rooms: quota::Rooms,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -114,6 +118,7 @@ impl App {
                 .build(),
             admission: Arc::new(admission::Admission::new(StartLimits::default())),
             breakers: breaker::Breakers::default(),
+            rooms: quota::rooms(),
         }
     }
 
@@ -151,6 +156,10 @@ impl App {
 
     pub(crate) fn breakers(&self) -> &breaker::Breakers {
         &self.breakers
+    }
+
+    pub(crate) fn rooms(&self) -> &quota::Rooms {
+        &self.rooms
     }
 
     pub(crate) fn in_flight(&self) -> &in_flight::InFlight {

@@ -8,20 +8,22 @@ use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{OrgId, PluginId};
 use bulkhead_model::limits::PackageLimits;
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
+use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_runtime::compiler::CompileError;
 use bulkhead_runtime::{Digest, LoadError, PackageError, PackageInfo, PrepareError, Prepared};
+use bulkhead_store::Tx;
 use bulkhead_store::page::{Page, PageRequest};
-use bulkhead_store::plugin::Plugin;
+use bulkhead_store::plugin::{Plugin, PluginCount};
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::quota::QuotaExceeded;
 use crate::sandbox::FIRST_PARTY_PUBLISHER;
 use crate::{App, AppError, Problem};
 
-/// Versions that an organization may hold.
-pub const PLUGINS_MAX: u64 = 1_000;
-/// … and the bytes of their packages together: 2 GiB.
-pub const PLUGINS_BYTES_MAX: u64 = 2 * 1024 * 1024 * 1024;
+/// Names of deleted versions that are kept for each version that an organization may hold: they stand in its history, and keep a
+/// version from meaning other bytes.
+const DELETED_PER_VERSION_MAX: u64 = 10;
 
 /// A package's place in the organization.
 #[derive(Clone, Debug)]
@@ -37,7 +39,7 @@ impl App {
     /// # Errors
     /// [`AppError::TooLarge`]; [`AppError::Invalid`] `invalid-package` with what is wrong and where, `compile-failed` or
     /// `compile-timeout`; [`AppError::Conflict`] `version-exists` for other bytes under the same name and version,
-    /// `quota-exceeded` when the organization holds [`PLUGINS_MAX`] versions or [`PLUGINS_BYTES_MAX`] already;
+    /// [`AppError::Quota`] when the organization holds as many versions, or bytes of them, as it may;
     /// [`AppError::Runtime`] when the compiler cannot be started. None of them changes anything.
     pub async fn upload_plugin(&self, caller: &Caller, org: OrgId, package: Bytes) -> Result<Uploaded, AppError> {
         let scope = caller.authorize(org, Permission::PluginsUpload)?;
@@ -52,17 +54,20 @@ impl App {
             .read(&scope, (name.clone(), version.clone()), |tx, (name, version)| {
                 Box::pin(async move {
                     let slug = tx.require_org().await?.slug;
-                    let held = tx.count_plugins().await?;
+                    let held = (tx.count_plugins().await?, tx.load_quotas().await?);
                     Ok::<_, AppError>((slug, held, tx.load_plugin_version(name.as_str(), version).await?))
                 })
             })
             .await?;
         self.check_publisher(&info, slug.as_str())?;
         if let Some(known) = known {
-            return same_or_conflict(known, info.digest);
+            let known = same_or_conflict(known, info.digest)?;
+            if known.plugin.deleted_at.is_none() {
+                return Ok(known);
+            }
         }
         // Before it is compiled, which costs most; and again when it is stored.
-        check_quota(held, info.size_bytes)?;
+        check_quota(held.0, &held.1, info.size_bytes)?;
         let bytes = package.clone();
         self.prepare(info.digest, async move { Ok(bytes.to_vec()) }).await.map_err(|error| not_compiled(&error))?;
         let plugin = Plugin {
@@ -73,6 +78,7 @@ impl App {
             manifest: info.manifest,
             size_bytes: i64::try_from(info.size_bytes).unwrap_or(i64::MAX),
             created_at: self.ambient().now(),
+            deleted_at: None,
         };
         self.insert_plugin(&scope, plugin, package).await
     }
@@ -94,20 +100,66 @@ impl App {
                 Box::pin(async move {
                     let held = tx.count_plugins().await?;
                     tx.insert_artifact(&plugin.digest, package, plugin.created_at).await?;
-                    if !tx.insert_plugin(plugin).await? {
-                        // Somebody else was quicker.
-                        let stored = tx.load_plugin_version(plugin.name.as_str(), &plugin.version).await?;
-                        return same_or_conflict(
-                            stored.ok_or(AppError::NotFound { what: "plugin" })?,
-                            Digest(plugin.digest),
-                        );
+                    if tx.insert_plugin(plugin).await? {
+                        check_quota(held, &tx.load_quotas().await?, package.len() as u64)?;
+                        tx.record_audit(event, ambient).await?;
+                        return Ok(Uploaded { plugin: plugin.clone(), created: true });
                     }
-                    check_quota(held, package.len() as u64)?;
-                    tx.record_audit(event, ambient).await?;
-                    Ok(Uploaded { plugin: plugin.clone(), created: true })
+                    // Somebody else was quicker, or it was there before and was deleted.
+                    let stored = tx.load_plugin_version(plugin.name.as_str(), &plugin.version).await?;
+                    let stored = stored.ok_or(AppError::NotFound { what: "plugin" })?;
+                    let known = same_or_conflict(stored, Digest(plugin.digest))?;
+                    if !tx.restore_plugin(known.plugin.id).await? {
+                        return Ok(known);
+                    }
+                    check_quota(held, &tx.load_quotas().await?, package.len() as u64)?;
+                    let event = AuditEvent { target: known.plugin.id.to_string(), ..event.clone() };
+                    tx.record_audit(&event, ambient).await?;
+                    Ok(Uploaded { plugin: Plugin { deleted_at: None, ..known.plugin }, created: true })
                 })
             })
             .await
+    }
+
+    /// Takes a version out of use: its package is gone, its name stays for the history and for the same bytes, should they be uploaded
+    /// again.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`]; [`AppError::Conflict`] `plugin-installed`.
+    pub async fn delete_plugin(&self, caller: &Caller, org: OrgId, id: PluginId) -> Result<(), AppError> {
+        let scope = caller.authorize(org, Permission::PluginsUpload)?;
+        let digest = self
+            .store()
+            .write(&scope, (id, scope.actor().clone(), self.ambient().clone()), |tx, (id, actor, ambient)| {
+                Box::pin(async move {
+                    let plugin = require_in_use(tx, *id).await?;
+                    if tx.is_plugin_installed(*id).await? {
+                        let message = format!(
+                            "{} {} is installed: uninstall it, or move the installation to another version, first",
+                            plugin.name, plugin.version
+                        );
+                        return Err(AppError::conflict("plugin-installed", message));
+                    }
+                    tx.delete_plugin(*id, ambient.now()).await?;
+                    let event = AuditEvent {
+                        action: "plugin.deleted",
+                        target: id.to_string(),
+                        actor: actor.clone(),
+                        detail: json!({
+                            "name": plugin.name,
+                            "version": plugin.version,
+                            "digest": Digest(plugin.digest),
+                            "size_bytes": plugin.size_bytes,
+                        }),
+                    };
+                    tx.record_audit(&event, ambient).await?;
+                    Ok::<_, AppError>(Digest(plugin.digest))
+                })
+            })
+            .await?;
+        // Memory that somebody else's same package would only have to take again.
+        self.sandbox().runtime.forget(&digest).await;
+        Ok(())
     }
 
     /// Looks into a package on a thread that may block.
@@ -180,16 +232,33 @@ impl App {
     }
 }
 
-/// Whether one more package of this size has a place beside what the organization holds (versions, bytes).
-fn check_quota((versions, bytes): (u64, u64), size_bytes: u64) -> Result<(), AppError> {
-    if versions < PLUGINS_MAX && bytes.saturating_add(size_bytes) <= PLUGINS_BYTES_MAX {
-        return Ok(());
+/// A version that is not deleted.
+pub(crate) async fn require_in_use(tx: &mut Tx, id: PluginId) -> Result<Plugin, AppError> {
+    let found = tx.load_plugin(id).await?.filter(|plugin| plugin.deleted_at.is_none());
+    found.ok_or(AppError::NotFound { what: "plugin" })
+}
+
+/// Whether one more package of this size has a place beside what the organization holds.
+fn check_quota(held: PluginCount, quotas: &Quotas, size_bytes: u64) -> Result<(), AppError> {
+    const HINT: &str =
+        "delete versions that are not installed (DELETE plugins/{plugin}), or ask the operator for a higher quota";
+    let over = |quota, used, hint| {
+        let limit = quotas.get(quota);
+        Err(AppError::Quota(QuotaExceeded { quota, used, limit, hint }))
+    };
+    if held.versions >= quotas.plugin_versions_max {
+        return over(Quota::PluginVersions, held.versions, HINT);
     }
-    let message = format!(
-        "the organization holds {versions} plugin versions of {bytes} bytes together; at most {PLUGINS_MAX} and \
-         {PLUGINS_BYTES_MAX} bytes are kept"
-    );
-    Err(AppError::conflict("quota-exceeded", message))
+    let bytes = held.bytes.saturating_add(size_bytes);
+    if bytes > quotas.plugin_bytes_max {
+        return over(Quota::PluginBytes, bytes, HINT);
+    }
+    if held.versions + held.deleted >= quotas.plugin_versions_max.saturating_mul(DELETED_PER_VERSION_MAX + 1) {
+        let hint =
+            "the names of ten times as many deleted versions are kept already: ask the operator for a higher quota";
+        return over(Quota::PluginVersions, held.versions, hint);
+    }
+    Ok(())
 }
 
 fn same_or_conflict(stored: Plugin, digest: Digest) -> Result<Uploaded, AppError> {
@@ -265,12 +334,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_quota_is_of_versions_and_of_bytes() {
-        assert!(check_quota((PLUGINS_MAX - 1, 0), 1).is_ok());
-        assert!(check_quota((1, PLUGINS_BYTES_MAX - 5), 5).is_ok());
-        for (held, size_bytes) in [((PLUGINS_MAX, 0), 1), ((1, PLUGINS_BYTES_MAX - 5), 6), ((1, u64::MAX), u64::MAX)] {
-            let refused = check_quota(held, size_bytes);
-            assert!(matches!(refused, Err(AppError::Conflict { code: "quota-exceeded", .. })), "{held:?}");
+    fn the_quota_is_of_versions_of_bytes_and_of_deleted_names() {
+        let quotas = Quotas { plugin_versions_max: 5, plugin_bytes_max: 100, ..Quotas::default() };
+        let held = |versions, bytes, deleted| PluginCount { versions, bytes, deleted };
+        for (held, size_bytes) in [(held(4, 0, 0), 1), (held(1, 95, 0), 5), (held(4, 0, 50), 1)] {
+            assert!(check_quota(held, &quotas, size_bytes).is_ok(), "{held:?}");
+        }
+        for (held, size_bytes, quota) in [
+            (held(5, 0, 0), 1, Quota::PluginVersions),
+            (held(1, 95, 0), 6, Quota::PluginBytes),
+            (held(1, u64::MAX, 0), u64::MAX, Quota::PluginBytes),
+            (held(4, 0, 51), 1, Quota::PluginVersions),
+        ] {
+            let refused = check_quota(held, &quotas, size_bytes);
+            assert!(matches!(&refused, Err(AppError::Quota(over)) if over.quota == quota), "{held:?}: {refused:?}");
         }
     }
 }

@@ -215,6 +215,10 @@ impl App {
         })?;
         let group = run_group(&start.definition, start.workflow, &start.payload);
         let run = new_run(start, &state, self.ambient())?;
+        if let Err(refused) = self.require_room_for_start(scope, run.trigger_data.len()).await {
+            // What was accepted before is answered for, whatever room there is now.
+            return self.started_before(scope, &run).await?.ok_or(refused);
+        }
         // A hook's deliveries are told by the run itself; what a person starts is told with who it was.
         let audited = match scope.actor() {
             Actor::ApiKey(_) => Some(AuditEvent {
@@ -252,11 +256,21 @@ impl App {
         Ok(started.run())
     }
 
+    /// The run that a start with the same dedupe key made before.
+    async fn started_before(&self, scope: &OrgScope, run: &Run) -> Result<Option<RunId>, AppError> {
+        let Some(key) = run.dedupe_key.clone() else { return Ok(None) };
+        self.store()
+            .read(scope, (run.workflow, key), |tx, (workflow, key)| {
+                Box::pin(async move { Ok(tx.load_run_by_dedupe_key(*workflow, key).await?) })
+            })
+            .await
+    }
+
     /// Starts a run by hand (`POST workflows/{id}/runs`). The workflow need not be active: that is for triggers.
     ///
     /// # Errors
     /// [`AppError::Conflict`] `no-trigger` when the definition has neither a manual nor an API trigger whose conditions hold;
-    /// [`AppError::Invalid`] for variables; [`AppError::TooMany`].
+    /// [`AppError::Invalid`] for variables; [`AppError::TooMany`]; [`AppError::Quota`].
     pub async fn start_run(
         &self,
         caller: &Caller,

@@ -24,6 +24,7 @@ use bulkhead_store::{StoreError, Tx};
 use serde_json::Map;
 
 use crate::engine::Left;
+use crate::quota::NO_ROOM_PAUSE_MS;
 use crate::run::{StartRun, Started, insert_started, new_run, run_group};
 use crate::{App, AppError};
 
@@ -356,6 +357,10 @@ impl App {
 
     async fn settle_schedule(&self, lease: &Lease, workflow: WorkflowId, trigger: &TriggerId) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
+        if self.require_room(&scope).await.is_err() {
+            // Nobody is there to be refused: the tick waits, and the policy for missed ones says what becomes of it.
+            return Err(AppError::Busy { what: "the history's quota", retry_after_ms: NO_ROOM_PAUSE_MS });
+        }
         let place = self.admit(&scope).await?;
         for _ in 0..PLANS_MAX {
             let plan = self.plan_firing(&scope, workflow, trigger).await?.map(Arc::new);

@@ -35,6 +35,10 @@ const CLAIM_MAX: usize = 64;
 const LISTED_MAX: u32 = 2_000;
 /// Groups of blocked jobs are looked through this often, for room that no job's end told of.
 const ADMIT_EVERY: Duration = Duration::from_secs(5);
+/// The jobs that see to each organization's history are looked for after a minute, then this often: where one is missing (a new
+/// organization, one that was given up) it is made.
+const ARM_EVERY: Duration = Duration::from_mins(10);
+const ARM_FIRST: Duration = Duration::from_mins(1);
 /// Jobs that nobody here works on although this worker holds them are looked for this often.
 const RELEASE_EVERY: Duration = Duration::from_secs(5);
 /// A job of a kind that this binary does not know is left for a newer node, and looked at again after this long.
@@ -413,6 +417,10 @@ impl Worker {
                 let left = self.app.fire_schedule(&job.lease, workflow, &trigger).await;
                 tracing::debug!(job = %job.lease.job, %workflow, %trigger, ?left, "left a job");
             }
+            Ok(JobPayload::PruneHistory) => {
+                let left = self.app.prune_history(&job.lease, &leash).await;
+                tracing::debug!(job = %job.lease.job, ?left, "left a job");
+            }
             // A newer node's, during a rolling upgrade; or nobody's, which the attempts find out.
             Err(error) if !JobPayload::is_known_kind(&job.kind) && job.lease.attempt < job.attempts_max => {
                 let why = format!("this version does not know jobs of the kind {}: {error}", job.kind);
@@ -479,6 +487,7 @@ impl Worker {
         let (mut released_at, mut strays) = (Instant::now(), HashSet::new());
         let mut tended_after = None::<String>;
         let mut pause = RECOVER_EVERY;
+        let (mut armed_at, mut arm_after) = (Instant::now(), ARM_FIRST);
         while !stop.is_cancelled() {
             tokio::select! {
                 () = tokio::time::sleep(std::mem::replace(&mut pause, RECOVER_EVERY)) => {}
@@ -543,6 +552,15 @@ impl Worker {
             if released_at.elapsed() >= RELEASE_EVERY {
                 released_at = Instant::now();
                 strays = self.release_strays(&strays).await;
+            }
+            if armed_at.elapsed() >= arm_after {
+                (armed_at, arm_after) = (Instant::now(), ARM_EVERY);
+                if let Err(error) = self.app.arm_pruning().await {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "jobs that remove history could not be made"
+                    );
+                }
             }
         }
     }

@@ -16,6 +16,7 @@ use bulkhead_store::workflow::{Workflow, WorkflowVersion, WorkflowVersionSummary
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
+use crate::quota::check_active_workflows;
 use crate::schedule::{self, Upcoming};
 use crate::{App, AppError, Problem};
 
@@ -512,6 +513,7 @@ impl App {
                         }
                         let problems = missing_uses(tx, definition).await?;
                         sort_missing(problems, true, &mut Vec::new())?;
+                        check_active_workflows(tx).await?;
                         activated = Some(definition);
                     }
                     let next = Workflow {

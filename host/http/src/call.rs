@@ -149,7 +149,9 @@ impl From<CallSummary> for CallSummaryView {
     tag = "calls",
     request_body = NewCallInput,
     responses((status = 200, body = CallView)),
-    extensions(("x-bulkhead-problems" = json!(["invalid-call", "installation-disabled", "plugin-unusable", "busy"]))),
+    extensions(("x-bulkhead-problems" = json!([
+        "invalid-call", "installation-disabled", "plugin-unusable", "busy", "quota-exceeded"
+    ]))),
 )]
 pub(crate) async fn make_call(
     at: OrgCaller,

@@ -199,7 +199,16 @@ pub(crate) struct IfMatch<T> {
     of: PhantomData<T>,
 }
 
-impl<T: PathPart> FromRequestParts<HttpState> for IfMatch<T> {
+/// What has an entity tag.
+pub(crate) trait Tagged {
+    const WHAT: &'static str;
+}
+
+impl<T: PathPart> Tagged for T {
+    const WHAT: &'static str = <T as PathPart>::WHAT;
+}
+
+impl<T: Tagged> FromRequestParts<HttpState> for IfMatch<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Self, Problem> {
@@ -208,7 +217,7 @@ impl<T: PathPart> FromRequestParts<HttpState> for IfMatch<T> {
     }
 }
 
-impl<T: PathPart> OptionalFromRequestParts<HttpState> for IfMatch<T> {
+impl<T: Tagged> OptionalFromRequestParts<HttpState> for IfMatch<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Option<Self>, Problem> {

@@ -43,7 +43,7 @@ pub(crate) struct AcceptedView {
     request_body(content = serde_json::Value, content_type = "application/json"),
     responses((status = 202, body = AcceptedView)),
     extensions(("x-bulkhead-problems" = json!([
-        "not-found", "workflow-inactive", "invalid-delivery-id",
+        "not-found", "workflow-inactive", "invalid-delivery-id", "quota-exceeded",
         "too-many-starts", "too-many-waiting", "runs-per-minute"
     ]))),
 )]

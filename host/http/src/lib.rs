@@ -36,6 +36,8 @@ mod org;
 mod page;
 mod plugin;
 mod problem;
+mod quota;
+mod retention;
 mod run;
 mod schedule;
 mod schema;
@@ -127,12 +129,17 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::AuditRead, routes!(audit::list_audit)))
         .routes(guarded(Permission::EventsRead, routes!(event::list_events)))
         .routes(guarded(Permission::JobsRead, routes!(job::list_jobs)))
+        .routes(guarded(Permission::OrgRead, routes!(quota::list_quotas)))
+        .routes(guarded(Permission::OrgRead, routes!(retention::show_retention)))
+        .routes(guarded(Permission::RetentionWrite, routes!(retention::replace_retention)))
+        .routes(guarded(Permission::OrgRead, routes!(retention::preview_retention)))
 }
 
 fn plugin_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(guarded(Permission::PluginsRead, routes!(plugin::list_plugins)))
         .routes(guarded(Permission::PluginsRead, routes!(plugin::show_plugin)))
+        .routes(guarded(Permission::PluginsUpload, routes!(plugin::delete_plugin)))
         .routes(guarded(Permission::PluginsInstall, routes!(installation::install)))
         .routes(guarded(Permission::PluginsRead, routes!(installation::list_installations)))
         .routes(guarded(Permission::PluginsRead, routes!(installation::show_installation)))

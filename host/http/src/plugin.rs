@@ -45,6 +45,9 @@ pub(crate) struct PluginView {
     manifest: Manifest,
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
+    /// When it was deleted; its name stays for the history. Lists leave such versions out.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    deleted_at: Option<Timestamp>,
 }
 
 impl From<Plugin> for PluginView {
@@ -57,6 +60,7 @@ impl From<Plugin> for PluginView {
             size_bytes: plugin.size_bytes,
             manifest: plugin.manifest,
             created_at: plugin.created_at,
+            deleted_at: plugin.deleted_at,
         }
     }
 }
@@ -148,6 +152,23 @@ pub(crate) async fn upload_plugin(
     let status = if uploaded.created { StatusCode::CREATED } else { StatusCode::OK };
     let location = format!("/api/v1/orgs/{}/plugins/{}", at.org, uploaded.plugin.id);
     Ok((status, [(header::LOCATION, location)], Json(PluginView::from(uploaded.plugin))).into_response())
+}
+
+/// Deletes a plugin version that is not installed. Its package is gone; its name stays for the history, and for the same bytes.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/orgs/{org}/plugins/{plugin}",
+    tag = "plugins",
+    responses((status = 204)),
+    extensions(("x-bulkhead-problems" = json!(["plugin-installed"]))),
+)]
+pub(crate) async fn delete_plugin(
+    at: OrgCaller,
+    In(id): In<PluginId>,
+    State(state): State<HttpState>,
+) -> Result<StatusCode, Problem> {
+    state.app.delete_plugin(&at.caller, at.org, id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Filters of the plugins.

@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bulkhead_app::AppError;
 use bulkhead_app::data::StoreError;
+use bulkhead_app::quota::QuotaExceeded;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
@@ -46,6 +47,21 @@ pub(crate) struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     retry_after_s: Option<u64>,
+    quota: Option<ExceededQuota>,
+}
+
+/// The quota that stands against a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[schema(as = ExceededQuota)]
+pub(crate) struct ExceededQuota {
+    /// As `GET quotas` names it.
+    name: &'static str,
+    unit: &'static str,
+    /// What is held, or what was asked for where the quota is of one thing.
+    used: u64,
+    limit: u64,
+    /// What to do about it.
+    hint: &'static str,
 }
 
 /// The document as sent.
@@ -64,6 +80,9 @@ pub(crate) struct Document {
     pub(crate) request_id: String,
     /// What is wrong with the input, and where. Empty when it is not about the input.
     pub(crate) errors: Vec<FieldError>,
+    /// With `quota-exceeded` only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quota: Option<ExceededQuota>,
 }
 
 impl Problem {
@@ -77,6 +96,7 @@ impl Problem {
             detail: detail.into(),
             errors: Vec::new(),
             retry_after_s: None,
+            quota: None,
         }
     }
 
@@ -122,6 +142,7 @@ impl Problem {
             detail: self.detail.clone(),
             request_id: request_id.to_owned(),
             errors: self.errors.clone(),
+            quota: self.quota.clone(),
         };
         serde_json::to_vec(&document).expect("text and numbers are always written as JSON")
     }
@@ -141,6 +162,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 impl From<AppError> for Problem {
     fn from(error: AppError) -> Self {
         match error {
+            AppError::Quota(QuotaExceeded { quota, used, limit, hint }) => {
+                let mut problem = Self::new(Kind::QuotaExceeded, error.to_string());
+                problem.quota = Some(ExceededQuota { name: quota.as_str(), unit: quota.unit(), used, limit, hint });
+                problem
+            }
             AppError::Unauthenticated => Self::new(Kind::Unauthenticated, error.to_string()),
             AppError::Forbidden(_) => Self::new(Kind::Forbidden, error.to_string()),
             AppError::NotFound { .. } => Self::new(Kind::NotFound, error.to_string()),
@@ -154,7 +180,7 @@ impl From<AppError> for Problem {
                     .take(ERRORS_MAX)
                     .map(|problem| FieldError { path: problem.path, code: problem.code, message: problem.message })
                     .collect();
-                Self { status, slug: code, title, detail: message, errors, retry_after_s: None }
+                Self { status, slug: code, title, detail: message, errors, retry_after_s: None, quota: None }
             }
             AppError::Conflict { code, message } => {
                 let title = kind_of(code).map_or("The request conflicts with what is stored", |entry| entry.title);
@@ -165,6 +191,7 @@ impl From<AppError> for Problem {
                     detail: message,
                     errors: Vec::new(),
                     retry_after_s: None,
+                    quota: None,
                 }
             }
             AppError::StaleVersion => Self::new(Kind::Stale, error.to_string()),

@@ -231,7 +231,7 @@ fn accepted(at: &OrgCaller, run: RunId) -> Response {
     request_body = StartRunInput,
     responses((status = 202, body = StartedView)),
     extensions(("x-bulkhead-problems" = json!([
-        "no-trigger", "invalid-variables", "invalid-idempotency-key", "invalid-header",
+        "no-trigger", "invalid-variables", "invalid-idempotency-key", "invalid-header", "quota-exceeded",
         "too-many-starts", "too-many-waiting", "runs-per-minute"
     ]))),
 )]

@@ -357,7 +357,7 @@ pub(crate) async fn show_workflow_version(
     path = "/api/v1/orgs/{org}/workflows/{workflow}/activate",
     tag = "workflows",
     responses((status = 200, body = WorkflowSummaryView, headers(("etag" = String)))),
-    extensions(("x-bulkhead-problems" = json!(["invalid-workflow", "stale-version"]))),
+    extensions(("x-bulkhead-problems" = json!(["invalid-workflow", "stale-version", "quota-exceeded"]))),
 )]
 pub(crate) async fn activate_workflow(
     at: OrgCaller,

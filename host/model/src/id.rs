@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::ambient::Ambient;
+use crate::time::Timestamp;
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// Length of the base 32 part.
@@ -61,6 +62,19 @@ macro_rules! ids {
             #[must_use]
             pub fn new(ambient: &Ambient) -> Self {
                 Self(new_v7(ambient))
+            }
+
+            /// The smallest id that can have been made at this moment (to the millisecond) or later.
+            #[must_use]
+            pub fn first_at(at: Timestamp) -> Self {
+                Self(Uuid::from_u128(u128::from(at.as_millis()) << 80))
+            }
+
+            /// The moment at which the id was made, to the millisecond.
+            #[must_use]
+            pub fn made_at(self) -> Timestamp {
+                let millis = i64::try_from(self.0.as_u128() >> 80).unwrap_or(i64::MAX / 1000);
+                Timestamp::from_micros(millis.saturating_mul(1000))
             }
 
             #[must_use]
@@ -177,6 +191,15 @@ mod tests {
         ] {
             assert!(text.parse::<RunId>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn ids_are_divided_by_the_moment_at_which_they_were_made() {
+        let at = Timestamp::from_micros(1_795_248_000_000_000);
+        let made = RunId::new(&Ambient::manual(at, 1));
+        assert!(RunId::first_at(at) <= made);
+        assert_eq!(made.made_at(), at);
+        assert!(made < RunId::first_at(at.plus(std::time::Duration::from_millis(1))));
     }
 
     proptest! {

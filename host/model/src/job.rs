@@ -16,6 +16,8 @@ pub enum JobPayload {
     AdvanceRun { run: RunId },
     /// Fires the ticks of a workflow's schedule that are due, and waits for the next one.
     FireSchedule { workflow: WorkflowId, trigger: TriggerId },
+    /// Counts what of the organization's runs and calls has ended, and removes what is not to be kept any longer.
+    PruneHistory,
 }
 
 impl JobPayload {
@@ -24,6 +26,7 @@ impl JobPayload {
         match self {
             Self::AdvanceRun { .. } => "advance_run",
             Self::FireSchedule { .. } => "fire_schedule",
+            Self::PruneHistory => "prune_history",
         }
     }
 
@@ -34,7 +37,7 @@ impl JobPayload {
     }
 
     /// Every kind, as [`kind`](Self::kind) names it.
-    pub const KINDS: &'static [&'static str] = &["advance_run", "fire_schedule"];
+    pub const KINDS: &'static [&'static str] = &["advance_run", "fire_schedule", "prune_history"];
 
     #[must_use]
     pub fn lane(&self) -> Lane {
@@ -42,6 +45,7 @@ impl JobPayload {
             Self::AdvanceRun { .. } => Lane::Interactive,
             // A moment's work, which a crowd of runs must not delay.
             Self::FireSchedule { .. } => Lane::System,
+            Self::PruneHistory => Lane::Bulk,
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
 //! | are two failures the same fault? | [`fault`] |
+//! | how long is what has ended kept, and how much of it? | [`retention`], [`quota`] |
 //! | what is a workflow, and what happens next in a run? | [`workflow`], [`run`], [`condition`], [`template`] |
 
 pub mod ambient;
@@ -26,6 +27,8 @@ pub mod limits;
 pub mod manifest;
 pub mod name;
 pub mod permission;
+pub mod quota;
+pub mod retention;
 pub mod run;
 pub mod schedule;
 pub mod template;

@@ -55,6 +55,8 @@ permissions! {
     JobsRead = "jobs.read",
     EventsRead = "events.read",
     AuditRead = "audit.read",
+    /// Decides how long what has ended is kept.
+    RetentionWrite = "retention.write",
 }
 
 impl fmt::Display for Permission {

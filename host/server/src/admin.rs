@@ -8,6 +8,7 @@ use bulkhead_app::api_key::NewApiKey;
 use bulkhead_model::id::ApiKeyId;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Permission, PermissionSet};
+use bulkhead_model::quota::Quota;
 use clap::Subcommand;
 use serde_json::json;
 
@@ -39,6 +40,20 @@ pub(crate) enum Command {
         /// How many of its jobs of a lane are held at once, on all nodes together (1 to 10000)
         #[arg(long, default_value_t = 64)]
         jobs_max: u32,
+    },
+    /// Set what an organization may hold; without a value, show what it may and does hold
+    #[command(after_help = "Examples:\n  bulkhead admin set-quota acme\n  \
+        bulkhead admin set-quota acme --quota history_bytes --value 53687091200\n\n\
+        Quotas: active_workflows, payload_bytes, history_bytes, log_bytes, plugin_versions, plugin_bytes")]
+    SetQuota {
+        /// The organization's short name
+        org: String,
+        /// Which quota
+        #[arg(long, requires = "value")]
+        quota: Option<String>,
+        /// Its value, in bytes or in what is counted
+        #[arg(long, requires = "quota")]
+        value: Option<u64>,
     },
     /// Make an API key; its text is shown once
     #[command(after_help = "Examples:\n  bulkhead admin create-key acme --name laptop\n  \
@@ -100,6 +115,19 @@ async fn act(host: &Host, command: Command) -> Result<()> {
             let org = require_org(host, &org).await?;
             host.app.set_queue_share(org.id, weight, jobs_max).await?;
             println!("{}: weight {weight}, at most {jobs_max} jobs of a lane at once", org.slug);
+        }
+        Command::SetQuota { org, quota, value } => {
+            let org = require_org(host, &org).await?;
+            if let Some((text, value)) = quota.zip(value) {
+                let known = || Quota::ALL.iter().map(|quota| quota.as_str()).collect::<Vec<_>>().join(", ");
+                let quota =
+                    Quota::parse(&text).with_context(|| format!("there is no quota {text}; known are {}", known()))?;
+                host.app.set_quota(org.id, quota, value).await?;
+            }
+            for shown in host.app.show_quotas_as_operator(org.id).await? {
+                let used = shown.used.map_or_else(|| "of each run".to_owned(), |used| format!("{used} used"));
+                println!("{:<17} {:>16} {:<9} {used}", shown.quota.as_str(), shown.limit, shown.quota.unit());
+            }
         }
         Command::CreateKey { org, name, permissions, days, json } => {
             let org = require_org(host, &org).await?;

@@ -55,6 +55,9 @@ pub const TABLES: &[&str] = &[
     "event",
     "audit",
     "job",
+    "retention",
+    "history",
+    "spent_key",
 ];
 
 /// Tables that a backup leaves out.

@@ -112,6 +112,20 @@ impl Tx {
         self.execute(sql, values).await.map(drop)
     }
 
+    /// Bytes that the logs of the run's calls take up, and how many they may.
+    pub async fn load_log_use(&mut self, run: RunId) -> Result<(u64, u64), StoreError> {
+        let sql = sql!(
+            "select log_bytes_max, cast(coalesce((select sum(octet_length(log)) from call where org_id = $1 and run_id = $2), 0)
+                 as bigint) as used
+             from organization where id = $1"
+        );
+        let org = self.org()?;
+        let row =
+            self.fetch_optional(sql, binds![org, run]).await?.ok_or(StoreError::NotFound { what: "organization" })?;
+        let value = |name| Ok::<_, StoreError>(u64::try_from(row.get::<i64>(name)?).unwrap_or(0));
+        Ok((value("used")?, value("log_bytes_max")?))
+    }
+
     pub async fn load_call(&mut self, id: CallId) -> Result<Option<Call>, StoreError> {
         let sql = sql!(
             "select id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version, outcome, input, output,

@@ -29,6 +29,8 @@ pub mod page;
 pub mod plugin;
 mod postgres;
 mod probe;
+pub mod prune;
+pub mod retention;
 pub mod run;
 pub mod schedule;
 pub mod seal;

@@ -3,6 +3,7 @@
 use bulkhead_model::id::OrgId;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::SystemReason;
+use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
@@ -65,6 +66,56 @@ impl Tx {
         }
         self.work_for(org).await?;
         Ok(true)
+    }
+
+    /// What the organization may hold.
+    pub async fn load_quotas(&mut self) -> Result<Quotas, StoreError> {
+        let sql = sql!(
+            "select active_workflows_max, payload_bytes_max, history_bytes_max, log_bytes_max, plugin_versions_max, plugin_bytes_max
+             from organization where id = $1"
+        );
+        let id = self.org()?;
+        let row = self.fetch_optional(sql, binds![id]).await?.ok_or(StoreError::NotFound { what: "organization" })?;
+        let value = |name| Ok::<_, StoreError>(u64::try_from(row.get::<i64>(name)?).unwrap_or(0));
+        Ok(Quotas {
+            active_workflows_max: value("active_workflows_max")?,
+            payload_bytes_max: value("payload_bytes_max")?,
+            history_bytes_max: value("history_bytes_max")?,
+            log_bytes_max: value("log_bytes_max")?,
+            plugin_versions_max: value("plugin_versions_max")?,
+            plugin_bytes_max: value("plugin_bytes_max")?,
+        })
+    }
+
+    /// Sets what an organization may hold; answers what it was before, `None` when there is no such organization; else the transaction
+    /// works for it from here on. Needs the scope of `SystemReason::Admin`.
+    pub async fn set_quota(&mut self, org: OrgId, quota: Quota, value: u64) -> Result<Option<Quotas>, StoreError> {
+        self.require_reason(SystemReason::Admin)?;
+        let there = sql!("select 1 as one from organization where id = $1");
+        if self.fetch_optional(there, binds![org]).await?.is_none() {
+            return Ok(None);
+        }
+        self.work_for(org).await?;
+        let before = self.load_quotas().await?;
+        let mut next = before.clone();
+        next.set(quota, value).map_err(|_| StoreError::Misuse("a quota out of its bounds"))?;
+        let sql = sql!(
+            "update organization set active_workflows_max = $2, payload_bytes_max = $3, history_bytes_max = $4, log_bytes_max = $5,
+                 plugin_versions_max = $6, plugin_bytes_max = $7
+             where id = $1"
+        );
+        let value = |quota| i64::try_from(next.get(quota)).unwrap_or(i64::MAX);
+        let values = binds![
+            org,
+            value(Quota::ActiveWorkflows),
+            value(Quota::PayloadBytes),
+            value(Quota::HistoryBytes),
+            value(Quota::LogBytes),
+            value(Quota::PluginVersions),
+            value(Quota::PluginBytes)
+        ];
+        self.execute(sql, values).await?;
+        Ok(Some(before))
     }
 
     /// Any organization by its short name; needs the scope of `SystemReason::Admin`.

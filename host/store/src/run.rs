@@ -147,7 +147,8 @@ impl Tx {
         let sql = sql!(
             "insert into run (org_id, id, workflow_id, version, status, trigger_kind, trigger_data, state, generation,
                  dedupe_key, log_seq, created_at, updated_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+             select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13 where not exists (
+                 select 1 from spent_key where org_id = $1 and workflow_id = $3 and dedupe_key = $10)
              on conflict (org_id, workflow_id, dedupe_key) where dedupe_key is not null do nothing"
         );
         let org = self.org()?;
@@ -174,7 +175,11 @@ impl Tx {
         workflow: WorkflowId,
         key: &str,
     ) -> Result<Option<RunId>, StoreError> {
-        let sql = sql!("select id from run where org_id = $1 and workflow_id = $2 and dedupe_key = $3");
+        // A run that is removed leaves its key behind for as long as the key must be remembered.
+        let sql = sql!(
+            "select id from run where org_id = $1 and workflow_id = $2 and dedupe_key = $3
+             union all select run_id as id from spent_key where org_id = $1 and workflow_id = $2 and dedupe_key = $3 limit 1"
+        );
         let org = self.org()?;
         self.fetch_optional(sql, binds![org, workflow, key]).await?.map(|row| row.get("id")).transpose()
     }
@@ -219,11 +224,14 @@ impl Tx {
         Ok((row.parsed("status", RunStatus::parse)?, row.get("log_seq")?))
     }
 
-    /// Saves what changes while a run goes on.
+    /// Saves what changes while a run goes on. With the end of a run goes what it takes up, added up from its rows.
     pub async fn update_run(&mut self, run: &Run) -> Result<(), StoreError> {
+        if run.finished_at.is_some() {
+            return self.finish_run(run).await;
+        }
         let sql = sql!(
             "update run set status = $3, state = $4, generation = $5, output = $6, error = $7, log_seq = $8, waiting_until = $9,
-                 updated_at = $10, finished_at = $11
+                 updated_at = $10, finished_at = null, history_bytes = 0
              where org_id = $1 and id = $2"
         );
         let org = self.org()?;
@@ -237,8 +245,42 @@ impl Tx {
             &run.error,
             run.log_seq,
             run.waiting_until,
+            run.updated_at
+        ];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    async fn finish_run(&mut self, run: &Run) -> Result<(), StoreError> {
+        // Besides its texts a row takes about so many bytes: columns, and entries of its indexes.
+        let sql = sql!(
+            "update run set status = $3, state = $4, generation = $5, output = $6, error = $7, log_seq = $8, waiting_until = $9,
+                 updated_at = $10, finished_at = $11, history_bytes = 512 + octet_length(trigger_data) + $12
+                 + coalesce((select sum(192 + coalesce(octet_length(input), 0) + coalesce(octet_length(output), 0)
+                         + coalesce(octet_length(error), 0) + coalesce(octet_length(usage), 0))
+                     from step where org_id = $1 and run_id = $2), 0)
+                 + coalesce((select sum(96 + octet_length(detail)) from run_event where org_id = $1 and run_id = $2), 0)
+                 + coalesce((select sum(256 + octet_length(input) + coalesce(octet_length(output), 0)
+                         + coalesce(octet_length(error), 0) + octet_length(usage) + octet_length(limits) + octet_length(log)
+                         + octet_length(egress) + octet_length(refusals))
+                     from call where org_id = $1 and run_id = $2), 0)
+             where org_id = $1 and id = $2"
+        );
+        let org = self.org()?;
+        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let own = run.state.len() + length(&run.output) + length(&run.error);
+        let values = binds![
+            org,
+            run.id,
+            run.status.as_str(),
+            &run.state,
+            run.generation,
+            &run.output,
+            &run.error,
+            run.log_seq,
+            run.waiting_until,
             run.updated_at,
-            run.finished_at
+            run.finished_at,
+            i64::try_from(own).unwrap_or(i64::MAX)
         ];
         self.execute(sql, values).await.map(drop)
     }

@@ -45,6 +45,8 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("org", include_str!("org.rs")),
     ("plugin", include_str!("plugin.rs")),
     ("probe", include_str!("probe.rs")),
+    ("prune", include_str!("prune.rs")),
+    ("retention", include_str!("retention.rs")),
     ("run", include_str!("run.rs")),
     ("schedule", include_str!("schedule.rs")),
     ("secret", include_str!("secret.rs")),

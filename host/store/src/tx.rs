@@ -119,6 +119,16 @@ impl Tx {
         Timestamp::from_micros(elapsed).plus(duration)
     }
 
+    /// What [`give_back_space`](Self::give_back_space) does: on PostgreSQL nothing.
+    pub(crate) fn give_back_pages(&mut self, reserve: u32) -> Result<u32, StoreError> {
+        self.before_statement(&[])?;
+        let result = match &self.conn {
+            Conn::Sqlite(conn) => conn.give_back(reserve).map_err(DatabaseError::from),
+            Conn::Postgres(_) => Ok(0),
+        };
+        self.after_statement(result)
+    }
+
     fn before_statement(&mut self, values: &[Bind<'_>]) -> Result<(), StoreError> {
         if self.poisoned {
             return Err(StoreError::Misuse("a statement after a failed one in the same transaction"));

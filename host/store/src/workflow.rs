@@ -130,6 +130,15 @@ impl Tx {
         self.fetch_optional(sql, binds![org, name]).await?.map(|row| read(&row)).transpose()
     }
 
+    /// How many workflows are active.
+    pub async fn count_active_workflows(&mut self) -> Result<u64, StoreError> {
+        let sql = sql!("select count(*) as active from workflow where org_id = $1 and state = 'active'");
+        let org = self.org()?;
+        let row = self.fetch_optional(sql, binds![org]).await?;
+        let row = row.ok_or_else(|| StoreError::corrupt("workflow", "a count without a row"))?;
+        Ok(u64::try_from(row.get::<i64>("active")?).unwrap_or(0))
+    }
+
     pub async fn list_workflows(&mut self, page: PageRequest) -> Result<Page<Workflow>, StoreError> {
         let sql = sql!(
             "select id, name, state, current_version, revision, created_at, updated_at from workflow

@@ -57,6 +57,8 @@ kinds! {
     // What use cases find in the input.
     InvalidName = "invalid-name", UNPROCESSABLE_ENTITY, "A name is not valid";
     InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
+    InvalidRetention = "invalid-retention", UNPROCESSABLE_ENTITY, "A time of the policy is out of its bounds";
+    InvalidQuota = "invalid-quota", UNPROCESSABLE_ENTITY, "The quota's value is not valid";
     InvalidPermissions = "invalid-permissions", UNPROCESSABLE_ENTITY, "The permissions cannot be given";
     InvalidExpiry = "invalid-expiry", UNPROCESSABLE_ENTITY, "The time of expiry is not valid";
     InvalidSummary = "invalid-summary", UNPROCESSABLE_ENTITY, "The summary is not valid";
@@ -86,6 +88,7 @@ kinds! {
     TooManyGrants = "too-many-grants", CONFLICT, "The installation would have too many grants";
     InstallationDisabled = "installation-disabled", CONFLICT, "The installation is not enabled";
     PluginUnusable = "plugin-unusable", CONFLICT, "The plugin can no longer be run";
+    PluginInstalled = "plugin-installed", CONFLICT, "The plugin version is installed";
     QuotaExceeded = "quota-exceeded", CONFLICT, "The organization holds as much as it may";
     WorkflowInactive = "workflow-inactive", CONFLICT, "The workflow is not active";
 }

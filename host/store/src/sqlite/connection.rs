@@ -15,6 +15,8 @@ use crate::sql::Bind;
 const STATEMENTS_MAX: usize = 512;
 /// How many steps of SQLite's machine pass between two looks at the deadline: a fraction of a millisecond.
 const STEPS_PER_LOOK: i32 = 10_000;
+/// Gives some free pages back to the file system: 512 KiB are moved and cut off in one transaction.
+const GIVE_BACK: &str = "pragma incremental_vacuum(128)";
 /// What each connection is told first. `synchronous=full`: a commit is on the disk before it is answered.
 const PRAGMAS: &str = "pragma journal_mode = wal; pragma synchronous = full; pragma foreign_keys = on; \
      pragma journal_size_limit = 67108864; pragma temp_store = memory; pragma cache_size = -65536;";
@@ -105,6 +107,15 @@ impl SqliteConnection {
         let mut rows = statement.raw_query();
         while rows.next()?.is_some() {}
         Ok(())
+    }
+
+    /// Cuts some of the free pages off the file when there are more than `reserve`; answers how many there were.
+    pub(crate) fn give_back(&self, reserve: u32) -> rusqlite::Result<u32> {
+        let free: u32 = self.conn.prepare_cached("pragma freelist_count")?.query_row([], |row| row.get(0))?;
+        if free > reserve {
+            self.control(GIVE_BACK)?;
+        }
+        Ok(free)
     }
 
     /// Prepares a statement without running it.

@@ -1,0 +1,246 @@
+//! What an organization may hold: shown with what it holds, set by the operator, asked before anything new is taken.
+
+use std::fmt;
+use std::time::Duration;
+
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::id::OrgId;
+use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
+use bulkhead_model::quota::{Quota, Quotas};
+use bulkhead_store::Tx;
+use bulkhead_store::call::Call;
+use serde_json::json;
+
+use crate::{App, AppError, prune};
+
+/// What is known of an organization's room is read again after this long.
+const ROOM_KNOWN_FOR: Duration = Duration::from_secs(5);
+/// Organizations whose room is known at once: some hundred bytes each.
+const ROOMS_MAX: u64 = 10_000;
+/// A schedule's tick that finds no room is tried again after this long.
+pub(crate) const NO_ROOM_PAUSE_MS: u64 = 60_000;
+/// The trigger's other parts (headers, query) beside the payload.
+const TRIGGER_BESIDE_PAYLOAD_BYTES: u64 = 64 * 1024;
+
+/// A quota is used up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuotaExceeded {
+    pub quota: Quota,
+    /// What is held, or what was asked for where the quota is of one thing.
+    pub used: u64,
+    pub limit: u64,
+    /// What to do about it.
+    pub hint: &'static str,
+}
+
+impl fmt::Display for QuotaExceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { quota, used, limit, hint } = self;
+        write!(f, "the quota {} is used up: {used} of {limit} {}; {hint}", quota.as_str(), quota.unit())
+    }
+}
+
+/// A quota and what is held of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuotaUse {
+    pub quota: Quota,
+    pub limit: u64,
+    /// `None` for a quota of one run.
+    pub used: Option<u64>,
+}
+
+/// What an organization has room for, as it was a moment ago.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    payload_bytes_max: u64,
+    /// The history's quota is used up, and nothing is left that may go.
+    full: Option<QuotaExceeded>,
+}
+
+/// Rooms that are known, by organization.
+pub(crate) type Rooms = moka::sync::Cache<OrgId, Room>;
+
+pub(crate) fn rooms() -> Rooms {
+    moka::sync::Cache::builder().max_capacity(ROOMS_MAX).time_to_live(ROOM_KNOWN_FOR).build()
+}
+
+impl App {
+    async fn room(&self, scope: &OrgScope) -> Result<Room, AppError> {
+        if let Some(room) = self.rooms().get(&scope.org()) {
+            return Ok(room);
+        }
+        let room = self
+            .store()
+            .read(scope, (), |tx, ()| {
+                Box::pin(async move {
+                    let (quotas, history) = (tx.load_quotas().await?, tx.load_history().await?);
+                    let limit = quotas.history_bytes_max;
+                    let used = history.as_ref().map_or(0, |history| history.bytes.unsigned_abs());
+                    let is_full = history.is_some_and(|history| history.full_since.is_some()) && used > limit;
+                    let full = is_full.then_some(QuotaExceeded {
+                        quota: Quota::HistoryBytes,
+                        used,
+                        limit,
+                        hint: "see to failed runs on the dead-letter list, or ask the operator for a higher quota; what ended \
+                               some minutes ago makes room by itself",
+                    });
+                    Ok::<_, AppError>(Room { payload_bytes_max: quotas.payload_bytes_max, full })
+                })
+            })
+            .await?;
+        self.rooms().insert(scope.org(), room.clone());
+        Ok(room)
+    }
+
+    /// Asks whether the organization's history has room for what is about to be recorded.
+    ///
+    /// # Errors
+    /// [`AppError::Quota`] when its quota is used up and nothing is left that may go.
+    pub(crate) async fn require_room(&self, scope: &OrgScope) -> Result<(), AppError> {
+        self.room(scope).await?.full.map_or(Ok(()), |full| Err(AppError::Quota(full)))
+    }
+
+    /// Asks whether a run may start with a trigger of so many bytes.
+    ///
+    /// # Errors
+    /// [`AppError::Quota`], for the payload or the history.
+    pub(crate) async fn require_room_for_start(&self, scope: &OrgScope, trigger_bytes: usize) -> Result<(), AppError> {
+        let Room { payload_bytes_max, full } = self.room(scope).await?;
+        let used = trigger_bytes as u64;
+        if used > payload_bytes_max.saturating_add(TRIGGER_BESIDE_PAYLOAD_BYTES) {
+            let hint = "send less, and let the workflow fetch the rest";
+            let over = QuotaExceeded { quota: Quota::PayloadBytes, used, limit: payload_bytes_max, hint };
+            return Err(AppError::Quota(over));
+        }
+        full.map_or(Ok(()), |full| Err(AppError::Quota(full)))
+    }
+
+    /// Every quota of the organization with what is held of it.
+    ///
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn show_quotas(&self, caller: &Caller, org: OrgId) -> Result<Vec<QuotaUse>, AppError> {
+        self.quotas_of(&caller.authorize(org, Permission::OrgRead)?).await
+    }
+
+    /// As [`show_quotas`](Self::show_quotas), for the operator.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn show_quotas_as_operator(&self, org: OrgId) -> Result<Vec<QuotaUse>, AppError> {
+        self.quotas_of(&SystemScope::new(SystemReason::Admin).for_org(org)).await
+    }
+
+    async fn quotas_of(&self, scope: &OrgScope) -> Result<Vec<QuotaUse>, AppError> {
+        self.store()
+            .read(scope, (), |tx, ()| {
+                Box::pin(async move {
+                    let quotas = tx.load_quotas().await?;
+                    let history = tx.load_history().await?.map_or(0, |history| history.bytes.unsigned_abs());
+                    let (plugins, workflows) = (tx.count_plugins().await?, tx.count_active_workflows().await?);
+                    let used = |quota| match quota {
+                        Quota::ActiveWorkflows => Some(workflows),
+                        Quota::HistoryBytes => Some(history),
+                        Quota::PluginVersions => Some(plugins.versions),
+                        Quota::PluginBytes => Some(plugins.bytes),
+                        Quota::PayloadBytes | Quota::LogBytes => None,
+                    };
+                    let all = Quota::ALL.iter().map(|quota| QuotaUse {
+                        quota: *quota,
+                        limit: quotas.get(*quota),
+                        used: used(*quota),
+                    });
+                    Ok(all.collect())
+                })
+            })
+            .await
+    }
+
+    /// Sets one quota of an organization; answers all of them. For the operator only.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-quota` for a value out of its bounds; [`AppError::NotFound`].
+    pub async fn set_quota(&self, org: OrgId, quota: Quota, value: u64) -> Result<Quotas, AppError> {
+        Quotas::default()
+            .set(quota, value)
+            .map_err(|error| AppError::invalid("invalid-quota", format!("/{}", quota.as_str()), error.to_string()))?;
+        let admin = SystemScope::new(SystemReason::Admin);
+        let quotas = self
+            .store()
+            .write(&admin, (org, quota, value, self.ambient().clone()), |tx, (org, quota, value, ambient)| {
+                Box::pin(async move {
+                    let before = tx.set_quota(*org, *quota, *value).await?;
+                    let before = before.ok_or(AppError::NotFound { what: "organization" })?;
+                    let event = AuditEvent {
+                        action: "org.quota_set",
+                        target: org.to_string(),
+                        actor: Actor::System(SystemReason::Admin),
+                        detail: json!({ "quota": quota.as_str(), "before": before.get(*quota), "after": value }),
+                    };
+                    tx.record_audit(&event, ambient).await?;
+                    if *quota == Quota::HistoryBytes {
+                        prune::look_now(tx, ambient).await?;
+                    }
+                    Ok::<_, AppError>(tx.load_quotas().await?)
+                })
+            })
+            .await?;
+        self.rooms().invalidate(&org);
+        self.wake_workers();
+        Ok(quotas)
+    }
+}
+
+/// Whether one more workflow may become active.
+pub(crate) async fn check_active_workflows(tx: &mut Tx) -> Result<(), AppError> {
+    let (used, limit) = (tx.count_active_workflows().await?, tx.load_quotas().await?.active_workflows_max);
+    if used < limit {
+        return Ok(());
+    }
+    let hint = "deactivate a workflow that is not needed, or ask the operator for a higher quota";
+    Err(AppError::Quota(QuotaExceeded { quota: Quota::ActiveWorkflows, used, limit, hint }))
+}
+
+/// Records a call with as much of its log as the run's quota leaves.
+pub(crate) async fn record_call(tx: &mut Tx, call: &Call) -> Result<(), AppError> {
+    let Some(run) = call.run.filter(|_| !call.report.log.is_empty()) else {
+        return Ok(tx.record_call(call).await?);
+    };
+    let (used, limit) = tx.load_log_use(run).await?;
+    let mut call = call.clone();
+    let kept = lines_within(call.report.log.iter().map(|line| line.message.len()), limit.saturating_sub(used));
+    call.report.log_truncated |= kept < call.report.log.len();
+    call.report.log.truncate(kept);
+    Ok(tx.record_call(&call).await?)
+}
+
+/// How many lines fit into so many bytes, each with what it takes beside its text.
+fn lines_within(lengths: impl Iterator<Item = usize>, bytes_max: u64) -> usize {
+    const BESIDE: u64 = 32;
+    let mut left = bytes_max;
+    lengths
+        .take_while(|length| {
+            let fits = left.checked_sub(*length as u64 + BESIDE);
+            left = fits.unwrap_or(0);
+            fits.is_some()
+        })
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_kept_up_to_the_first_that_does_not_fit() {
+        let kept = |bytes_max| lines_within([10, 100, 0].into_iter(), bytes_max);
+        assert_eq!([kept(0), kept(41), kept(42), kept(173), kept(174), kept(206)], [0, 0, 1, 1, 2, 3]);
+        assert_eq!(lines_within([].into_iter(), 0), 0);
+    }
+
+    #[test]
+    fn an_exceeded_quota_says_which_and_what_to_do() {
+        let over = QuotaExceeded { quota: Quota::ActiveWorkflows, used: 7, limit: 7, hint: "deactivate one" };
+        assert_eq!(over.to_string(), "the quota active_workflows is used up: 7 of 7 workflows; deactivate one");
+    }
+}
