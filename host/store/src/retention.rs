@@ -171,10 +171,11 @@ impl Tx {
         limit: u32,
     ) -> Result<Vec<OrgId>, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
+        // A search of the index for each organization: an anti-join could be read as a look through all jobs.
         let sql = sql!(
-            "select id from organization where id > $1 and not exists (
-                 select 1 from job where job.org_id = organization.id and job.kind = 'prune_history'
-                     and job.dedupe_key = 'history' and job.state <> 'dead')
+            "select id from organization where id > $1 and (
+                 select job.id from job where job.org_id = organization.id and job.kind = 'prune_history'
+                     and job.dedupe_key = 'history' and job.state <> 'dead' limit 1) is null
              order by id limit $2"
         );
         let after = after.unwrap_or_else(|| OrgId::from_uuid(uuid::Uuid::nil()));
