@@ -136,6 +136,11 @@ pub(crate) async fn run(
 /// A place in the pool. The call waits for it no longer than it may run, and not at all once it was stopped: whatever revokes or
 /// cancels calls reaches those that wait too.
 async fn wait_for_place(places: &Places, prepared: &Prepared, request: &CallRequest) -> Result<Place, Box<Ending>> {
+    if request.control.stopped().is_none()
+        && let Some(place) = places.take_free(&request.context.org, prepared.slots)
+    {
+        return Ok(place);
+    }
     let mut place = pin!(places.take(&request.context.org, prepared.slots));
     let raced = poll_fn(|context| {
         if let Poll::Ready(stop) = request.control.poll_stopped(context) {

@@ -2,7 +2,7 @@
 //! guests which hold their places leave some to the others.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -16,7 +16,8 @@ const KNOWN_MAX: usize = 1_024;
 /// What is free.
 pub(crate) struct Places {
     all: Arc<Semaphore>,
-    orgs: Mutex<HashMap<String, Weak<Semaphore>>>,
+    /// Kept while nobody is in: an organization that calls one after the other finds its share there.
+    orgs: Mutex<HashMap<String, Arc<Semaphore>>>,
 }
 
 /// Held by a call from before its instance is made until after it is gone.
@@ -36,15 +37,24 @@ impl Places {
 
     fn org(&self, org: &str) -> Arc<Semaphore> {
         let mut orgs = self.orgs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = orgs.get(org).and_then(Weak::upgrade) {
-            return known;
+        if let Some(known) = orgs.get(org) {
+            return Arc::clone(known);
         }
         if orgs.len() >= KNOWN_MAX {
-            orgs.retain(|_, known| known.strong_count() > 0);
+            // Whoever holds a place or waits for one has another reference.
+            orgs.retain(|_, known| Arc::strong_count(known) > 1);
         }
         let new = semaphore(ORG_SLOTS_MAX);
-        orgs.insert(org.to_owned(), Arc::downgrade(&new));
+        orgs.insert(org.to_owned(), Arc::clone(&new));
         new
+    }
+
+    /// So many places if they are free now, without a timer or a queue. Nobody who waits is passed by: what is given back goes to
+    /// them first.
+    pub(crate) fn take_free(&self, org: &str, slots: u32) -> Option<Place> {
+        let org = self.org(org).try_acquire_many_owned(slots.min(ORG_SLOTS_MAX)).ok()?;
+        let all = Arc::clone(&self.all).try_acquire_many_owned(slots.min(SLOTS)).ok()?;
+        Some(Place { _all: all, _org: org })
     }
 
     /// Waits for so many places, first among the organization's own calls and then among all. Who waits longest is first.
@@ -88,6 +98,18 @@ mod tests {
         assert!(take(&places, "org_5", 1).is_none());
         drop(held);
         assert!(take(&places, "org_5", 1).is_some());
+    }
+
+    #[test]
+    fn who_waits_is_not_passed_by() {
+        let places = Places::new();
+        let held = take(&places, "org_1", ORG_SLOTS_MAX - 1).expect("nearly all of its share");
+        let mut waits = Box::pin(places.take("org_1", 16));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert!(places.take_free("org_1", 1).is_none(), "the one that is free is kept for who waits");
+        assert!(places.take_free("org_2", 1).is_some());
+        drop(held);
+        assert!(waits.as_mut().now_or_never().is_some());
     }
 
     #[test]
