@@ -1,4 +1,4 @@
-//! Row 3 of the performance table: a condition tree of 20 nodes, beside the same decision written in Rust by hand.
+//! Performance row 3: a condition tree of 20 nodes, beside the same decision written in Rust by hand.
 //!
 //! Every node is evaluated (no group can stop early). Prints one line of JSON; run it with `--release`.
 

@@ -3,11 +3,13 @@
 //! - [`postgres`]: a private PostgreSQL cluster that vanishes with the process that started it, and databases in it;
 //! - [`http_sink`]: a local HTTP server that records requests and answers by script, good manners or bad;
 //! - [`tcp_proxy`]: a line between a client and a server that can be cut, held up and refused;
+//! - [`measure`]: what measurements print, the disk's own rate, processor time;
 //! - [`wait`]: waiting for a condition with a deadline, and free ports.
 //!
 //! Everything but `wait::until_async` is plain blocking `std`, so that the chores can use it without an async runtime.
 
 pub mod http_sink;
+pub mod measure;
 pub mod postgres;
 pub mod tcp_proxy;
 pub mod wait;

@@ -73,6 +73,15 @@ pub fn installed_version() -> Result<String, Unavailable> {
     binaries::Binaries::find().map(|found| found.version)
 }
 
+/// Where a program of that installation lies, such as `pgbench`.
+pub fn installed_program(name: &str) -> Result<std::path::PathBuf, Unavailable> {
+    let path = binaries::Binaries::find()?.program(name);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Unavailable::Failed { step: "looking for a program", detail: format!("{} is not there", path.display()) })
+}
+
 /// One sentence for each family of systems.
 fn how_to_install() -> String {
     format!(
