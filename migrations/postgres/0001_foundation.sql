@@ -321,6 +321,7 @@ create index job_paused on job (held_for, priority, run_at, id) where state = 'p
 create index job_paused_of_org on job (org_id) where state = 'paused';
 create index job_held on job (org_id, lane) where state = 'leased';
 create index job_group_held on job (org_id, group_key) where state = 'leased' and group_key is not null;
+create index job_group_ready on job (org_id, group_key) where state = 'ready' and group_key is not null;
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
 create index job_dead on job (org_id, kind, dedupe_key) where state = 'dead';

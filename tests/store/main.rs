@@ -16,6 +16,7 @@ mod isolation;
 mod jobs;
 mod nodes;
 mod nouns;
+mod plans;
 mod postgres;
 mod prune;
 mod row_security;

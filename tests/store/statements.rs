@@ -16,7 +16,7 @@ const RAW_SQL: &[&str] = &[
 ];
 
 /// The literals that follow `opening` in the sources: `(file, statement)`.
-fn statements(opening: &str) -> Vec<(&'static str, String)> {
+pub(crate) fn statements(opening: &str) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     for (file, text) in STATEMENT_SOURCES {
         for (at, _) in text.match_indices(opening) {

@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod openapi;
+mod plans;
 mod plugins;
 mod run;
 mod setup;
@@ -44,6 +45,8 @@ enum Chore {
     Soak(soak::Arguments),
     /// Writes the OpenAPI document's snapshot anew from the code.
     Openapi,
+    /// Writes the kept plans of the store's statements anew, by both databases' `explain`.
+    Plans,
 }
 
 fn main() -> ExitCode {
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Chore::BuildPlugins(arguments) => plugins::chore(&arguments),
         Chore::Soak(arguments) => soak::chore(&arguments),
         Chore::Openapi => openapi::chore(),
+        Chore::Plans => plans::chore(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -22,6 +22,9 @@ pub(crate) struct Arguments {
     /// Webhooks of a flood, as fast as the server answers; 0 leaves it out.
     #[arg(long, default_value_t = 100_000)]
     storm: u32,
+    /// Rows of each large table under which the kept plans must hold; 0 leaves it out.
+    #[arg(long, default_value_t = 1_000_000)]
+    plan_rows: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -64,6 +67,7 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
         command.env("BULKHEAD_TEST_KILLS", arguments.kills.to_string());
         command.env("BULKHEAD_TEST_STORM", arguments.storm.to_string());
         command.env("BULKHEAD_TEST_OPERATIONS", arguments.operations.to_string());
+        command.env("BULKHEAD_TEST_PLAN_ROWS", arguments.plan_rows.to_string());
         tools::run(&mut command)
     };
     if arguments.kills > 0 {
@@ -74,6 +78,9 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
     }
     if arguments.operations > 0 && arguments.database == Place::Both {
         suite("store", &["differential::"])?;
+    }
+    if arguments.plan_rows > 0 && arguments.database == Place::Both {
+        suite("store", &["plans::"])?;
     }
     Ok(())
 }

@@ -109,10 +109,12 @@ impl Tx {
         self.require_reason(SystemReason::Nodes)?;
         let mut rows = Vec::new();
         if self.is_postgres() {
-            // One round trip for all of them; `jsonb` since the common dialect has no list of values.
+            // One round trip for all of them; `jsonb` since the common dialect has no list of values, `lateral` with its limit so that
+            // each is looked up by its key, however few rows the planner takes the table for.
             let sql = sql_postgres!(
-                "select org_id, id, grant_version from installation where (org_id, id) in
-                     (select cast(pair->>0 as uuid), cast(pair->>1 as uuid) from jsonb_array_elements(cast($1 as jsonb)) pair)"
+                "select found.* from jsonb_array_elements(cast($1 as jsonb)) pair cross join lateral
+                     (select org_id, id, grant_version from installation
+                      where org_id = cast(pair->>0 as uuid) and id = cast(pair->>1 as uuid) limit 1) found"
             );
             rows = self.fetch(sql, binds![&pairs(keys, InstallationId::uuid)]).await?;
         } else {
@@ -133,8 +135,9 @@ impl Tx {
         if self.is_postgres() {
             // As above.
             let sql = sql_postgres!(
-                "select id from run where status not in ('succeeded', 'failed', 'cancelled') and (org_id, id) in
-                     (select cast(pair->>0 as uuid), cast(pair->>1 as uuid) from jsonb_array_elements(cast($1 as jsonb)) pair)"
+                "select found.id from jsonb_array_elements(cast($1 as jsonb)) pair cross join lateral
+                     (select id from run where org_id = cast(pair->>0 as uuid) and id = cast(pair->>1 as uuid)
+                          and status not in ('succeeded', 'failed', 'cancelled') limit 1) found"
             );
             rows = self.fetch(sql, binds![&pairs(keys, RunId::uuid)]).await?;
         } else {

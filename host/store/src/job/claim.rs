@@ -224,7 +224,7 @@ impl Tx {
                      from (select id, group_key, group_limit, priority, run_at from job
                          where org_id = $1 and lane = $2 and state = 'ready' and exists (select 1 from worker where id = $4)
                          order by priority, run_at, id limit $3) as ready),
-                 picked as (
+                 picked as materialized (
                      select ready_id, in_group is null or place + (select count(*) from job as held
                          where held.org_id = $1 and held.group_key = in_group and held.state = 'leased') <= most as fits
                      from placed)
@@ -293,10 +293,11 @@ impl Tx {
         let values = binds![org, group, i64::from(jobs)];
         if self.is_postgres() {
             // `for update skip locked`: two jobs of the group that end together admit two. Materialized, since a plan that chose
-            // for each row anew would admit more than asked.
+            // for each row anew would admit more than asked. `coalesce` keeps it from reading all jobs of the organization: the group
+            // is in an index of its own, in order.
             let sql = sql_postgres!(
                 "with picked as materialized (select id as blocked_id from job
-                     where org_id = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3
+                     where coalesce(org_id, org_id) = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3
                      for update skip locked)
                  update job set state = 'ready' from picked where org_id = $1 and id = blocked_id"
             );
@@ -304,7 +305,7 @@ impl Tx {
         } else {
             let sql = sql!(
                 "update job set state = 'ready' where org_id = $1 and id in (select id from job
-                     where org_id = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3)"
+                     where coalesce(org_id, org_id) = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3)"
             );
             self.execute(sql, values).await
         }
@@ -327,8 +328,9 @@ impl Tx {
         let groups = rows.iter().map(|row| row.get::<String>("group_key")).collect::<Result<Vec<_>, _>>()?;
         for group in &groups {
             let sql = sql!(
-                "select org_id, group_limit - (select count(*) from job as held
-                     where held.org_id = job.org_id and held.group_key = $1 and held.state in ('leased', 'ready')) as room
+                "select org_id, group_limit
+                     - (select count(*) from job as held where held.org_id = job.org_id and held.group_key = $1 and held.state = 'leased')
+                     - (select count(*) from job as next where next.org_id = job.org_id and next.group_key = $1 and next.state = 'ready') as room
                  from job where group_key = $1 and state = 'blocked' order by priority, run_at, id limit 1"
             );
             let Some(row) = self.fetch_optional(sql, binds![group]).await? else { continue };

@@ -41,7 +41,7 @@ impl Tx {
         let sql = sql!(
             "update job set state = 'paused', held_for = $5, attempt = $6, rerun_at = null, worker_id = null, deadline_at = null,
                  updated_at = $7
-             where org_id = $1 and id = $2 and worker_id = $3 and fence = $4 and state = 'leased'
+             where org_id = $1 and id = $2 and worker_id is not distinct from $3 and fence = $4 and state = 'leased'
              returning group_key"
         );
         let org = self.lease_org(lease)?;
