@@ -218,8 +218,11 @@ on_both! {
         let spent = tx!(test.write, &scope, [a, now], |tx| {
             tx.spend_key(a.run.id, a.workflow.id, "mine", *now, *now).await.map(drop)
         });
+        let called = tx!(test.write, &scope, [a], |tx| {
+            tx.record_called_step(a.run.id, &a.call, &a.step, &a.run_event).await
+        });
         for result in
-            [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent]
+            [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent, called]
         {
             assert!(refused(&result), "{result:?}");
         }
@@ -255,6 +258,14 @@ on_both! {
         let place = a.run.id;
         let foreign = tx!(test.write, &scope, [place], |tx| tx.lock_run_place(*place).await);
         assert!(matches!(foreign, Err(StoreError::NotFound { .. })), "{foreign:?}");
+        let foreign = tx!(test.write, &scope, [place], |tx| tx.lock_standing(*place, None).await);
+        assert!(matches!(foreign, Err(StoreError::NotFound { .. })), "{foreign:?}");
+        let installation = Some(a.installation.id);
+        let foreign = tx!(test.write, &scope, [place, installation], |tx| tx.lock_standing(*place, *installation).await);
+        assert!(matches!(foreign, Err(StoreError::NotFound { .. })), "{foreign:?}");
+        let standing = tx!(test.write, &scope, [lease, minute, now, place, installation], |tx| {
+            tx.hold_standing(lease, *minute, *now, *place, *installation).await.map(drop)
+        });
         tx!(test.write, &scope, [key], |tx| tx.lock_job("advance_run", key).await).unwrap();
         let keep = tx!(test.write, &scope, [lease, minute, now], |tx| tx.keep_lease(lease, *minute, *now).await);
         let hold = tx!(test.write, &scope, [lease, minute, now], |tx| tx.hold_lease(lease, *minute, *now).await);
@@ -264,7 +275,7 @@ on_both! {
         let bury = tx!(test.write, &scope, [lease, now], |tx| tx.bury_job(lease, "no", *now).await);
         let finish = tx!(test.write, &scope, [lease], |tx| tx.finish_job(lease).await);
         let pause = tx!(test.write, &scope, [lease, now], |tx| tx.pause_job(lease, "x", *now).await);
-        for result in [keep, hold, release, bury, finish, pause] {
+        for result in [keep, hold, standing, release, bury, finish, pause] {
             assert!(matches!(result, Err(StoreError::LostLease)), "{result:?}");
         }
         // What another organization makes is its own, by whatever worker.

@@ -34,6 +34,8 @@ pub(crate) struct PluginCall {
     pub(crate) plugin: PluginName,
     /// `None`: the organization's only installation of the plugin.
     pub(crate) installation: Option<InstallationId>,
+    /// That installation, where a transaction read it that was committed just before; what the transaction of its result rechecks.
+    pub(crate) read: Option<Installation>,
     pub(crate) contribution: ContributionName,
     pub(crate) kind: ContributionKind,
     pub(crate) input: Value,
@@ -67,6 +69,8 @@ enum Target {
 /// A call as both ways of making one ask for it.
 struct Asked {
     target: Target,
+    /// The installation, if it was read just now.
+    read: Option<Installation>,
     contribution: String,
     /// `None`: whatever the manifest says.
     kind: Option<ContributionKind>,
@@ -81,7 +85,7 @@ struct Asked {
     validity: Validity,
 }
 
-/// What the short read gives, and what follows from it.
+/// What the short read gives (or the commit just before), and what follows from it.
 struct Ready {
     installation: Installation,
     contract: Arc<Contract>,
@@ -101,6 +105,7 @@ impl App {
     pub(crate) async fn run_plugin(&self, scope: &OrgScope, call: PluginCall) -> Result<Attempted, AppError> {
         let asked = Asked {
             target: Target::Plugin(call.plugin, call.installation),
+            read: call.read,
             contribution: call.contribution.to_string(),
             kind: Some(call.kind),
             input: call.input,
@@ -141,6 +146,7 @@ impl App {
             Box::pin(async move {
                 let asked = Asked {
                     target: Target::Installation(installation),
+                    read: None,
                     contribution,
                     kind: None,
                     input,
@@ -256,26 +262,14 @@ impl App {
     async fn ready(&self, scope: &OrgScope, asked: &Asked) -> Result<Ready, AppError> {
         let sandbox = self.sandbox();
         let (org, now) = (scope.org(), self.ambient().now());
-        let args = (asked.target.clone(), sandbox.contracts.clone());
-        let (installation, contract) = self
-            .store()
-            .read(scope, args, |tx, (target, contracts)| {
-                Box::pin(async move {
-                    let installation = match target {
-                        Target::Installation(id) => tx.require_installation(*id).await?,
-                        Target::Plugin(name, named) => {
-                            let found = tx.load_installation_of(name, *named).await?;
-                            found.ok_or(AppError::NotFound { what: "installation" })?
-                        }
-                    };
-                    if let Some(known) = contracts.get(&(tx.org()?, installation.plugin)) {
-                        return Ok((installation, known));
-                    }
-                    let plugin = require_plugin(tx, &installation).await?;
-                    Ok::<_, AppError>((installation, Arc::new(Contract::new(plugin))))
-                })
-            })
-            .await?;
+        let known = asked.read.as_ref().and_then(|read| {
+            let contract = sandbox.contracts.get(&(org, read.plugin))?;
+            Some((read.clone(), contract))
+        });
+        let (installation, contract) = match known {
+            Some(known) => known,
+            None => self.read_target(scope, &asked.target).await?,
+        };
         if installation.state != InstallationState::Enabled {
             let message =
                 format!("the installation {} is {}: enable it first", installation.id, installation.state.as_str());
@@ -305,6 +299,29 @@ impl App {
             rights
         };
         Ok(Ready { installation, contract, at, kind, limits, rights })
+    }
+
+    /// The short read.
+    async fn read_target(&self, scope: &OrgScope, target: &Target) -> Result<(Installation, Arc<Contract>), AppError> {
+        let args = (target.clone(), self.sandbox().contracts.clone());
+        self.store()
+            .read(scope, args, |tx, (target, contracts)| {
+                Box::pin(async move {
+                    let installation = match target {
+                        Target::Installation(id) => tx.require_installation(*id).await?,
+                        Target::Plugin(name, named) => {
+                            let found = tx.load_installation_of(name, *named).await?;
+                            found.ok_or(AppError::NotFound { what: "installation" })?
+                        }
+                    };
+                    if let Some(known) = contracts.get(&(tx.org()?, installation.plugin)) {
+                        return Ok((installation, known));
+                    }
+                    let plugin = require_plugin(tx, &installation).await?;
+                    Ok::<_, AppError>((installation, Arc::new(Contract::new(plugin))))
+                })
+            })
+            .await
     }
 
     /// Runs the call to an outcome.

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::call::{CallError, Outcome};
-use bulkhead_model::id::RunId;
+use bulkhead_model::id::{InstallationId, RunId};
 use bulkhead_model::job::{Lease, backoff};
+use bulkhead_model::name::PluginName;
 use bulkhead_model::permission::{OrgScope, SystemReason, SystemScope};
 use bulkhead_model::run::{
     self, Advance, CallResult, Next, PlannedCall, RunFacts, RunState, RunStatus, StepRecord, StepVerdict,
@@ -18,7 +19,7 @@ use bulkhead_model::run::{
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId};
 use bulkhead_store::call::Call;
-use bulkhead_store::installation::InstallationState;
+use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::job::{Attempt, ClaimedJob};
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreError, Tx, TxError};
@@ -63,6 +64,8 @@ struct Journey {
     trigger: Arc<Value>,
     definition: Arc<Definition>,
     state: RunState,
+    /// The installation that the next call is of, as the commit before it read it.
+    installation: Option<Installation>,
 }
 
 /// What [`App::plan`] found.
@@ -87,10 +90,22 @@ struct Commit {
     now: Timestamp,
 }
 
+/// What a commit answers.
+struct Committed {
+    run: Run,
+    /// The installation that the next call is of, so that it need not be read on the way there.
+    installation: Option<Installation>,
+    /// What the run's end did to its workflow's breaker.
+    moved: Option<Moved>,
+}
+
 #[derive(Clone, Debug)]
 enum Then {
     /// The next call follows under the same lease.
-    Continue,
+    Continue {
+        plugin: PluginName,
+        installation: Option<InstallationId>,
+    },
     Wait {
         until: Timestamp,
     },
@@ -300,11 +315,12 @@ impl App {
         if state.steps.is_empty() && self.pause_run(&scope, lease, &run).await? {
             return Ok(Left::Settled);
         }
-        let mut journey = Journey { scope, lease: lease.clone(), held_at, run, trigger, definition, state };
+        let mut journey =
+            Journey { scope, lease: lease.clone(), held_at, run, trigger, definition, state, installation: None };
         let Planned { advance: Advance { mut records, mut next }, .. } = self.plan(&mut journey, None).await?;
         loop {
             let Next::Call(planned) = next else {
-                let commit = journey.commit(records, None, Vec::new(), then_of(next), self.ambient().now());
+                let commit = journey.commit(records, None, Vec::new(), then_of(&next), self.ambient().now());
                 return match self.commit(&journey.scope, commit).await {
                     Ok(_) => Ok(Left::Settled),
                     Err(NotCommitted::Failed(error)) => Err(error),
@@ -318,7 +334,7 @@ impl App {
             if journey.held_at.elapsed() >= PROVE_AFTER {
                 self.prove(&mut journey).await?;
             }
-            let Some(made) = self.call_in_time(&journey, &planned, leash).await? else {
+            let Some(made) = self.call_in_time(&mut journey, &planned, leash).await? else {
                 let why = "the attempt would have passed its deadline".to_owned();
                 return Ok(self.release(&journey.lease, Duration::ZERO, Attempt::Counts, Some(why)).await);
             };
@@ -355,11 +371,11 @@ impl App {
                 return Err(AppError::Store(StoreError::Misuse("a call's result does not belong to the run's step")));
             };
             let Advance { records: after, next } = advance;
-            let commit =
-                journey.commit(before.clone(), Some((made.clone(), record)), after, then_of(next.clone()), now);
+            let commit = journey.commit(before.clone(), Some((made.clone(), record)), after, then_of(&next), now);
             match self.commit(&journey.scope, commit).await {
-                Ok(run) => {
+                Ok(Committed { run, installation, moved: _ }) => {
                     journey.run = run;
+                    journey.installation = installation;
                     journey.held_at = Instant::now();
                     // The commit counts attempts anew.
                     journey.lease.attempt = 1;
@@ -424,12 +440,13 @@ impl App {
     /// Makes the step's call and ends it before the attempt's deadline: `None` then.
     async fn call_in_time(
         &self,
-        journey: &Journey,
+        journey: &mut Journey,
         planned: &PlannedCall,
         leash: &Leash,
     ) -> Result<Option<Made>, AppError> {
         let left = ATTEMPT_DEADLINE.saturating_sub(CALL_MARGIN).saturating_sub(journey.held_at.elapsed());
-        let mut call = std::pin::pin!(self.call_step(journey, planned, leash));
+        let installation = journey.installation.take();
+        let mut call = std::pin::pin!(self.call_step(journey, planned, installation, leash));
         if let Ok(made) = tokio::time::timeout(left, &mut call).await {
             return made.map(Some);
         }
@@ -464,10 +481,17 @@ impl App {
         Ok(Left::Settled)
     }
 
-    async fn call_step(&self, journey: &Journey, planned: &PlannedCall, leash: &Leash) -> Result<Made, AppError> {
+    async fn call_step(
+        &self,
+        journey: &Journey,
+        planned: &PlannedCall,
+        read: Option<Installation>,
+        leash: &Leash,
+    ) -> Result<Made, AppError> {
         let call = PluginCall {
             plugin: planned.plugin.clone(),
             installation: planned.installation,
+            read,
             contribution: planned.contribution.clone(),
             kind: planned.kind,
             input: planned.input.clone(),
@@ -487,24 +511,25 @@ impl App {
         })
     }
 
-    async fn commit(&self, scope: &OrgScope, commit: Commit) -> Result<Run, NotCommitted> {
+    async fn commit(&self, scope: &OrgScope, commit: Commit) -> Result<Committed, NotCommitted> {
         // In memory alone: the commit of a healthy workflow's run asks nobody.
         let breaker = self.breakers().is_known((scope.org(), commit.run.workflow, commit.run.version));
         let args = (commit, breaker, self.ambient().clone());
-        let (run, moved) = self
+        let committed = self
             .store()
             .write_locked(scope, args, |tx, (commit, breaker, ambient)| {
                 Box::pin(async move { write_commit(tx, commit, *breaker, ambient).await })
             })
             .await?;
-        if let Some(moved) = moved {
-            self.breaker_moved(&moved);
+        if let Some(moved) = &committed.moved {
+            self.breaker_moved(moved);
         }
+        let run = &committed.run;
         if run.status.is_final() {
             let (trigger, status) = (run.trigger_kind.clone(), run.status.as_str());
             metrics::counter!("bulkhead_workflow_runs_total", "trigger" => trigger, "status" => status).increment(1);
         }
-        Ok(run)
+        Ok(committed)
     }
 }
 
@@ -530,11 +555,13 @@ impl Journey {
     }
 }
 
-fn then_of(next: Next) -> Then {
+fn then_of(next: &Next) -> Then {
     match next {
-        Next::Call(_) => Then::Continue,
-        Next::Wait { until, .. } => Then::Wait { until },
-        Next::Finish { status, output, error } => Then::Finish { status, output, error },
+        Next::Call(call) => Then::Continue { plugin: call.plugin.clone(), installation: call.installation },
+        Next::Wait { until, .. } => Then::Wait { until: *until },
+        Next::Finish { status, output, error } => {
+            Then::Finish { status: *status, output: output.clone(), error: error.clone() }
+        }
     }
 }
 
@@ -558,32 +585,42 @@ async fn write_commit(
     commit: &Commit,
     breaker: bool,
     ambient: &Ambient,
-) -> Result<(Run, Option<Moved>), NotCommitted> {
+) -> Result<Committed, NotCommitted> {
     let (now, mut moved) = (commit.now, None);
-    match &commit.then {
-        Then::Continue => tx.hold_lease(&commit.lease, ATTEMPT_DEADLINE, now).await?,
-        Then::Wait { until } => tx.release_job(&commit.lease, *until, Attempt::StartsAnew, None, now).await?,
-        Then::Finish { .. } => tx.finish_job(&commit.lease).await?,
-    }
-    let (status, log_seq) = tx.lock_run_place(commit.run.id).await?;
-    if status.is_final() {
+    let made = commit.call.as_ref();
+    let call = made.and_then(|(made, _)| if let Made::Call(call) = made { Some(&**call) } else { None });
+    // A call whose grants are known to have changed is recorded as such, whatever holds now.
+    let bound = call.filter(|call| call.report.outcome != Outcome::Revoked);
+    let (id, installation) = (commit.run.id, bound.map(|call| call.installation));
+    let standing = match &commit.then {
+        Then::Continue { .. } => tx.hold_standing(&commit.lease, ATTEMPT_DEADLINE, now, id, installation).await?,
+        Then::Wait { until } => {
+            tx.release_job(&commit.lease, *until, Attempt::StartsAnew, None, now).await?;
+            tx.lock_standing(id, installation).await?
+        }
+        Then::Finish { .. } => {
+            tx.finish_job(&commit.lease).await?;
+            tx.lock_standing(id, installation).await?
+        }
+    };
+    if standing.status.is_final() {
         return Err(NotCommitted::RunEnded);
     }
-    let mut run = Run { log_seq, ..commit.run.clone() };
+    if let Some(call) = bound
+        && standing.installation != Some((call.grant_version, InstallationState::Enabled))
+    {
+        return Err(NotCommitted::Revoked);
+    }
+    let mut run = Run { log_seq: standing.log_seq, ..commit.run.clone() };
     for record in &commit.before {
         save_record(tx, &commit.state, &mut run, record, None, now).await?;
     }
-    if let Some((made, record)) = &commit.call {
-        let call = if let Made::Call(call) = made { Some(&**call) } else { None };
-        if let Some(call) = call {
-            if call.report.outcome != Outcome::Revoked {
-                let in_force = tx.lock_installation_version(call.installation).await?;
-                if in_force != Some((call.grant_version, InstallationState::Enabled)) {
-                    return Err(NotCommitted::Revoked);
-                }
-            }
-            quota::record_call(tx, call).await?;
-        }
+    if let Some((_, record)) = made {
+        let call = match call {
+            Some(call) => Some(quota::within_log(tx, call).await?),
+            None => None,
+        };
+        let call = call.as_deref();
         save_record(tx, &commit.state, &mut run, record, call, now).await?;
     }
     for record in &commit.after {
@@ -592,8 +629,16 @@ async fn write_commit(
     run.state = state_text(&commit.state)?;
     run.updated_at = now;
     run.waiting_until = None;
+    let mut following = None;
     match &commit.then {
-        Then::Continue => run.status = RunStatus::Running,
+        Then::Continue { plugin, installation } => {
+            run.status = RunStatus::Running;
+            following = match tx.load_installation_of(plugin, *installation).await {
+                // What is wrong with the next call's installation is for that call to say.
+                Err(StoreError::Corrupt { .. }) => None,
+                found => found?,
+            };
+        }
         Then::Wait { until } => {
             run.status = RunStatus::Waiting;
             run.waiting_until = Some(*until);
@@ -619,5 +664,5 @@ async fn write_commit(
         }
     }
     tx.update_run(&run).await?;
-    Ok((run, moved))
+    Ok(Committed { run, installation: following, moved })
 }

@@ -1,5 +1,6 @@
 //! What an organization may hold: shown with what it holds, set by the operator, asked before anything new is taken.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -203,15 +204,19 @@ pub(crate) async fn check_active_workflows(tx: &mut Tx) -> Result<(), AppError> 
 
 /// Records a call with as much of its log as the run's quota leaves.
 pub(crate) async fn record_call(tx: &mut Tx, call: &Call) -> Result<(), AppError> {
-    let Some(run) = call.run.filter(|_| !call.report.log.is_empty()) else {
-        return Ok(tx.record_call(call).await?);
-    };
+    let call = within_log(tx, call).await?;
+    Ok(tx.record_call(&call).await?)
+}
+
+/// The call with as much of its log as the run's quota leaves.
+pub(crate) async fn within_log<'c>(tx: &mut Tx, call: &'c Call) -> Result<Cow<'c, Call>, AppError> {
+    let Some(run) = call.run.filter(|_| !call.report.log.is_empty()) else { return Ok(Cow::Borrowed(call)) };
     let (used, limit) = tx.load_log_use(run).await?;
     let mut call = call.clone();
     let kept = lines_within(call.report.log.iter().map(|line| line.message.len()), limit.saturating_sub(used));
     call.report.log_truncated |= kept < call.report.log.len();
     call.report.log.truncate(kept);
-    Ok(tx.record_call(&call).await?)
+    Ok(Cow::Owned(call))
 }
 
 /// How many lines fit into so many bytes, each with what it takes beside its text.

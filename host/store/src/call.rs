@@ -75,13 +75,34 @@ fn read(row: &Row) -> Result<Call, StoreError> {
     })
 }
 
+/// What of a call is kept as JSON.
+pub(crate) struct CallTexts {
+    pub(crate) error: Option<String>,
+    pub(crate) usage: String,
+    pub(crate) limits: String,
+    pub(crate) log: String,
+    pub(crate) egress: String,
+    pub(crate) refusals: String,
+}
+
+impl CallTexts {
+    pub(crate) fn of(call: &Call) -> Result<Self, StoreError> {
+        let report = &call.report;
+        Ok(Self {
+            error: report.error.as_ref().map(|error| text("error", error)).transpose()?,
+            usage: text("usage", &report.usage)?,
+            limits: text("limits", &report.limits)?,
+            log: text("log", &(report.log_truncated, &report.log))?,
+            egress: text("egress", &report.egress)?,
+            refusals: text("refusals", &report.refusals)?,
+        })
+    }
+}
+
 impl Tx {
     pub async fn record_call(&mut self, call: &Call) -> Result<(), StoreError> {
         let report = &call.report;
-        let error = report.error.as_ref().map(|error| text("error", error)).transpose()?;
-        let (usage, limits) = (text("usage", &report.usage)?, text("limits", &report.limits)?);
-        let log = text("log", &(report.log_truncated, &report.log))?;
-        let (egress, refusals) = (text("egress", &report.egress)?, text("refusals", &report.refusals)?);
+        let CallTexts { error, usage, limits, log, egress, refusals } = CallTexts::of(call)?;
         let sql = sql!(
             "insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version,
                  outcome, input, output, error, usage, limits, log, egress, refusals, created_at)

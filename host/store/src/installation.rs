@@ -29,7 +29,7 @@ impl InstallationState {
         }
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         [Self::Enabled, Self::Disabled, Self::Uninstalled].into_iter().find(|state| state.as_str() == text)
     }
 }

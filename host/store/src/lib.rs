@@ -12,6 +12,7 @@
 //! To add a noun: a migration in both folders, a file here with `impl Tx` methods (`load_x` → option, `require_x` → not
 //! found, `list_x` pages, `record_x` appends), a test in `tests/store`.
 
+pub mod advance;
 pub mod api_key;
 pub mod audit;
 pub mod backup;

@@ -30,6 +30,7 @@ pub(crate) use sql_postgres;
 
 /// The sources that hold statements: the statement-prepare test reads each `sql!("…")` out of them.
 pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
+    ("advance", include_str!("advance.rs")),
     ("api_key", include_str!("api_key.rs")),
     ("audit", include_str!("audit.rs")),
     ("backup/checks", include_str!("backup/checks.rs")),

@@ -38,7 +38,7 @@ pub(crate) fn read_trigger(run: &Run) -> Result<Value, AppError> {
         .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run trigger", why: error.to_string() }))
 }
 
-/// Saves a step's row and its line in the run's log.
+/// Saves a step's row and its line in the run's log, with the call that was made for it.
 pub(crate) async fn save_record(
     tx: &mut Tx,
     state: &RunState,
@@ -64,7 +64,6 @@ pub(crate) async fn save_record(
         started_at: Some(call.map_or(now, |call| call.created_at)),
         finished_at: (!waits).then_some(now),
     };
-    tx.save_step(run.id, &step).await?;
     let mut detail = json!(record);
     if let Some(call) = call {
         detail["call"] = json!(call.id);
@@ -74,5 +73,11 @@ pub(crate) async fn save_record(
     if let Some(fields) = detail.as_object_mut() {
         fields.shift_remove("output");
     }
-    Ok(log_event(tx, run, "step", &detail, now).await?)
+    let Some(call) = call else {
+        tx.save_step(run.id, &step).await?;
+        return Ok(log_event(tx, run, "step", &detail, now).await?);
+    };
+    run.log_seq += 1;
+    let event = RunEvent { seq: run.log_seq, kind: "step".to_owned(), detail: detail.to_string(), created_at: now };
+    Ok(tx.record_called_step(run.id, call, &step, &event).await?)
 }
