@@ -269,6 +269,10 @@ create table worker (
     state               text not null check (state in ('serving', 'draining')),
     -- How far the machine's own clock is ahead of the database's, in microseconds.
     clock_ahead_micros  bigint not null,
+    -- How many jobs of each lane it carries out at once.
+    slots_system        bigint not null default 0,
+    slots_interactive   bigint not null default 0,
+    slots_bulk          bigint not null default 0,
     started_at          timestamptz not null,
     expires_at          timestamptz not null
 );
@@ -316,7 +320,7 @@ create table job (
 create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
 create index job_ready on job (lane, org_id, priority, run_at, id) where state = 'ready';
 create index job_blocked on job (group_key, priority, run_at, id) where state = 'blocked';
-create index job_blocked_of_org on job (org_id) where state = 'blocked';
+create index job_blocked_of_org on job (org_id, group_key) where state = 'blocked';
 create index job_paused on job (held_for, priority, run_at, id) where state = 'paused';
 create index job_paused_of_org on job (org_id) where state = 'paused';
 create index job_held on job (org_id, lane) where state = 'leased';
@@ -506,3 +510,69 @@ create policy history_of_org on history using (org_id = (select app_org())) with
 alter table spent_key enable row level security;
 alter table spent_key force row level security;
 create policy spent_key_of_org on spent_key using (org_id = (select app_org())) with check (org_id = (select app_org()));
+
+-- What went wrong for good and waits for a person's decision: failed runs, and jobs that were given up or cannot do their work.
+create table dead_letter (
+    org_id       uuid not null references organization (id),
+    id           uuid not null,
+    -- The same for every occurrence of a fault.
+    fingerprint  text collate "C" not null,
+    -- 'run', or the kind of a job.
+    kind         text collate "C" not null,
+    -- The run's id or the job's key: one entry at a time stands for it.
+    subject      text collate "C" not null,
+    workflow_id  uuid,
+    run_id       uuid,
+    -- The job that was given up with it.
+    job_id       uuid,
+    step_id      text collate "C",
+    code         text collate "C" not null,
+    message      text not null,
+    -- How often it went wrong since the entry was made, and when last.
+    times        bigint not null,
+    created_at   timestamptz not null,
+    updated_at   timestamptz not null,
+    primary key (org_id, id),
+    foreign key (org_id, run_id) references run (org_id, id) on delete cascade
+);
+create unique index dead_letter_subject on dead_letter (org_id, kind, subject);
+create index dead_letter_fault on dead_letter (org_id, fingerprint, id);
+create index dead_letter_workflow on dead_letter (org_id, workflow_id, id);
+create index dead_letter_kind on dead_letter (org_id, kind, id);
+create index dead_letter_run on dead_letter (org_id, run_id) where run_id is not null;
+
+-- Resuming or discarding many of them, batch by batch: how far it has come.
+create table dead_letter_task (
+    org_id         uuid not null references organization (id),
+    id             uuid not null,
+    action         text collate "C" not null check (action in ('resume', 'discard')),
+    -- JSON: which ones, and how.
+    request        text not null,
+    actor          text collate "C" not null,
+    state          text collate "C" not null check (state in ('running', 'done', 'stopped')),
+    -- Entries from this one on have been looked at, from the newest down.
+    cursor_id      uuid not null,
+    seen_count     bigint not null,
+    done_count     bigint not null,
+    -- Entries that stay, and why the newest of them does.
+    skipped_count  bigint not null,
+    skipped_why    text,
+    created_at     timestamptz not null,
+    updated_at     timestamptz not null,
+    finished_at    timestamptz,
+    primary key (org_id, id)
+);
+alter table dead_letter enable row level security;
+alter table dead_letter force row level security;
+create policy dead_letter_of_org on dead_letter using (org_id = (select app_org())) with check (org_id = (select app_org()));
+alter table dead_letter_task enable row level security;
+alter table dead_letter_task force row level security;
+create policy dead_letter_task_of_org on dead_letter_task using (org_id = (select app_org())) with check (org_id = (select app_org()));
+
+-- A schedule whose job is gone gets another: whoever recovers jobs looks for it.
+create index schedule_due on schedule (next_tick, org_id, workflow_id, trigger_id) where next_tick is not null;
+create policy schedule_jobs on schedule for select using ((select app_scope()) = 'jobs');
+
+-- The queue is counted organization by organization, and no further than a cap.
+create index job_future_of_org on job (org_id, lane, run_at) where state = 'future';
+create index job_dead_of_org on job (org_id, lane, id) where state = 'dead';

@@ -269,6 +269,10 @@ create table worker (
     state               text not null check (state in ('serving', 'draining')),
     -- How far the machine's own clock is ahead of the database's, in microseconds.
     clock_ahead_micros  integer not null,
+    -- How many jobs of each lane it carries out at once.
+    slots_system        integer not null default 0,
+    slots_interactive   integer not null default 0,
+    slots_bulk          integer not null default 0,
     started_at          integer not null,
     expires_at          integer not null
 ) strict;
@@ -316,7 +320,7 @@ create table job (
 create unique index job_dedupe on job (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead';
 create index job_ready on job (lane, org_id, priority, run_at, id) where state = 'ready';
 create index job_blocked on job (group_key, priority, run_at, id) where state = 'blocked';
-create index job_blocked_of_org on job (org_id) where state = 'blocked';
+create index job_blocked_of_org on job (org_id, group_key) where state = 'blocked';
 create index job_paused on job (held_for, priority, run_at, id) where state = 'paused';
 create index job_paused_of_org on job (org_id) where state = 'paused';
 create index job_held on job (org_id, lane) where state = 'leased';
@@ -419,3 +423,62 @@ create table spent_key (
     foreign key (org_id, workflow_id) references workflow (org_id, id)
 ) strict;
 create index spent_key_expires on spent_key (org_id, expires_at);
+
+-- What went wrong for good and waits for a person's decision: failed runs, and jobs that were given up or cannot do their work.
+create table dead_letter (
+    org_id       blob not null references organization (id),
+    id           blob not null,
+    -- The same for every occurrence of a fault.
+    fingerprint  text not null,
+    -- 'run', or the kind of a job.
+    kind         text not null,
+    -- The run's id or the job's key: one entry at a time stands for it.
+    subject      text not null,
+    workflow_id  blob,
+    run_id       blob,
+    -- The job that was given up with it.
+    job_id       blob,
+    step_id      text,
+    code         text not null,
+    message      text not null,
+    -- How often it went wrong since the entry was made, and when last.
+    times        integer not null,
+    created_at   integer not null,
+    updated_at   integer not null,
+    primary key (org_id, id),
+    foreign key (org_id, run_id) references run (org_id, id) on delete cascade
+) strict;
+create unique index dead_letter_subject on dead_letter (org_id, kind, subject);
+create index dead_letter_fault on dead_letter (org_id, fingerprint, id);
+create index dead_letter_workflow on dead_letter (org_id, workflow_id, id);
+create index dead_letter_kind on dead_letter (org_id, kind, id);
+create index dead_letter_run on dead_letter (org_id, run_id) where run_id is not null;
+
+-- Resuming or discarding many of them, batch by batch: how far it has come.
+create table dead_letter_task (
+    org_id         blob not null references organization (id),
+    id             blob not null,
+    action         text not null check (action in ('resume', 'discard')),
+    -- JSON: which ones, and how.
+    request        text not null,
+    actor          text not null,
+    state          text not null check (state in ('running', 'done', 'stopped')),
+    -- Entries from this one on have been looked at, from the newest down.
+    cursor_id      blob not null,
+    seen_count     integer not null,
+    done_count     integer not null,
+    -- Entries that stay, and why the newest of them does.
+    skipped_count  integer not null,
+    skipped_why    text,
+    created_at     integer not null,
+    updated_at     integer not null,
+    finished_at    integer,
+    primary key (org_id, id)
+) strict;
+
+-- A schedule whose job is gone gets another: whoever recovers jobs looks for it.
+create index schedule_due on schedule (next_tick, org_id, workflow_id, trigger_id) where next_tick is not null;
+
+-- The queue is counted organization by organization, and no further than a cap.
+create index job_future_of_org on job (org_id, lane, run_at) where state = 'future';
+create index job_dead_of_org on job (org_id, lane, id) where state = 'dead';

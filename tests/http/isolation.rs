@@ -43,6 +43,14 @@ impl Things {
             ("run", run["run"].as_str().unwrap().to_owned()),
             ("step", "end".to_owned()),
             ("api_key", id(&key)),
+            ("dead_letter", server.dead_letter(tenant, run["run"].as_str().unwrap()).await),
+            (
+                "task",
+                id(&server
+                    .post(tenant, "dead-letter-tasks", &json!({ "action": "resume", "kind": "none" }))
+                    .await
+                    .json(202)),
+            ),
         ];
         Self { values }
     }
@@ -74,7 +82,9 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "replace_retention" | "preview_retention" => json!({
             "succeeded_days": 1, "failed_days": 1, "dead_letter_days": 1, "calls_days": 1, "events_days": 1,
         }),
-        "rotate_hook" | "start_run" | "retry_run" => json!({}),
+        "rotate_hook" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
+        "discard_dead_letter" => json!({ "reason": "x" }),
+        "start_dead_letter_task" => json!({ "action": "resume", "kind": "run" }),
         "upload_plugin" => return ask.bytes("application/wasm", "no package"),
         other => panic!("say in tests/http/isolation.rs what `{other}` takes"),
     };
@@ -157,6 +167,8 @@ async fn snapshot(server: &TestServer, tenant: &Tenant) -> Vec<Value> {
         "jobs",
         "retention",
         "quotas",
+        "dead-letters",
+        "dead-letter-tasks",
     ] {
         found.push(server.get(tenant, list).await.json(200));
     }

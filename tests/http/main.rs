@@ -13,6 +13,7 @@ mod guests;
 
 mod accounts;
 mod breakers;
+mod dead_letters;
 mod edge;
 mod hooks;
 mod input;
@@ -20,6 +21,7 @@ mod isolation;
 mod lists;
 mod openapi;
 mod plugins;
+mod queue;
 mod quotas;
 mod retention;
 mod schedules;

@@ -39,7 +39,7 @@ on_both! {
             json!([{
                 "trigger": "nightly", "cron": "0 2 * * *", "time_zone": "Europe/Berlin", "misfire": "skip", "misfire_max": 100,
                 "spread_s": 0, "offset_ms": 0, "armed": false, "next": checked["schedules"][0]["next"],
-                "last_fired_at": null, "last_run": null, "fired": 0, "late": 0, "missed": 0, "unmatched": 0,
+                "last_fired_at": null, "last_run": null, "fired": 0, "late": 0, "missed": 0, "unmatched": 0, "trouble": null,
             }])
         );
         let activate = ask("POST", tenant.at(&format!("workflows/{id}/activate"))).key(&tenant.key);

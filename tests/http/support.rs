@@ -19,6 +19,7 @@ use bulkhead_model::run::StepStatus;
 use bulkhead_model::time::Timestamp;
 use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
 use bulkhead_runtime::{CompilerCommand, Runtime, RuntimeConfig};
+use bulkhead_store::dead_letter::NewDeadLetter;
 use bulkhead_store::run::Step;
 use bulkhead_store::seal::{RootKey, Sealer};
 use bulkhead_store::{Database, Store, StoreConfig};
@@ -322,6 +323,29 @@ impl TestServer {
             .store
             .write_locked(&scope, args, |tx, (run, row)| Box::pin(async move { tx.save_step(*run, row).await }));
         written.await.unwrap();
+    }
+
+    /// Puts an entry for a run on the list of dead letters; its id.
+    pub(crate) async fn dead_letter(&self, tenant: &Tenant, run: &str) -> String {
+        let scope = SystemScope::new(SystemReason::Worker).for_org(tenant.org.parse().unwrap());
+        let letter = NewDeadLetter {
+            fingerprint: "0123456789abcdef".parse().unwrap(),
+            kind: "run".to_owned(),
+            subject: run.to_owned(),
+            workflow: None,
+            run: Some(run.parse().unwrap()),
+            job: None,
+            step: None,
+            code: "permanent".to_owned(),
+            message: "Private".to_owned(),
+        };
+        let recorded = self.store.write_locked(&scope, (letter, self.ambient.clone()), |tx, (letter, ambient)| {
+            Box::pin(async move {
+                tx.record_dead_letter(letter, ambient).await?;
+                tx.load_dead_letter_of("run", &letter.subject).await
+            })
+        });
+        recorded.await.unwrap().unwrap().id.to_string()
     }
 
     /// Saves a workflow; its view.

@@ -202,10 +202,11 @@ impl Subject {
         let run_at = now.plus(Duration::from_secs(dice.below(3) * 20));
         let count =
             [Attempt::Counts, Attempt::DoesNotCount, Attempt::StartsAnew][usize::try_from(dice.below(3)).unwrap()];
-        told(tx!(test.write_locked, scope, [lease, how, now, run_at, count], |tx| match how {
+        let ambient = test.ambient.clone();
+        told(tx!(test.write_locked, scope, [lease, how, now, run_at, count, ambient], |tx| match how {
             0 | 1 => tx.finish_job(lease).await,
             2 => tx.release_job(lease, *run_at, *count, Some("again"), *now).await,
-            3 => tx.bury_job(lease, "dead", *now).await,
+            3 => tx.bury_job(lease, "dead", ambient).await,
             _ => tx.hold_lease(lease, Duration::from_hours(1), *now).await,
         }))
     }
@@ -215,7 +216,10 @@ impl Subject {
         match what {
             0 => told(tx!(test.write_locked, &JOBS, [now], |tx| tx.promote_jobs(*now, 3).await)),
             1 => told(tx!(test.write_locked, &JOBS, [now], |tx| tx.free_stuck_jobs(*now).await)),
-            2 => told(tx!(test.read, &JOBS, [], |tx| Ok((tx.next_job_at().await?, tx.count_ready_jobs().await?)))),
+            2 => told(tx!(test.read, &JOBS, [], |tx| {
+                let ready = tx.list_ready_orgs(Lane::Interactive, None, 100).await?;
+                Ok((tx.next_job_at().await?, ready))
+            })),
             3 | 4 if !self.leases.is_empty() => {
                 // An attempt takes longer than it may: it is freed, and its worker's lease is an old one from then on.
                 let lease = self.leases[0].0.clone();

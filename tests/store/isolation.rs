@@ -4,13 +4,16 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bulkhead_model::grant::{GrantVersion, Grants};
-use bulkhead_model::id::{CallId, EventId};
+use bulkhead_model::id::{CallId, DeadLetterId, EventId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, SystemReason};
 use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{EndedRun, RetentionPolicy};
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::dead_letter::{DeadLetterFilter, NewDeadLetter};
 use bulkhead_store::job::Attempt;
+use bulkhead_store::job::look::LiveJob;
+use bulkhead_store::node::NodeSlots;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::plugin::PluginCount;
 use bulkhead_store::prune::{EndedPlace, Removal};
@@ -27,7 +30,18 @@ const WITHOUT_ROWS: &[&str] = &[
     "list_held_jobs",
     "list_ready_orgs",
     "load_queue_weight",
+    "count_blocked_jobs",
+    "count_dead_jobs",
+    "count_paused_jobs",
+    "count_future_jobs",
     "count_ready_jobs",
+    "is_job_live",
+    "find_org_of_run",
+    "list_holders",
+    "load_queue_slug",
+    "update_node_slots",
+    "list_ready_since",
+    "list_overdue_schedules",
     "delete_worker",
     "free_stuck_jobs",
     "insert_org",
@@ -42,6 +56,7 @@ const WITHOUT_ROWS: &[&str] = &[
     "load_shared_clock",
     "next_heartbeat_end",
     "next_job_at",
+    "prefer_indexes",
     "promote_jobs",
     "record_probe",
     "recover_jobs",
@@ -71,6 +86,8 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_run_events(tenant.run.id, 0, 9).await?));
         rows.push(format!("{:?}", tx.load_call(tenant.call.id).await?));
         rows.push(format!("{:?}", tx.list_jobs(None, page).await?));
+        rows.push(format!("{:?}", tx.list_dead_letters(&DeadLetterFilter::default(), page).await?));
+        rows.push(format!("{:?}", tx.list_dead_letter_tasks(page).await?));
         rows.push(format!("{:?}", tx.list_events(None, page).await?));
         rows.push(format!("{:?}", tx.list_audit(None, None, page).await?));
         rows.push(format!("{:?}", tx.load_retention().await?));
@@ -82,6 +99,15 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
     .unwrap()
 }
 
+fn letter_filters(letter: &NewDeadLetter) -> [DeadLetterFilter; 3] {
+    let all = DeadLetterFilter::default;
+    [
+        DeadLetterFilter { fingerprint: Some(letter.fingerprint.clone()), ..all() },
+        DeadLetterFilter { workflow: letter.workflow, ..all() },
+        DeadLetterFilter { kind: Some(letter.kind.clone()), ..all() },
+    ]
+}
+
 fn refused(result: &Result<(), StoreError>) -> bool {
     matches!(result, Err(StoreError::Conflict { .. } | StoreError::NotFound { .. } | StoreError::LostLease))
 }
@@ -91,7 +117,10 @@ on_both! {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
         crate::prune::end_everything(&test, &a).await;
         let scope = crate::support::scope(b);
-        tx!(test.read, &scope, [a], |tx| {
+        let key = a.run.id.to_string();
+        let own = tx!(test.read, &a.scope(), [key], |tx| tx.load_live_job("advance_run", key).await).unwrap().unwrap();
+        let last = LiveJob { priority: i64::MAX, ..own };
+        tx!(test.read, &scope, [a, last], |tx| {
             let page = PageRequest::default();
             let (inst, wf, run) = (a.installation.id, a.workflow.id, a.run.id);
             assert!(tx.load_api_key(a.api_key.id).await?.is_none());
@@ -138,6 +167,32 @@ on_both! {
             assert!(tx.list_calls(inst, None, page).await?.items.is_empty());
             assert!(tx.list_jobs(None, page).await?.items.is_empty());
             assert_eq!(tx.count_waiting_runs(9).await?, 0);
+            assert!(tx.load_run_summary(run).await?.is_none());
+            assert!(tx.load_live_job("advance_run", &run.to_string()).await?.is_none());
+            assert!(tx.count_ready_jobs_of_org(Lane::Interactive).await?.is_empty());
+            assert!(tx.count_future_jobs_of_org(Lane::Interactive).await?.is_empty());
+            assert!(tx.count_blocked_jobs_of_org().await?.is_empty());
+            assert!(tx.count_paused_jobs_of_org().await?.is_empty());
+            assert!(tx.count_leased_jobs_of_org(Lane::Interactive).await?.is_empty());
+            assert!(tx.count_dead_jobs_of_org(Lane::Interactive).await?.is_empty());
+            assert!(tx.list_holders_of_org(Lane::Interactive).await?.is_empty());
+            assert!(tx.load_ready_since(Lane::Interactive).await?.is_none());
+            assert!(tx.load_next_due(Lane::Interactive).await?.is_none());
+            assert!(tx.list_blocked_groups(9).await?.is_empty());
+            assert!(tx.list_group_runs(&wf.to_string(), 9).await?.is_empty());
+            assert_eq!(tx.count_group_held(&wf.to_string()).await?, 0);
+            assert_eq!(tx.count_jobs_ahead(Lane::Interactive, &last).await?, 0);
+            assert_eq!(tx.load_lane_use(Lane::Interactive).await?.held, 0);
+            let (letter, task) = (&a.dead_letter, a.dead_letter_task.id);
+            assert!(tx.list_dead_letters(&DeadLetterFilter::default(), page).await?.items.is_empty());
+            for filter in letter_filters(letter) {
+                assert!(tx.list_dead_letters(&filter, page).await?.items.is_empty(), "{filter:?}");
+            }
+            assert!(tx.load_dead_letter_of(&letter.kind, &letter.subject).await?.is_none());
+            assert!(tx.list_faults(None, 9).await?.is_empty());
+            assert!(tx.list_fault_workflows(&letter.fingerprint).await?.is_empty());
+            assert!(tx.load_dead_letter_task(task).await?.is_none());
+            assert!(tx.list_dead_letter_tasks(page).await?.items.is_empty());
             assert!(tx.list_events(None, page).await?.items.is_empty());
             assert!(tx.list_audit(None, None, page).await?.items.is_empty());
             assert!(tx.load_retention().await?.is_none());
@@ -164,7 +219,15 @@ on_both! {
         let before = picture(&test, &a).await;
         let (scope, ambient, now) = (crate::support::scope(b), test.ambient.clone(), test.ambient.now());
         let (ended, by_hand) = ended;
-        tx!(test.write, &scope, [a, now, ended, by_hand], |tx| {
+        let (own_letter, own_job) = tx!(test.read, &a.scope(), [], |tx| {
+            let page = PageRequest::default();
+            let letters = tx.list_dead_letters(&DeadLetterFilter::default(), page).await?.items;
+            let jobs = tx.list_jobs(None, page).await?.items;
+            Ok((letters.iter().map(|l| l.id).collect::<Vec<_>>(), jobs.iter().map(|job| job.id).collect::<Vec<_>>()))
+        })
+        .unwrap();
+        assert_eq!((own_letter.len(), own_job.len()), (1, 1));
+        tx!(test.write, &scope, [a, now, ended, by_hand, own_letter, own_job], |tx| {
             let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
             assert!(!tx.revoke_api_key(a.api_key.id, *now).await?);
             assert!(!tx.update_installation(&a.installation, GrantVersion(1)).await?);
@@ -195,6 +258,19 @@ on_both! {
             tx.give_back_space(0).await?;
             assert!(!tx.delete_plugin(a.plugin.id, *now).await?);
             assert!(!tx.restore_plugin(a.plugin.id).await?);
+            let letter = DeadLetterId::from_uuid(uuid::Uuid::max());
+            for id in own_letter.iter().copied().chain([letter]) {
+                assert!(tx.load_dead_letter(id).await?.is_none());
+                assert!(tx.lock_dead_letter(id).await?.is_none());
+                assert!(!tx.delete_dead_letter(id).await?);
+            }
+            assert!(!tx.delete_dead_letter_of(&a.dead_letter.kind, &a.dead_letter.subject).await?);
+            assert!(tx.lock_dead_letter_task(a.dead_letter_task.id).await?.is_none());
+            tx.update_dead_letter_task(&a.dead_letter_task).await?;
+            for job in own_job {
+                assert!(!tx.revive_job(*job, *now).await?);
+                assert!(!tx.delete_dead_job(*job).await?);
+            }
             Ok(())
         })
         .unwrap();
@@ -221,9 +297,8 @@ on_both! {
         let called = tx!(test.write, &scope, [a], |tx| {
             tx.record_called_step(a.run.id, &a.call, &a.step, &a.run_event).await
         });
-        for result in
-            [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent, called]
-        {
+        let letter = tx!(test.write, &scope, [a, ambient], |tx| tx.record_dead_letter(&a.dead_letter, ambient).await);
+        for result in [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent, called, letter] {
             assert!(refused(&result), "{result:?}");
         }
 
@@ -237,6 +312,7 @@ on_both! {
             tx.record_event("x", "y", &json!({}), ambient).await?;
             assert!(tx.save_retention(&RetentionPolicy::default(), 0, *now).await?);
             tx.save_history(&crate::support::history(*now)).await?;
+            tx.insert_dead_letter_task(&a.dead_letter_task).await?;
             tx.record_audit(&a.audit, ambient).await
         })
         .unwrap();
@@ -272,7 +348,8 @@ on_both! {
         let release = tx!(test.write, &scope, [lease, now], |tx| {
             tx.release_job(lease, *now, Attempt::Counts, None, *now).await
         });
-        let bury = tx!(test.write, &scope, [lease, now], |tx| tx.bury_job(lease, "no", *now).await);
+        let clock = test.ambient.clone();
+        let bury = tx!(test.write, &scope, [lease, clock], |tx| tx.bury_job(lease, "no", clock).await);
         let finish = tx!(test.write, &scope, [lease], |tx| tx.finish_job(lease).await);
         let pause = tx!(test.write, &scope, [lease, now], |tx| tx.pause_job(lease, "x", *now).await);
         for result in [keep, hold, standing, release, bury, finish, pause] {
@@ -316,7 +393,18 @@ on_both! {
                     }
                     refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);
                     refused!($scope, [], |tx| tx.next_job_at().await);
-                    refused!($scope, [], |tx| tx.count_ready_jobs().await);
+                    refused!($scope, [now], |tx| tx.list_overdue_schedules(*now, None, 9).await);
+                    refused!($scope, [], |tx| tx.count_ready_jobs(Lane::Interactive).await);
+                    refused!($scope, [], |tx| tx.count_future_jobs().await);
+                    refused!($scope, [], |tx| tx.count_blocked_jobs().await);
+                    refused!($scope, [], |tx| tx.count_dead_jobs().await);
+                    refused!($scope, [], |tx| tx.count_paused_jobs().await);
+                    refused!($scope, [], |tx| tx.list_holders().await);
+                    refused!($scope, [own], |tx| tx.load_queue_slug(*own).await);
+                    refused!($scope, [a], |tx| tx.find_org_of_run(a.run.id).await);
+                    refused!($scope, [worker], |tx| tx.update_node_slots(*worker, NodeSlots::default()).await);
+                    refused!($scope, [], |tx| tx.list_ready_since(Lane::Interactive, 9).await);
+                    refused!($scope, [own], |tx| tx.is_job_live(*own, "advance_run", "x").await);
                     refused!($scope, [now], |tx| tx.record_probe(*now).await);
                     refused!($scope, [worker, now, minute], |tx| tx.insert_worker(*worker, "x", *now, *minute).await);
                     refused!($scope, [worker, now, minute], |tx| tx.renew_worker(*worker, *now, *minute).await);
@@ -337,8 +425,8 @@ on_both! {
             // A system scope has no organization's rows at all.
             refused!(&system, [], |tx| tx.list_jobs(None, PageRequest::default()).await);
         }
-        let ready = tx!(test.read, &JOBS, [], |tx| tx.count_ready_jobs().await).unwrap();
-        assert_eq!(ready, [("interactive".to_owned(), 1)]);
+        let ready = tx!(test.read, &JOBS, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await).unwrap();
+        assert_eq!(ready, [a.org]);
         let payload = JobPayload::AdvanceRun { run: a.run.id };
         assert_eq!(payload.lane(), Lane::Interactive);
     }

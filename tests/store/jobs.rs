@@ -73,8 +73,8 @@ impl Queue {
     }
 
     async fn bury(&self, lease: &Lease) -> Result<(), StoreError> {
-        let (test, now) = (&self.test, self.now());
-        tx!(test.write_locked, &self.tenant.scope(), [lease, now], |tx| tx.bury_job(lease, "broken", *now).await)
+        let (test, ambient) = (&self.test, self.test.ambient.clone());
+        tx!(test.write_locked, &self.tenant.scope(), [lease, ambient], |tx| tx.bury_job(lease, "broken", ambient).await)
     }
 
     async fn hold(&self, lease: &Lease, deadline: Duration) -> Result<(), StoreError> {
@@ -350,6 +350,77 @@ on_both! {
         let page = PageRequest::default();
         let dead = tx!(test.read, &queue.tenant.scope(), [page], |tx| tx.list_jobs(Some("dead"), *page).await).unwrap();
         assert_eq!(dead.items.len(), 1);
+    }
+
+    async fn what_was_enqueued_again_outlives_the_job_that_is_given_up(test: TestStore) {
+        let queue = Queue::new(test).await;
+        let later = queue.now().plus(MINUTE);
+        queue.enqueue(keyed(Some("k"), queue.now())).await.unwrap();
+        let lease = queue.claim_one().await;
+        assert_eq!(queue.enqueue(keyed(Some("k"), later)).await, None, "the held one will do");
+        queue.bury(&lease).await.unwrap();
+        assert_eq!(queue.states().await, ["dead", "future"]);
+        let next = queue.jobs().await.into_iter().find(|job| job.state == "future").unwrap();
+        assert_eq!((next.run_at, next.attempt, next.error.as_deref()), (later, 0, None));
+        assert!(next.id != lease.job && next.payload.contains("advance_run"));
+        // It is an ordinary job: its key is taken, it is claimed in time, and given up without leaving another one.
+        assert_eq!(queue.enqueue(keyed(Some("k"), queue.now())).await, None);
+        queue.test.ambient.advance(MINUTE);
+        assert_eq!(queue.promote().await, 1);
+        let lease = queue.claim_one().await;
+        assert_eq!((lease.job, lease.attempt, lease.fence), (next.id, 1, 1));
+        queue.bury(&lease).await.unwrap();
+        assert_eq!(queue.states().await, ["dead", "dead"]);
+    }
+
+    async fn a_job_that_was_given_up_is_brought_back_once(test: TestStore) {
+        let queue = Queue::new(test).await;
+        let (test, scope) = (&queue.test, queue.tenant.scope());
+        let revive = async |job: JobId| {
+            let now = queue.now();
+            tx!(test.write, &scope, [job, now], |tx| tx.revive_job(*job, *now).await).unwrap()
+        };
+        let id = queue.enqueue(keyed(Some("k"), queue.now())).await.unwrap();
+        assert!(!revive(id).await, "it was not given up");
+        let lease = queue.claim_one().await;
+        queue.bury(&lease).await.unwrap();
+        assert!(revive(id).await);
+        assert!(!revive(id).await);
+        assert_eq!(queue.only().await, state("ready", 0));
+        let lease = queue.claim_one().await;
+        assert_eq!((lease.job, lease.attempt, lease.fence), (id, 1, 2), "a new count, a higher fence");
+        queue.bury(&lease).await.unwrap();
+        // Another one of its key waits: that one will do.
+        let other = queue.enqueue(keyed(Some("k"), queue.now())).await.unwrap();
+        assert!(revive(id).await);
+        assert_eq!(queue.jobs().await.iter().map(|job| job.id).collect::<Vec<_>>(), [other]);
+        let lease = queue.claim_one().await;
+        queue.bury(&lease).await.unwrap();
+        let delete = async || tx!(test.write, &scope, [other], |tx| tx.delete_dead_job(*other).await).unwrap();
+        assert!(delete().await);
+        assert!(!delete().await);
+        assert!(queue.jobs().await.is_empty());
+    }
+
+    async fn a_live_job_is_looked_at(test: TestStore) {
+        let queue = Queue::new(test).await;
+        let (test, scope, org) = (&queue.test, queue.tenant.scope(), queue.tenant.org);
+        let look = async || {
+            let live = tx!(test.read, &JOBS, [org], |tx| tx.is_job_live(*org, "advance_run", "k").await).unwrap();
+            let job = tx!(test.read, &scope, [], |tx| tx.load_live_job("advance_run", "k").await).unwrap();
+            assert_eq!(live, job.is_some());
+            job
+        };
+        assert!(look().await.is_none());
+        let id = queue.enqueue(keyed(Some("k"), queue.now())).await.unwrap();
+        let ready = look().await.unwrap();
+        assert_eq!((ready.id, ready.state.as_str(), ready.worker, ready.deadline_in_ms), (id, "ready", None, None));
+        let lease = queue.claim_one().await;
+        let held = look().await.unwrap();
+        assert_eq!((held.state.as_str(), held.worker, held.attempt), ("leased", Some(queue.worker), 1));
+        assert!(held.deadline_in_ms.is_some_and(|left| left > 0 && left <= 60_000), "{held:?}");
+        queue.bury(&lease).await.unwrap();
+        assert!(look().await.is_none());
     }
 
     async fn only_the_jobs_of_dead_workers_are_recovered(test: TestStore) {

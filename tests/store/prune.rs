@@ -14,7 +14,7 @@ use bulkhead_store::prune::{EndedPlace, EndedRow, Removal};
 use bulkhead_store::run::Run;
 use serde_json::json;
 
-use crate::support::{ADMIN, JOBS, Tenant, TestStore, call, claim_any, history, job, run, step};
+use crate::support::{ADMIN, JOBS, Tenant, TestStore, call, claim_any, history, run, step};
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -164,24 +164,18 @@ on_both! {
     async fn a_dead_letter_is_known_and_goes_with_its_run(test: TestStore) {
         let tenant = test.tenant("acme").await;
         let failed = ended(&test, &tenant, RunStatus::Failed, None).await;
-        let (worker, ambient, now, queued) =
-            (test.worker().await, test.ambient.clone(), test.ambient.now(), job(failed.id, test.ambient.now()));
-        tx!(test.write, &tenant.scope(), [queued, ambient], |tx| tx.enqueue(queued, ambient).await).unwrap();
-        let claimed = tx!(test.write_locked, &JOBS, [worker, now], |tx| {
-            claim_any(tx, *worker, Lane::Interactive, 9, *now, HOUR).await
-        });
-        let claimed = claimed.unwrap();
-        let lease = claimed.iter().find(|job| job.payload.contains(&failed.id.to_string())).unwrap().lease.clone();
-        let (id, other) = (failed.id, tenant.run.id);
+        let (ambient, now) = (test.ambient.clone(), test.ambient.now());
+        let (id, other) = (failed.id, RunId::new(&test.ambient));
         let is_dead = async || {
             tx!(test.read, &tenant.scope(), [id, other], |tx| {
-                assert!(!tx.is_dead_letter(*other).await?, "its job is held, not dead");
+                assert!(!tx.is_dead_letter(*other).await?);
                 tx.is_dead_letter(*id).await
             })
             .unwrap()
         };
         assert!(!is_dead().await);
-        tx!(test.write, &tenant.scope(), [lease, now], |tx| tx.bury_job(lease, "no", *now).await).unwrap();
+        let letter = crate::support::dead_letter(&failed, "the channel is archived");
+        tx!(test.write, &tenant.scope(), [letter, ambient], |tx| tx.record_dead_letter(letter, ambient).await).unwrap();
         assert!(is_dead().await);
         let row = removable(&test, &tenant, EndedRun::Failed, now.plus(HOUR)).await.remove(0);
         assert_eq!(remove(&test, &tenant, &row).await, Removal::Removed);
@@ -311,7 +305,8 @@ on_both! {
         });
         let lease = claimed.unwrap().remove(0).lease;
         assert_eq!(list().await, [b], "a held one is there");
-        tx!(test.write, &crate::support::scope(a), [lease, now], |tx| tx.bury_job(lease, "no", *now).await).unwrap();
+        let clock = test.ambient.clone();
+        tx!(test.write, &crate::support::scope(a), [lease, clock], |tx| tx.bury_job(lease, "no", clock).await).unwrap();
         assert_eq!(list().await, [a, b], "one that was given up is made anew");
     }
 

@@ -14,6 +14,7 @@ const ADMITTED: &[(&str, &str)] = &[
     ("jobs", "breaker"),
     ("jobs", "job"),
     ("jobs", "organization"),
+    ("jobs", "schedule"),
     ("nodes", "installation"),
     ("nodes", "run"),
 ];

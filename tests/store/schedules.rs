@@ -52,6 +52,38 @@ async fn fire(test: &TestStore, tenant: &Tenant, lease: &Lease, key: &str) -> Re
 }
 
 on_both! {
+    async fn overdue_schedules_are_found_page_by_page(test: TestStore) {
+        let (acme, other) = (test.tenant("acme").await, test.tenant("other").await);
+        let now = test.ambient.now();
+        for (tenant, triggers) in [(&acme, ["a", "b"]), (&other, ["a", "c"])] {
+            for trigger in triggers {
+                let mut state = tenant.schedule.clone();
+                state.trigger = trigger.to_owned();
+                state.next_tick = Some(now);
+                tx!(test.write, &tenant.scope(), [state], |tx| tx.save_schedule(state).await).unwrap();
+            }
+        }
+        let (mut found, mut after, before) = (Vec::new(), None, now.plus(MINUTE));
+        loop {
+            let page = tx!(test.read, &JOBS, [before, after], |tx| {
+                tx.list_overdue_schedules(*before, after.as_ref(), 2).await
+            });
+            let page = page.unwrap();
+            assert!(page.len() <= 2);
+            let Some(last) = page.last() else { break };
+            after = Some(last.clone());
+            found.extend(page.into_iter().map(|(org, state)| (org, state.trigger)));
+        }
+        found.sort();
+        let mut expected: Vec<_> = [(acme.org, "a"), (acme.org, "b"), (other.org, "a"), (other.org, "c")]
+            .map(|(org, trigger)| (org, trigger.to_owned()))
+            .into();
+        expected.sort();
+        assert_eq!(found, expected, "each once, and none whose tick is to come");
+        let none = tx!(test.read, &JOBS, [now], |tx| tx.list_overdue_schedules(*now, None, 9).await);
+        assert_eq!(none.unwrap(), []);
+    }
+
     async fn a_schedule_is_kept_changed_and_removed(test: TestStore) {
         let tenant = test.tenant("acme").await;
         assert_eq!(stored(&test, &tenant).await.as_ref(), Some(&tenant.schedule));

@@ -7,9 +7,11 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::breaker::{Breaker, hold_key};
 use bulkhead_model::call::{CallReport, Outcome};
+use bulkhead_model::fault::Fault;
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
-    ApiKeyId, CallId, HookId, InstallationId, OrgId, PluginId, RunId, SecretId, WorkerId, WorkflowId,
+    ApiKeyId, CallId, DeadLetterId, DeadLetterTaskId, HookId, InstallationId, OrgId, PluginId, RunId, SecretId,
+    WorkerId, WorkflowId,
 };
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
@@ -21,6 +23,8 @@ use bulkhead_model::token::SecretHash;
 use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::call::Call;
+use bulkhead_store::dead_letter::NewDeadLetter;
+use bulkhead_store::dead_letter::task::{DeadLetterAction, DeadLetterTask, TaskState};
 use bulkhead_store::hook::Hook;
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
@@ -147,6 +151,15 @@ impl TestStore {
         Some(Self { store, ambient: ambient(), place: Place::Postgres(database) })
     }
 
+    /// Another store on the same database that only looks.
+    pub(crate) async fn look(&self) -> Store {
+        let config = match &self.place {
+            Place::Sqlite(dir) => sqlite_config(dir.path()),
+            Place::Postgres(database) => postgres_config(Some(app_url(database.url())), None),
+        };
+        Store::look(config).await.unwrap()
+    }
+
     pub(crate) fn database(&self) -> &TestDatabase<'static> {
         match &self.place {
             Place::Postgres(database) => database,
@@ -242,6 +255,8 @@ pub(crate) struct Tenant {
     pub(crate) call: Call,
     pub(crate) job: NewJob,
     pub(crate) schedule: ScheduleState,
+    pub(crate) dead_letter: NewDeadLetter,
+    pub(crate) dead_letter_task: DeadLetterTask,
     pub(crate) audit: AuditEvent,
     pub(crate) history: History,
 }
@@ -281,6 +296,8 @@ impl Tenant {
             call: call(ambient, installation.id, plugin.id, Some(run.id)),
             job: job(run.id, now),
             schedule: schedule(workflow.id, now),
+            dead_letter: dead_letter(&run, "the channel is archived"),
+            dead_letter_task: dead_letter_task(ambient),
             audit: audit("plugin.uploaded", &plugin.id.to_string()),
             version: version(1, now),
             history: history(now),
@@ -332,6 +349,8 @@ impl Tenant {
         tx.save_retention(&RetentionPolicy::default(), 0, now).await?;
         tx.save_history(&self.history).await?;
         tx.spend_key(RunId::new(ambient), self.workflow.id, "spent", now, now).await?;
+        tx.record_dead_letter(&self.dead_letter, ambient).await?;
+        tx.insert_dead_letter_task(&self.dead_letter_task).await?;
         Ok(())
     }
 }
@@ -483,6 +502,41 @@ pub(crate) fn history(now: Timestamp) -> History {
         looked_at: now,
         full_since: None,
         pass: Some(Pass { runs: 2, bytes: 900, evicted: 1, ..Pass::begun(now) }),
+    }
+}
+
+/// What stands on the list for a run that failed at its step `send`.
+pub(crate) fn dead_letter(run: &Run, message: &str) -> NewDeadLetter {
+    let fault = Fault { kind: "run", code: "permanent", step: Some("send"), message };
+    NewDeadLetter {
+        fingerprint: fault.fingerprint(),
+        kind: "run".to_owned(),
+        subject: run.id.to_string(),
+        workflow: Some(run.workflow),
+        run: Some(run.id),
+        job: None,
+        step: Some("send".to_owned()),
+        code: "permanent".to_owned(),
+        message: message.to_owned(),
+    }
+}
+
+pub(crate) fn dead_letter_task(ambient: &Ambient) -> DeadLetterTask {
+    let id = DeadLetterTaskId::new(ambient);
+    DeadLetterTask {
+        id,
+        action: DeadLetterAction::Resume,
+        request: r#"{"kind":"run"}"#.to_owned(),
+        actor: "key_1".to_owned(),
+        state: TaskState::Running,
+        cursor: DeadLetterId::from_uuid(id.uuid()),
+        seen: 0,
+        done: 0,
+        skipped: 0,
+        skipped_why: None,
+        created_at: ambient.now(),
+        updated_at: ambient.now(),
+        finished_at: None,
     }
 }
 

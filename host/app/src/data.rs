@@ -5,6 +5,8 @@ pub use bulkhead_store::api_key::ApiKey;
 pub use bulkhead_store::audit::AuditEntry;
 pub use bulkhead_store::breaker::BreakerState;
 pub use bulkhead_store::call::{Call, CallSummary};
+pub use bulkhead_store::dead_letter::task::{DeadLetterAction, DeadLetterTask, TaskState};
+pub use bulkhead_store::dead_letter::{COUNT_MAX as FAULT_COUNT_MAX, DeadLetter, DeadLetterFilter};
 pub use bulkhead_store::event::Event;
 pub use bulkhead_store::installation::{Installation, InstallationState};
 pub use bulkhead_store::job::Job;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::call::{CallError, Outcome};
+use bulkhead_model::fault::Fault;
 use bulkhead_model::id::{InstallationId, RunId};
 use bulkhead_model::job::{Lease, backoff};
 use bulkhead_model::name::PluginName;
@@ -19,6 +20,7 @@ use bulkhead_model::run::{
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId};
 use bulkhead_store::call::Call;
+use bulkhead_store::dead_letter::{self, NewDeadLetter};
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::job::{Attempt, ClaimedJob};
 use bulkhead_store::run::Run;
@@ -29,7 +31,7 @@ use crate::breaker::{self, Moved};
 use crate::call::{Attempted, PluginCall};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
-use crate::run::record::{log_event, read_state, read_trigger, save_record, state_text};
+use crate::run::record::{letter_of, log_event, read_state, read_trigger, save_record, state_text};
 use crate::{App, AppError, quota};
 
 /// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
@@ -40,7 +42,7 @@ const PROVE_AFTER: Duration = Duration::from_secs(5);
 /// A call is ended this long before its attempt's deadline, so that it never runs beside the next attempt.
 const CALL_MARGIN: Duration = Duration::from_secs(10);
 /// Pauses after the host's own failures (the store away, the compiler failing).
-const FAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
+pub(crate) const FAULT_BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_mins(1));
 
 /// A job that could not be handed back is tried again after this long.
 const RELEASE_AGAIN: Duration = Duration::from_secs(1);
@@ -221,24 +223,37 @@ impl App {
             .write_locked(&scope, args, |tx, (lease, id, definition, why, ambient)| {
                 Box::pin(async move {
                     let now = ambient.now();
-                    tx.bury_job(lease, why, now).await?;
+                    tx.bury_job(lease, why, ambient).await?;
                     let mut run = match tx.lock_run(*id).await {
                         Ok(run) => run,
                         // A row that does not decode cannot be ended either; its job is kept with the reason.
-                        Err(StoreError::NotFound { .. } | StoreError::Corrupt { .. }) => return Ok(None),
+                        Err(error @ (StoreError::NotFound { .. } | StoreError::Corrupt { .. })) => {
+                            let is_there = matches!(error, StoreError::Corrupt { .. });
+                            let letter = job_letter(lease, *id, is_there, why);
+                            tx.record_dead_letter(&letter, ambient).await?;
+                            return Ok(None);
+                        }
                         Err(error) => return Err(error.into()),
                     };
                     if run.status.is_final() {
+                        // It needs no job any more, and nobody's decision.
+                        tx.delete_dead_job(lease.job).await?;
                         return Ok(None);
                     }
+                    let mut step = None;
                     if let Ok(mut state) = read_state(&run) {
                         if let Some(record) = run::give_up(definition.as_deref(), &mut state, "host-fault", why) {
                             save_record(tx, &state, &mut run, &record, None, now).await?;
+                            step = Some(record.step);
                         }
                         run.state = state_text(&state)?;
                     }
                     run.status = RunStatus::Failed;
                     run.error = Some(json!({ "code": "host-fault", "message": why }).to_string());
+                    let error = run::StepError { step, code: "host-fault".to_owned(), message: why.clone() };
+                    if let Some(letter) = letter_of(&run, &error) {
+                        tx.record_dead_letter(&NewDeadLetter { job: Some(lease.job), ..letter }, ambient).await?;
+                    }
                     run.waiting_until = None;
                     run.finished_at = Some(now);
                     run.updated_at = now;
@@ -246,7 +261,6 @@ impl App {
                     tx.update_run(&run).await?;
                     let detail = json!({ "workflow": run.workflow, "version": run.version });
                     tx.record_event("run.failed", &id.to_string(), &detail, ambient).await?;
-                    let error = run::StepError { step: None, code: "host-fault".into(), message: why.clone() };
                     Ok::<_, AppError>(breaker::run_failed(tx, lease.org, &run, &error, ambient).await?)
                 })
             })
@@ -512,6 +526,8 @@ impl App {
     }
 
     async fn commit(&self, scope: &OrgScope, commit: Commit) -> Result<Committed, NotCommitted> {
+        let letter = matches!(&commit.then, Then::Finish { status: RunStatus::Failed, error: Some(error), .. }
+            if letter_of(&commit.run, error).is_some());
         // In memory alone: the commit of a healthy workflow's run asks nobody.
         let breaker = self.breakers().is_known((scope.org(), commit.run.workflow, commit.run.version));
         let args = (commit, breaker, self.ambient().clone());
@@ -521,6 +537,9 @@ impl App {
                 Box::pin(async move { write_commit(tx, commit, *breaker, ambient).await })
             })
             .await?;
+        if letter {
+            metrics::counter!("bulkhead_dead_letters_total", "kind" => dead_letter::RUN).increment(1);
+        }
         if let Some(moved) = &committed.moved {
             self.breaker_moved(moved);
         }
@@ -577,6 +596,22 @@ fn revoke(made: &mut Made) {
         retry_after_ms: None,
         limit: None,
     });
+}
+
+/// What stands on the list for a job whose run cannot be ended with it.
+fn job_letter(lease: &Lease, id: RunId, is_there: bool, why: &str) -> NewDeadLetter {
+    let (kind, code) = ("advance_run", "host-fault");
+    NewDeadLetter {
+        fingerprint: Fault { kind, code, step: None, message: why }.fingerprint(),
+        kind: kind.to_owned(),
+        subject: id.to_string(),
+        workflow: None,
+        run: is_there.then_some(id),
+        job: Some(lease.job),
+        step: None,
+        code: code.to_owned(),
+        message: why.to_owned(),
+    }
 }
 
 /// `breaker` says whether the workflow's breaker may be open.
@@ -650,6 +685,11 @@ async fn write_commit(
             run.error = error.as_ref().map(|error| json!(error).to_string());
             run.finished_at = Some(now);
             log_event(tx, &mut run, status.as_str(), &json!({ "error": error }), now).await?;
+            let letter =
+                error.as_ref().filter(|_| *status == RunStatus::Failed).and_then(|error| letter_of(&run, error));
+            if let Some(letter) = letter {
+                tx.record_dead_letter(&letter, ambient).await?;
+            }
             let detail = json!({ "workflow": run.workflow, "version": run.version });
             tx.record_event(&format!("run.{}", status.as_str()), &run.id.to_string(), &detail, ambient).await?;
             moved = match (status, error) {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bulkhead_model::id::WorkerId;
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_runtime::Validity;
+use bulkhead_store::node::NodeSlots;
 use bulkhead_store::{Store, StoreConfig, StoreError};
 use tokio_util::sync::CancellationToken;
 
@@ -35,13 +36,14 @@ pub(crate) struct Heartbeat {
     app: App,
     id: WorkerId,
     name: String,
+    slots: NodeSlots,
     /// The fence was told of.
     fenced: AtomicBool,
 }
 
 impl Heartbeat {
-    pub(crate) fn new(app: App, id: WorkerId, name: String) -> Self {
-        Self { app, id, name, fenced: AtomicBool::new(false) }
+    pub(crate) fn new(app: App, id: WorkerId, name: String, slots: NodeSlots) -> Self {
+        Self { app, id, name, slots, fenced: AtomicBool::new(false) }
     }
 
     fn validity(&self) -> &Validity {
@@ -56,15 +58,16 @@ impl Heartbeat {
     /// Renews the heartbeat. `Ok(false)` when the row had expired: it is registered anew, and everything that was held under
     /// the old one is lost.
     pub(crate) async fn renew(&self, store: &Store) -> Result<bool, StoreError> {
-        let args = (self.id, self.name.clone(), self.app.ambient().clone());
+        let args = (self.id, self.name.clone(), self.slots, self.app.ambient().clone());
         store
-            .write_locked(&SCOPE, args, |tx, (id, name, ambient)| {
+            .write_locked(&SCOPE, args, |tx, (id, name, slots, ambient)| {
                 Box::pin(async move {
                     if tx.renew_worker(*id, ambient.now(), LEASE_TTL).await? {
                         return Ok(true);
                     }
                     tx.delete_worker(*id).await?;
                     tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
+                    tx.update_node_slots(*id, *slots).await?;
                     Ok(false)
                 })
             })

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::AuditEvent;
-use bulkhead_model::id::{OrgId, RunId, WorkerId, WorkflowId};
+use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkerId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
+use bulkhead_store::dead_letter::{self, DeadLetter};
 use bulkhead_store::job::{ClaimedJob, JobGroup, NewJob};
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
@@ -28,6 +29,10 @@ use crate::{App, AppError, Problem};
 /// A run's job is given up after this many attempts that ended with its worker's death or the store's failure: it may be what
 /// kills. (A step's own retries are the definition's and are not counted here.)
 const JOB_ATTEMPTS_MAX: u32 = 25;
+/// Of a run's job; those of the organization with a lower number are taken up first.
+pub(crate) const PRIORITY: i64 = 100;
+/// … of one that is resumed with many others, which new ones must not wait for.
+pub(crate) const PRIORITY_RESUMED: i64 = 200;
 /// Characters of an `Idempotency-Key`.
 const IDEMPOTENCY_KEY_LEN_MAX: usize = 255;
 /// Log entries in one page.
@@ -54,6 +59,8 @@ pub struct RunDetail {
     pub steps: Vec<Step>,
     /// In the same order.
     pub sizes: Vec<StepSizes>,
+    /// Where it failed and waits for a decision.
+    pub dead_letter: Option<DeadLetter>,
 }
 
 /// How to begin a run by hand.
@@ -77,7 +84,7 @@ pub struct RetryRun {
 pub(crate) fn advance_job(run: RunId, run_at: Timestamp, group: Option<JobGroup>) -> NewJob {
     NewJob {
         payload: JobPayload::AdvanceRun { run },
-        priority: 100,
+        priority: PRIORITY,
         run_at,
         dedupe_key: Some(run.to_string()),
         attempts_max: JOB_ATTEMPTS_MAX,
@@ -354,7 +361,12 @@ impl App {
                         run.waiting_until = None;
                     }
                     let (steps, sizes) = tx.list_steps(*id).await?.into_iter().unzip();
-                    Ok::<_, AppError>(RunDetail { run, steps, sizes })
+                    let dead_letter = if run.status == RunStatus::Failed {
+                        tx.load_dead_letter_of(dead_letter::RUN, &id.to_string()).await?
+                    } else {
+                        None
+                    };
+                    Ok::<_, AppError>(RunDetail { run, steps, sizes, dead_letter })
                 })
             })
             .await
@@ -460,55 +472,102 @@ impl App {
             .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
             .await?;
         let definition = self.definition(&scope, run.workflow, run.version).await?;
-        let actor = scope.actor().clone();
-        let args = (id, retry, definition, actor, self.ambient().clone());
+        let again = BeginAgain { run: id, retry, definition, letter: None, priority: PRIORITY };
+        let args = (again, scope.actor().clone(), self.ambient().clone());
         // As above: the run's row lock.
-        let write = self.store()
-            .write_locked(&scope, args, |tx, (id, retry, definition, actor, ambient)| {
-                Box::pin(async move {
-                    tx.lock_job("advance_run", &id.to_string()).await?;
-                    let mut run = tx.lock_run(*id).await?;
-                    if !run.status.is_final() {
-                        let message = format!("the run has not ended yet ({}): cancel it first", run.status.as_str());
-                        return Err(AppError::conflict("run-not-finished", message));
-                    }
-                    let before = read_state(&run)?;
-                    let step = retry_step(retry, &before)?;
-                    let state = run::rewind(definition, &before, &step, retry.new_generation)
-                        .map_err(|error| AppError::invalid("unknown-step", "/from_step", error.to_string()))?;
-                    let now = ambient.now();
-                    let status_before = run.status;
-                    run.status = RunStatus::Queued;
-                    run.generation = i64::from(state.generation);
-                    run.state = state_text(&state)?;
-                    run.output = None;
-                    run.error = None;
-                    run.waiting_until = None;
-                    run.updated_at = now;
-                    run.finished_at = None;
-                    let detail = json!({ "by": actor.to_string(), "from_step": step, "generation": state.generation });
-                    log_event(tx, &mut run, "retried", &detail, now).await?;
-                    // Rows of what is forgotten would tell of the generation before; their calls and the log stay.
-                    tx.delete_steps(*id, i64::try_from(state.steps.len()).unwrap_or(i64::MAX)).await?;
-                    tx.update_run(&run).await?;
-                    tx.remove_waiting_job("advance_run", &id.to_string()).await?;
-                    let group = run_group(definition, run.workflow, &read_trigger(&run)?);
-                    if tx.enqueue(&advance_job(*id, now, group), ambient).await?.is_none() {
-                        return Err(AppError::conflict("run-not-finished", "a worker still holds the run: try again in a moment"));
-                    }
-                    let event = AuditEvent {
-                        action: "run.retried",
-                        target: id.to_string(),
-                        actor: actor.clone(),
-                        detail: json!({ "from_step": step, "status_before": status_before.as_str(), "generation": state.generation }),
-                    };
-                    Ok(tx.record_audit(&event, ambient).await?)
-                })
-            });
+        let write = self.store().write_locked(&scope, args, |tx, (again, actor, ambient)| {
+            Box::pin(async move {
+                let begun = begin_again(tx, again, &actor.to_string(), ambient).await?;
+                Ok::<_, AppError>(tx.record_audit(&retried(again.run, &begun, actor), ambient).await?)
+            })
+        });
         place.write(write).await?;
         self.wake_org(Lane::Interactive, org);
         Ok(())
     }
+}
+
+/// How an ended run begins again.
+pub(crate) struct BeginAgain {
+    pub(crate) run: RunId,
+    pub(crate) retry: RetryRun,
+    pub(crate) definition: Arc<Definition>,
+    /// Only while this entry stands for it.
+    pub(crate) letter: Option<DeadLetterId>,
+    pub(crate) priority: i64,
+}
+
+/// How it began.
+pub(crate) struct BegunAgain {
+    step: StepId,
+    generation: u32,
+    status_before: RunStatus,
+}
+
+pub(crate) fn retried(run: RunId, begun: &BegunAgain, actor: &Actor) -> AuditEvent {
+    let BegunAgain { step, generation, status_before } = begun;
+    AuditEvent {
+        action: "run.retried",
+        target: run.to_string(),
+        actor: actor.clone(),
+        detail: json!({ "from_step": step, "status_before": status_before.as_str(), "generation": generation }),
+    }
+}
+
+/// Begins an ended run again, in that transaction, and takes it off the list of dead letters. A refusal comes before anything is
+/// written, so that the transaction may go on with another run. The run's row lock orders it against whoever else does the same.
+pub(crate) async fn begin_again(
+    tx: &mut Tx,
+    again: &BeginAgain,
+    by: &str,
+    ambient: &Ambient,
+) -> Result<BegunAgain, AppError> {
+    let BeginAgain { run: id, retry, definition, letter, priority } = again;
+    let key = id.to_string();
+    tx.lock_job("advance_run", &key).await?;
+    let mut run = tx.lock_run(*id).await?;
+    if let Some(letter) = letter
+        && tx.load_dead_letter(*letter).await?.is_none()
+    {
+        return Err(AppError::NotFound { what: "dead letter" });
+    }
+    if !run.status.is_final() {
+        let message = format!("the run has not ended yet ({}): cancel it first", run.status.as_str());
+        return Err(AppError::conflict("run-not-finished", message));
+    }
+    let before = read_state(&run)?;
+    let step = retry_step(retry, &before)?;
+    let state = run::rewind(definition, &before, &step, retry.new_generation)
+        .map_err(|error| AppError::invalid("unknown-step", "/from_step", error.to_string()))?;
+    if tx.is_job_held("advance_run", &key).await? {
+        let message = "a worker still holds the run: try again in a moment";
+        return Err(AppError::conflict("run-not-finished", message));
+    }
+    let group = run_group(definition, run.workflow, &read_trigger(&run)?);
+    let state_text = state_text(&state)?;
+    let now = ambient.now();
+    let status_before = run.status;
+    run.status = RunStatus::Queued;
+    run.generation = i64::from(state.generation);
+    run.state = state_text;
+    run.output = None;
+    run.error = None;
+    run.waiting_until = None;
+    run.updated_at = now;
+    run.finished_at = None;
+    let detail = json!({ "by": by, "from_step": step, "generation": state.generation });
+    log_event(tx, &mut run, "retried", &detail, now).await?;
+    // Rows of what is forgotten would tell of the generation before; their calls and the log stay.
+    tx.delete_steps(*id, i64::try_from(state.steps.len()).unwrap_or(i64::MAX)).await?;
+    tx.update_run(&run).await?;
+    tx.remove_waiting_job("advance_run", &key).await?;
+    tx.delete_dead_letter_of(dead_letter::RUN, &key).await?;
+    let job = NewJob { priority: *priority, ..advance_job(*id, now, group) };
+    if tx.enqueue(&job, ambient).await?.is_none() {
+        // Under the run's lock nobody else makes or takes its job.
+        return Err(AppError::Store(StoreError::Conflict { constraint: "job_dedupe".into() }));
+    }
+    Ok(BegunAgain { step, generation: state.generation, status_before })
 }
 
 /// The step to begin with: the one asked for, or the one whose failure (or cancellation) ended the run. A failure that the

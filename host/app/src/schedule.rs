@@ -9,14 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::id::{OrgId, RunId, WorkflowId};
+use bulkhead_model::fault::Fault;
+use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lease};
 use bulkhead_model::permission::{Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::run;
 use bulkhead_model::schedule::{Schedule, Settlement, Ticks};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, TriggerId, TriggerKind, schedule_payload};
-use bulkhead_store::job::{Attempt, JobGroup, NewJob};
+use bulkhead_store::dead_letter::NewDeadLetter;
+use bulkhead_store::job::{Attempt, ClaimedJob, JobGroup, NewJob};
 use bulkhead_store::run::Run;
 use bulkhead_store::schedule::ScheduleState;
 use bulkhead_store::workflow::Workflow;
@@ -30,14 +32,20 @@ use crate::{App, AppError};
 
 /// Ticks that a view shows ahead.
 const AHEAD: usize = 3;
-/// The job is given up after this many deaths of workers that held it; nothing else counts as an attempt.
+/// After this many deaths of workers that held it the schedule counts as stalled; nothing else counts as an attempt.
 const JOB_ATTEMPTS_MAX: u32 = 25;
 /// After a failure of the host's (the store away, say) the job comes again after this long, however often.
 const FAULT_PAUSE: Duration = Duration::from_secs(10);
 /// A schedule that changes under a firing is looked at again so often at once, then a little later.
 const PLANS_MAX: u32 = 5;
 const STALE_PAUSE_MS: u64 = 250;
-const JOB_KIND: &str = "fire_schedule";
+pub(crate) const JOB_KIND: &str = "fire_schedule";
+/// A schedule that cannot fire (its definition does not decode, its workers die of it) comes again after this long.
+const STALLED_PAUSE: Duration = Duration::from_mins(15);
+/// A schedule whose tick is so long past and that has no job gets another one.
+const LOST_AFTER: Duration = Duration::from_mins(1);
+/// Overdue schedules looked at in one transaction.
+const OVERDUE_MAX: u32 = 500;
 
 fn job_key(workflow: WorkflowId, trigger: &str) -> String {
     format!("{workflow}:{trigger}")
@@ -83,7 +91,10 @@ pub(crate) async fn arm(
         state.rule = rule;
         state.updated_at = now;
         tx.save_schedule(&state).await?;
-        tx.remove_waiting_job(JOB_KIND, &job_key(workflow.id, trigger.as_str())).await?;
+        let key = job_key(workflow.id, trigger.as_str());
+        tx.remove_waiting_job(JOB_KIND, &key).await?;
+        // Whatever kept it from firing may be mended by this.
+        tx.delete_dead_letter_of(JOB_KIND, &key).await?;
         if let Some(next) = state.next_tick {
             let offset = schedule.offset(org, workflow.id, trigger.as_str());
             tx.enqueue(&fire_job(workflow.id, trigger, next.plus(offset)), ambient).await?;
@@ -91,6 +102,7 @@ pub(crate) async fn arm(
     }
     for trigger in present.into_keys() {
         tx.remove_waiting_job(JOB_KIND, &job_key(workflow.id, &trigger)).await?;
+        tx.delete_dead_letter_of(JOB_KIND, &job_key(workflow.id, &trigger)).await?;
         tx.delete_schedule(workflow.id, &trigger).await?;
     }
     Ok(())
@@ -118,11 +130,41 @@ fn unused(workflow: WorkflowId, trigger: &TriggerId, now: Timestamp) -> Schedule
 pub(crate) async fn disarm(tx: &mut Tx, workflow: WorkflowId, ambient: &Ambient) -> Result<(), StoreError> {
     for mut state in tx.list_schedules(workflow).await? {
         tx.remove_waiting_job(JOB_KIND, &job_key(workflow, &state.trigger)).await?;
+        tx.delete_dead_letter_of(JOB_KIND, &job_key(workflow, &state.trigger)).await?;
         state.next_tick = None;
         state.updated_at = ambient.now();
         tx.save_schedule(&state).await?;
     }
     Ok(())
+}
+
+/// Lets a schedule fire now what is due of it: its waiting job is hastened, or it gets one.
+pub(crate) async fn rearm(tx: &mut Tx, workflow: WorkflowId, trigger: &str, ambient: &Ambient) -> Result<(), AppError> {
+    let Some(state) = tx.lock_schedule(workflow, trigger).await? else { return Ok(()) };
+    if state.next_tick.is_none() || tx.hasten_job(JOB_KIND, &job_key(workflow, trigger), ambient.now()).await? {
+        return Ok(());
+    }
+    let trigger = parse_trigger(trigger)?;
+    Ok(tx.enqueue(&fire_job(workflow, &trigger, ambient.now()), ambient).await.map(drop)?)
+}
+
+fn parse_trigger(text: &str) -> Result<TriggerId, AppError> {
+    let corrupt = || StoreError::Corrupt { what: "schedule", why: format!("{text:?} is no trigger's id") };
+    text.parse().map_err(|_| corrupt().into())
+}
+
+/// What keeps a schedule from firing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Its entry on the list of dead letters; resuming that lets it try at once.
+    pub dead_letter: DeadLetterId,
+    pub message: String,
+    /// When it could not fire for the first time …
+    pub since: Timestamp,
+    /// … and how often since.
+    pub times: i64,
+    /// When it tries again by itself.
+    pub next_attempt_at: Option<Timestamp>,
 }
 
 /// A tick that is to come.
@@ -166,15 +208,31 @@ pub struct ScheduleDetail {
     pub late: i64,
     pub missed: i64,
     pub unmatched: i64,
+    /// `None` while it fires.
+    pub trouble: Option<Trouble>,
+}
+
+async fn trouble_of(tx: &mut Tx, state: &ScheduleState) -> Result<Option<Trouble>, StoreError> {
+    let key = job_key(state.workflow, &state.trigger);
+    let Some(letter) = tx.load_dead_letter_of(JOB_KIND, &key).await? else { return Ok(None) };
+    let job = tx.load_live_job(JOB_KIND, &key).await?;
+    Ok(Some(Trouble {
+        dead_letter: letter.id,
+        message: letter.new.message,
+        since: letter.created_at,
+        times: letter.times,
+        next_attempt_at: job.map(|job| job.run_at),
+    }))
 }
 
 fn detail(
     org: OrgId,
     workflow: WorkflowId,
     (trigger, schedule): (&TriggerId, &Schedule),
-    state: Option<&ScheduleState>,
+    stored: Option<&(ScheduleState, Option<Trouble>)>,
     now: Timestamp,
 ) -> ScheduleDetail {
+    let state = stored.map(|(state, _)| state);
     let offset = schedule.offset(org, workflow, trigger.as_str());
     let armed_for = state.and_then(|state| state.next_tick);
     let count = |of: fn(&ScheduleState) -> i64| state.map_or(0, of);
@@ -190,6 +248,7 @@ fn detail(
         late: count(|state| state.late_count),
         missed: count(|state| state.missed_count),
         unmatched: count(|state| state.unmatched_count),
+        trouble: stored.and_then(|(_, trouble)| trouble.clone()),
     }
 }
 
@@ -317,6 +376,7 @@ async fn write_firing(
     state.next_tick = plan.settlement.next;
     state.updated_at = plan.now;
     tx.save_schedule(&state).await?;
+    tx.delete_dead_letter_of(JOB_KIND, &job_key(workflow, trigger.as_str())).await?;
     Ok(Written::Settled(started))
 }
 
@@ -340,7 +400,12 @@ fn measure(plan: &Plan, started: &[(PlannedRun, Started)]) {
 
 impl App {
     /// Fires what is due of a schedule while its job is held.
-    pub(crate) async fn fire_schedule(&self, lease: &Lease, workflow: WorkflowId, trigger: &TriggerId) -> Left {
+    pub(crate) async fn fire_schedule(&self, job: &ClaimedJob, workflow: WorkflowId, trigger: &TriggerId) -> Left {
+        let lease = &job.lease;
+        if lease.attempt > job.attempts_max {
+            let why = "its worker died, or lost hold of it, at every attempt";
+            return self.stall_schedule(lease, workflow, trigger, "worker-died", why).await;
+        }
         match self.settle_schedule(lease, workflow, trigger).await {
             Ok(()) => Left::Settled,
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
@@ -348,10 +413,102 @@ impl App {
             Err(AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. }) => {
                 self.release(lease, Duration::from_millis(retry_after_ms), Attempt::DoesNotCount, None).await
             }
+            // It does not get better by itself: somebody must know.
+            Err(error @ (AppError::Store(StoreError::Corrupt { .. }) | AppError::NotFound { .. })) => {
+                let why = error.to_string();
+                tracing::error!(%workflow, %trigger, error = &error as &dyn std::error::Error, "a schedule cannot fire");
+                let why = std::error::Error::source(&error).map_or(why, ToString::to_string);
+                self.stall_schedule(lease, workflow, trigger, "host-fault", &why).await
+            }
             Err(error) => {
                 tracing::error!(%workflow, %trigger, error = &error as &dyn std::error::Error, "a schedule could not fire; trying again");
                 self.release(lease, FAULT_PAUSE, Attempt::DoesNotCount, Some(error.to_string())).await
             }
+        }
+    }
+
+    /// Puts a schedule that cannot fire on the list of dead letters. It tries again later by itself, and fires what is due then as its
+    /// misfire policy says.
+    async fn stall_schedule(
+        &self,
+        lease: &Lease,
+        workflow: WorkflowId,
+        trigger: &TriggerId,
+        code: &str,
+        why: &str,
+    ) -> Left {
+        let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
+        let step = Some(trigger.as_str());
+        let letter = NewDeadLetter {
+            fingerprint: Fault { kind: JOB_KIND, code, step, message: why }.fingerprint(),
+            kind: JOB_KIND.to_owned(),
+            subject: job_key(workflow, trigger.as_str()),
+            workflow: Some(workflow),
+            run: None,
+            job: None,
+            step: step.map(str::to_owned),
+            code: code.to_owned(),
+            message: why.to_owned(),
+        };
+        metrics::counter!("bulkhead_dead_letters_total", "kind" => JOB_KIND).increment(1);
+        let args = (lease.clone(), letter, self.ambient().clone());
+        let stalled = self
+            .store()
+            .write_locked(&scope, args, |tx, (lease, letter, ambient)| {
+                Box::pin(async move {
+                    let (now, why) = (ambient.now(), Some(letter.message.as_str()));
+                    tx.release_job(lease, now.plus(STALLED_PAUSE), Attempt::StartsAnew, why, now).await?;
+                    tx.record_dead_letter(letter, ambient).await
+                })
+            })
+            .await;
+        match stalled {
+            Ok(()) => Left::Settled,
+            Err(StoreError::LostLease) => Left::Lost,
+            Err(error) => self.release(lease, FAULT_PAUSE, Attempt::DoesNotCount, Some(error.to_string())).await,
+        }
+    }
+
+    /// Gives schedules whose tick is past and that have no job (it was given up, say) another one; answers how many.
+    pub(crate) async fn rearm_lost_schedules(&self) -> Result<usize, AppError> {
+        let jobs = SystemScope::new(SystemReason::Jobs);
+        let before = self.ambient().now().minus(LOST_AFTER);
+        let (mut after, mut rearmed) = (None, 0);
+        loop {
+            let (lost, last) = self
+                .store()
+                .read(&jobs, (before, after.take()), |tx, (before, after)| {
+                    Box::pin(async move {
+                        let overdue = tx.list_overdue_schedules(*before, after.as_ref(), OVERDUE_MAX).await?;
+                        let last = if overdue.len() < OVERDUE_MAX as usize { None } else { overdue.last().cloned() };
+                        let mut lost = Vec::new();
+                        for (org, state) in overdue {
+                            let key = job_key(state.workflow, &state.trigger);
+                            if !tx.is_job_live(org, JOB_KIND, &key).await? {
+                                lost.push((org, state.workflow, state.trigger));
+                            }
+                        }
+                        Ok::<_, AppError>((lost, last))
+                    })
+                })
+                .await?;
+            for (org, workflow, trigger) in lost {
+                tracing::warn!(%org, %workflow, %trigger, "a schedule had lost its job and gets another");
+                let scope = SystemScope::new(SystemReason::Worker).for_org(org);
+                let args = (workflow, trigger, self.ambient().clone());
+                // The schedule's row lock orders this against whoever saves or deactivates the workflow.
+                self.store()
+                    .write_locked(&scope, args, |tx, (workflow, trigger, ambient)| {
+                        Box::pin(async move { rearm(tx, *workflow, trigger, ambient).await })
+                    })
+                    .await?;
+                metrics::counter!("bulkhead_schedules_rearmed_total").increment(1);
+                rearmed += 1;
+            }
+            if last.is_none() {
+                return Ok(rearmed);
+            }
+            after = last;
         }
     }
 
@@ -429,14 +586,19 @@ impl App {
             .read(&scope, id, |tx, id| {
                 Box::pin(async move {
                     let workflow = tx.require_workflow(*id).await?;
-                    Ok::<_, AppError>((workflow, tx.list_schedules(*id).await?))
+                    let mut states = Vec::new();
+                    for state in tx.list_schedules(*id).await? {
+                        let trouble = trouble_of(tx, &state).await?;
+                        states.push((state, trouble));
+                    }
+                    Ok::<_, AppError>((workflow, states))
                 })
             })
             .await?;
         let definition = self.definition(&scope, id, workflow.current_version).await?;
         let now = self.ambient().now();
         let show = move || {
-            let state_of = |trigger: &TriggerId| states.iter().find(|state| state.trigger == trigger.as_str());
+            let state_of = |trigger: &TriggerId| states.iter().find(|(state, _)| state.trigger == trigger.as_str());
             let schedules = definition.schedules();
             schedules.map(|found| detail(org, id, found, state_of(found.0), now)).collect::<Vec<_>>()
         };

@@ -6,10 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
+use bulkhead_model::fault::Fault;
 use bulkhead_model::id::{JobId, OrgId, WorkerId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{SystemReason, SystemScope};
+use bulkhead_store::dead_letter::NewDeadLetter;
 use bulkhead_store::job::{Attempt, ClaimedJob, Turn, TurnEnd};
+use bulkhead_store::node::NodeSlots;
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreConfig, StoreError};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -41,6 +44,8 @@ const ARM_EVERY: Duration = Duration::from_mins(10);
 const ARM_FIRST: Duration = Duration::from_mins(1);
 /// Jobs that nobody here works on although this worker holds them are looked for this often.
 const RELEASE_EVERY: Duration = Duration::from_secs(5);
+/// Schedules that lost their job are looked for this often.
+const REARM_EVERY: Duration = Duration::from_mins(1);
 /// A job of a kind that this binary does not know is left for a newer node, and looked at again after this long.
 const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
 
@@ -147,12 +152,20 @@ impl App {
     /// The store's, when the worker cannot be registered.
     pub async fn start_worker(&self, config: WorkerConfig, supervisor: &Supervisor) -> Result<WorkerId, StoreError> {
         let (id, registering) = (WorkerId::new(self.ambient()), Instant::now());
-        let args = (id, config.name.clone(), self.ambient().clone());
+        // Only told, for those who ask why a run waits: nothing rests on it.
+        let slots = |slots: usize| i64::try_from(slots).unwrap_or(i64::MAX);
+        let told = NodeSlots {
+            system: slots(config.slots.system),
+            interactive: slots(config.slots.interactive),
+            bulk: slots(config.slots.bulk),
+        };
+        let args = (id, config.name.clone(), told, self.ambient().clone());
         let recovered = self
             .store()
-            .write_locked(&SCOPE, args, |tx, (id, name, ambient)| {
+            .write_locked(&SCOPE, args, |tx, (id, name, told, ambient)| {
                 Box::pin(async move {
                     tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
+                    tx.update_node_slots(*id, *told).await?;
                     tx.recover_jobs(*id, ambient.now()).await
                 })
             })
@@ -171,7 +184,7 @@ impl App {
             app: self.clone(),
             id,
             lanes: lanes.into_iter().map(|(lane, slots)| (lane, Arc::new(Semaphore::new(slots)))).collect(),
-            heartbeat: Arc::new(Heartbeat::new(self.clone(), id, config.name)),
+            heartbeat: Arc::new(Heartbeat::new(self.clone(), id, config.name, told)),
             has_heartbeat_thread: config.heartbeat.is_some(),
             supervisor: supervisor.clone(),
             held: Mutex::default(),
@@ -184,6 +197,7 @@ impl App {
         supervisor.spawn_loop("claim", move || Arc::clone(&claiming).claim_loop());
         let recovering = Arc::clone(&worker);
         supervisor.spawn_loop("recover", move || Arc::clone(&recovering).recover_loop());
+        self.measure_queue(supervisor);
         self.node().works_as(id);
         Ok(id)
     }
@@ -414,12 +428,16 @@ impl Worker {
                 tracing::debug!(job = %job.lease.job, run = %run, ?left, "left a job");
             }
             Ok(JobPayload::FireSchedule { workflow, trigger }) => {
-                let left = self.app.fire_schedule(&job.lease, workflow, &trigger).await;
+                let left = self.app.fire_schedule(&job, workflow, &trigger).await;
                 tracing::debug!(job = %job.lease.job, %workflow, %trigger, ?left, "left a job");
             }
             Ok(JobPayload::PruneHistory) => {
                 let left = self.app.prune_history(&job.lease, &leash).await;
                 tracing::debug!(job = %job.lease.job, ?left, "left a job");
+            }
+            Ok(JobPayload::WorkDeadLetters { task }) => {
+                let left = self.app.work_dead_letters(&job, task, &leash).await;
+                tracing::debug!(job = %job.lease.job, %task, ?left, "left a job");
             }
             // A newer node's, during a rolling upgrade; or nobody's, which the attempts find out.
             Err(error) if !JobPayload::is_known_kind(&job.kind) && job.lease.attempt < job.attempts_max => {
@@ -467,12 +485,28 @@ impl Worker {
     async fn bury(&self, job: &ClaimedJob, error: String) {
         tracing::error!(job = %job.lease.job, kind = %job.kind, error = %error, "a job goes to the dead letters");
         let scope = SystemScope::new(SystemReason::Worker).for_org(job.lease.org);
-        let args = (job.lease.clone(), error, self.app.ambient().clone());
+        let (kind, code) = (job.kind.as_str(), "undecodable");
+        metrics::counter!("bulkhead_jobs_dead_total", "kind" => job.kind.clone()).increment(1);
+        let letter = NewDeadLetter {
+            fingerprint: Fault { kind, code, step: None, message: &error }.fingerprint(),
+            kind: job.kind.clone(),
+            subject: job.lease.job.to_string(),
+            workflow: None,
+            run: None,
+            job: Some(job.lease.job),
+            step: None,
+            code: code.to_owned(),
+            message: error,
+        };
+        let args = (job.lease.clone(), letter, self.app.ambient().clone());
         let buried = self
             .app
             .store()
-            .write_locked(&scope, args, |tx, (lease, error, ambient)| {
-                Box::pin(async move { tx.bury_job(lease, error, ambient.now()).await })
+            .write_locked(&scope, args, |tx, (lease, letter, ambient)| {
+                Box::pin(async move {
+                    tx.bury_job(lease, &letter.message, ambient).await?;
+                    tx.record_dead_letter(letter, ambient).await
+                })
             })
             .await;
         if let Err(error) = buried {
@@ -486,6 +520,7 @@ impl Worker {
         let (mut admitted_at, mut blocked_after) = (Instant::now(), None::<String>);
         let (mut released_at, mut strays) = (Instant::now(), HashSet::new());
         let mut tended_after = None::<String>;
+        let mut rearmed_at = None::<Instant>;
         let mut pause = RECOVER_EVERY;
         let (mut armed_at, mut arm_after) = (Instant::now(), ARM_FIRST);
         while !stop.is_cancelled() {
@@ -560,6 +595,16 @@ impl Worker {
                         error = &error as &dyn std::error::Error,
                         "jobs that remove history could not be made"
                     );
+                }
+            }
+            if rearmed_at.is_none_or(|at| at.elapsed() >= REARM_EVERY) {
+                rearmed_at = Some(Instant::now());
+                match self.app.rearm_lost_schedules().await {
+                    Ok(0) => {}
+                    Ok(_) => self.app.wake_workers(),
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "lost schedules were not looked for");
+                    }
                 }
             }
         }

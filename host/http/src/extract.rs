@@ -7,7 +7,9 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request};
 use bulkhead_app::AppError;
-use bulkhead_model::id::{ApiKeyId, CallId, InstallationId, PluginId, RunId, WorkflowId};
+use bulkhead_model::id::{
+    ApiKeyId, CallId, DeadLetterId, DeadLetterTaskId, InstallationId, PluginId, RunId, WorkflowId,
+};
 use bulkhead_model::name::SecretName;
 use bulkhead_model::workflow::{StepId, TriggerId};
 use bytes::Bytes;
@@ -170,6 +172,8 @@ path_parts! {
     InstallationId = "installation", "installation";
     CallId = "call", "call";
     WorkflowId = "workflow", "workflow";
+    DeadLetterId = "dead_letter", "dead letter";
+    DeadLetterTaskId = "task", "task";
     RunId = "run", "run";
     StepId = "step", "step";
     SecretName = "name", "secret";

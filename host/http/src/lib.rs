@@ -21,6 +21,7 @@ mod api_key;
 mod audit;
 mod breaker;
 mod call;
+mod dead_letter;
 mod edge;
 mod event;
 mod extract;
@@ -36,6 +37,7 @@ mod org;
 mod page;
 mod plugin;
 mod problem;
+mod queue;
 mod quota;
 mod retention;
 mod run;
@@ -133,6 +135,7 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::OrgRead, routes!(retention::show_retention)))
         .routes(guarded(Permission::RetentionWrite, routes!(retention::replace_retention)))
         .routes(guarded(Permission::OrgRead, routes!(retention::preview_retention)))
+        .routes(guarded(Permission::JobsRead, routes!(queue::show_queue)))
 }
 
 fn plugin_routes() -> OpenApiRouter<HttpState> {
@@ -180,6 +183,16 @@ fn workflow_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::RunsRead, routes!(run::show_run)))
         .routes(guarded(Permission::RunsRead, routes!(run::show_run_step)))
         .routes(guarded(Permission::RunsRead, routes!(run::list_run_events)))
+        .routes(guarded(Permission::RunsRead, routes!(queue::explain_run)))
         .routes(guarded(Permission::RunsControl, routes!(run::cancel_run)))
         .routes(guarded(Permission::RunsControl, routes!(run::retry_run)))
+        .routes(guarded(Permission::RunsRead, routes!(dead_letter::list_faults)))
+        .routes(guarded(Permission::RunsRead, routes!(dead_letter::list_dead_letters)))
+        .routes(guarded(Permission::RunsRead, routes!(dead_letter::show_dead_letter)))
+        .routes(guarded(Permission::RunsControl, routes!(dead_letter::resume_dead_letter)))
+        .routes(guarded(Permission::RunsControl, routes!(dead_letter::discard_dead_letter)))
+        .routes(guarded(Permission::RunsControl, routes!(dead_letter::start_dead_letter_task)))
+        .routes(guarded(Permission::RunsRead, routes!(dead_letter::list_dead_letter_tasks)))
+        .routes(guarded(Permission::RunsRead, routes!(dead_letter::show_dead_letter_task)))
+        .routes(guarded(Permission::RunsControl, routes!(dead_letter::stop_dead_letter_task)))
 }

@@ -27,7 +27,7 @@ pub(crate) struct PolicyView {
     /// Runs that failed.
     #[schema(minimum = 1, maximum = 3650)]
     failed_days: u32,
-    /// Failed runs whose job is on the dead-letter list; null: until somebody has seen to them.
+    /// Failed runs that wait on the list of dead letters; null: until somebody has seen to them.
     #[schema(minimum = 1, maximum = 3650)]
     dead_letter_days: Option<u32>,
     /// Calls that were made by hand.

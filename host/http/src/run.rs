@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::HttpState;
 use crate::access::OrgCaller;
+use crate::dead_letter::DeadLetterView;
 use crate::extract::{In, Input, NoInput};
 use crate::page::{ListOf, NoFilter, PageParams, Paging};
 use crate::problem::{Kind, Problem};
@@ -79,6 +80,8 @@ pub(crate) struct RunView {
     output: Option<Stored>,
     #[schema(value_type = String, format = DateTime)]
     updated_at: Timestamp,
+    /// Its entry on the list of dead letters, while it failed and waits for a decision.
+    dead_letter: Option<DeadLetterView>,
     /// In the order in which they were begun.
     steps: Vec<StepView>,
 }
@@ -148,7 +151,7 @@ impl StepView {
 }
 
 impl From<RunDetail> for RunView {
-    fn from(RunDetail { run, steps, sizes }: RunDetail) -> Self {
+    fn from(RunDetail { run, steps, sizes, dead_letter }: RunDetail) -> Self {
         let Run { id, workflow, version, status, trigger_kind, trigger_data, generation, output, error, .. } = run;
         Self {
             run: RunSummaryView {
@@ -166,6 +169,7 @@ impl From<RunDetail> for RunView {
             trigger_data: trigger_data.into(),
             output: output.map(Stored::from),
             updated_at: run.updated_at,
+            dead_letter: dead_letter.map(DeadLetterView::from),
             steps: steps.into_iter().zip(sizes).map(|(step, sizes)| StepView::new(step, sizes)).collect(),
         }
     }
@@ -360,10 +364,10 @@ pub(crate) async fn cancel_run(
 pub(crate) struct RetryInput {
     /// The step to begin with; may be left out where one step's failure (or the cancellation at it) ended the run.
     #[serde(default)]
-    from_step: Option<String>,
+    pub(crate) from_step: Option<String>,
     /// Makes effects again that may have happened already: steps get new idempotency keys.
     #[serde(default)]
-    new_generation: bool,
+    pub(crate) new_generation: bool,
 }
 
 /// Begins an ended run again from a step; what came before it is kept.

@@ -2,8 +2,8 @@
 
 use axum::Json;
 use axum::extract::State;
-use bulkhead_app::schedule::{ScheduleDetail, Upcoming};
-use bulkhead_model::id::{RunId, WorkflowId};
+use bulkhead_app::schedule::{ScheduleDetail, Trouble, Upcoming};
+use bulkhead_model::id::{DeadLetterId, RunId, WorkflowId};
 use bulkhead_model::schedule::Misfire;
 use bulkhead_model::time::Timestamp;
 use serde::Serialize;
@@ -79,6 +79,32 @@ pub(crate) struct ScheduleView {
     missed: i64,
     /// Ticks at which the trigger's conditions did not hold.
     unmatched: i64,
+    /// What keeps it from firing; null while it fires.
+    trouble: Option<TroubleView>,
+}
+
+/// A schedule that cannot fire. It tries again by itself.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ScheduleTrouble)]
+pub(crate) struct TroubleView {
+    /// Its entry on the list of dead letters: resuming that lets it try at once.
+    #[schema(value_type = String)]
+    dead_letter: DeadLetterId,
+    message: String,
+    /// When it could not fire for the first time …
+    #[schema(value_type = String, format = DateTime)]
+    since: Timestamp,
+    /// … and how often since.
+    times: i64,
+    #[schema(value_type = Option<String>, format = DateTime)]
+    next_attempt_at: Option<Timestamp>,
+}
+
+impl From<Trouble> for TroubleView {
+    fn from(trouble: Trouble) -> Self {
+        let Trouble { dead_letter, message, since, times, next_attempt_at } = trouble;
+        Self { dead_letter, message, since, times, next_attempt_at }
+    }
 }
 
 impl From<ScheduleDetail> for ScheduleView {
@@ -100,6 +126,7 @@ impl From<ScheduleDetail> for ScheduleView {
             late: detail.late,
             missed: detail.missed,
             unmatched: detail.unmatched,
+            trouble: detail.trouble.map(TroubleView::from),
         }
     }
 }

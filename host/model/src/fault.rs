@@ -61,6 +61,19 @@ impl Fingerprint {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The same as a number, for cursors.
+    #[must_use]
+    pub fn to_number(&self) -> i64 {
+        let mut bytes = [0; HASH_BYTES];
+        hex::decode_to_slice(&self.0, &mut bytes).expect("a fingerprint is made of hexadecimal digits");
+        i64::from_be_bytes(bytes)
+    }
+
+    #[must_use]
+    pub fn from_number(number: i64) -> Self {
+        Self(hex::encode(number.to_be_bytes()))
+    }
 }
 
 impl FromStr for Fingerprint {
@@ -209,6 +222,7 @@ mod tests {
     fn only_a_fingerprint_is_read_as_one() {
         let fingerprint = of("x");
         assert_eq!(fingerprint.as_str().parse(), Ok(fingerprint.clone()));
+        assert_eq!(Fingerprint::from_number(fingerprint.to_number()), fingerprint);
         for text in ["", "0123", "0123456789ABCDEF", "0123456789abcdeg", "0123456789abcdef0"] {
             assert_eq!(text.parse::<Fingerprint>(), Err(FingerprintError), "{text}");
         }

@@ -153,6 +153,10 @@ ids! {
     WorkerId = "wrk";
     /// A stored secret's row.
     SecretId = "sec";
+    /// Something that went wrong for good and waits for a decision.
+    DeadLetterId = "dl";
+    /// The resuming or discarding of many of them.
+    DeadLetterTaskId = "dlt";
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ambient::Ambient;
-use crate::id::{OrgId, RunId, WorkflowId};
+use crate::id::{DeadLetterTaskId, OrgId, RunId, WorkflowId};
 use crate::workflow::TriggerId;
 
 /// What a job does. The payload is stored as JSON; one that no longer decodes goes to the dead letters, others go on.
@@ -18,6 +18,8 @@ pub enum JobPayload {
     FireSchedule { workflow: WorkflowId, trigger: TriggerId },
     /// Counts what of the organization's runs and calls has ended, and removes what is not to be kept any longer.
     PruneHistory,
+    /// Resumes or discards many dead letters, batch by batch.
+    WorkDeadLetters { task: DeadLetterTaskId },
 }
 
 impl JobPayload {
@@ -27,6 +29,7 @@ impl JobPayload {
             Self::AdvanceRun { .. } => "advance_run",
             Self::FireSchedule { .. } => "fire_schedule",
             Self::PruneHistory => "prune_history",
+            Self::WorkDeadLetters { .. } => "work_dead_letters",
         }
     }
 
@@ -37,7 +40,7 @@ impl JobPayload {
     }
 
     /// Every kind, as [`kind`](Self::kind) names it.
-    pub const KINDS: &'static [&'static str] = &["advance_run", "fire_schedule", "prune_history"];
+    pub const KINDS: &'static [&'static str] = &["advance_run", "fire_schedule", "prune_history", "work_dead_letters"];
 
     #[must_use]
     pub fn lane(&self) -> Lane {
@@ -46,6 +49,7 @@ impl JobPayload {
             // A moment's work, which a crowd of runs must not delay.
             Self::FireSchedule { .. } => Lane::System,
             Self::PruneHistory => Lane::Bulk,
+            Self::WorkDeadLetters { .. } => Lane::Bulk,
         }
     }
 }

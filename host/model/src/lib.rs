@@ -31,6 +31,7 @@ pub mod quota;
 pub mod retention;
 pub mod run;
 pub mod schedule;
+pub mod stuck;
 pub mod template;
 pub mod time;
 pub mod token;

@@ -1,7 +1,7 @@
 //! How long what has ended is kept, and what goes first when there is no more room.
 //!
-//! Only what has ended is ever removed: a run that is queued, running, waiting or paused stays, however old it is. A failed run whose
-//! job is on the dead-letter list stays until the policy names a time for those.
+//! Only what has ended is ever removed: a run that is queued, running, waiting or paused stays, however old it is. A failed run that
+//! waits on the list of dead letters stays until the policy names a time for those.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ pub struct RetentionPolicy {
     pub succeeded_days: u32,
     /// Runs that failed.
     pub failed_days: u32,
-    /// Failed runs whose job is on the dead-letter list. `None`: until somebody has seen to them.
+    /// Failed runs that wait on the list of dead letters. `None`: until somebody has seen to them.
     pub dead_letter_days: Option<u32>,
     /// Calls that were made by hand.
     pub calls_days: u32,

@@ -58,6 +58,8 @@ pub const TABLES: &[&str] = &[
     "retention",
     "history",
     "spent_key",
+    "dead_letter",
+    "dead_letter_task",
 ];
 
 /// Tables that a backup leaves out.

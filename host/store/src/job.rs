@@ -8,6 +8,7 @@
 //! `tests/store/plans` holds what comes of it.
 
 mod claim;
+pub mod look;
 mod paused;
 
 use std::time::Duration;
@@ -252,20 +253,55 @@ impl Tx {
         self.admit_next(org, ended.get("group_key")?).await
     }
 
-    /// Gives a held job up for good: it goes to the dead letters.
+    /// Gives a held job up for good: it goes to the dead letters. If somebody enqueued it again while it was held, that is a job of
+    /// its own from then on, with a new count of attempts.
     ///
     /// # Errors
     /// [`StoreError::LostLease`].
-    pub async fn bury_job(&mut self, lease: &Lease, error: &str, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn bury_job(&mut self, lease: &Lease, error: &str, ambient: &Ambient) -> Result<(), StoreError> {
+        let (org, now, id) = (self.lease_org(lease)?, ambient.now(), JobId::new(ambient));
         let sql = sql!(
-            "update job set state = 'dead', error = $5, worker_id = null, deadline_at = null, rerun_at = null, updated_at = $6
+            "update job set state = 'dead', error = $5, worker_id = null, deadline_at = null, updated_at = $6
              where org_id = $1 and id = $2 and worker_id is not distinct from $3 and fence = $4 and state = 'leased'
-             returning group_key"
+             returning group_key, rerun_at"
         );
-        let org = self.lease_org(lease)?;
         let values = binds![org, lease.job, lease.worker, lease.fence, error, now];
         let ended = self.fetch_optional(sql, values).await?.ok_or(StoreError::LostLease)?;
+        if ended.get::<Option<Timestamp>>("rerun_at")?.is_some() {
+            let sql = sql!(
+                "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
+                     group_key, group_limit, created_at, updated_at)
+                 select org_id, $3, kind, lane, 'future', payload, priority, rerun_at, dedupe_key, 0, attempts_max, 0, group_key,
+                     group_limit, $4, $4
+                 from job where org_id = $1 and id = $2"
+            );
+            self.execute(sql, binds![org, lease.job, id, now]).await?;
+            let sql = sql!("update job set rerun_at = null where org_id = $1 and id = $2");
+            self.execute(sql, binds![org, lease.job]).await?;
+        }
         self.admit_next(org, ended.get("group_key")?).await
+    }
+
+    /// Makes a job that was given up ready again, its attempts counted anew; where another one of its kind and key waits or is held,
+    /// that one will do, and the dead one goes. `true` if it was there.
+    pub async fn revive_job(&mut self, id: JobId, now: Timestamp) -> Result<bool, StoreError> {
+        let org = self.org()?;
+        let sql = sql!(
+            "update job set state = 'ready', run_at = $3, attempt = 0, error = null, updated_at = $3
+             where org_id = $1 and id = $2 and state = 'dead' and not exists (select 1 from job as other
+                 where other.org_id = $1 and other.kind = job.kind and other.dedupe_key = job.dedupe_key and other.state <> 'dead')"
+        );
+        if self.execute(sql, binds![org, id, now]).await? > 0 {
+            return Ok(true);
+        }
+        self.delete_dead_job(id).await
+    }
+
+    /// Removes a job that was given up: `true` if it was there.
+    pub async fn delete_dead_job(&mut self, id: JobId) -> Result<bool, StoreError> {
+        let sql = sql!("delete from job where org_id = $1 and id = $2 and state = 'dead'");
+        let org = self.org()?;
+        Ok(self.execute(sql, binds![org, id]).await? > 0)
     }
 
     /// Registers a serving process. Its heartbeat expires `ttl` after the database's clock.
@@ -314,13 +350,6 @@ impl Tx {
         self.require_reason(SystemReason::Jobs)?;
         let sql = sql!("delete from worker where id = $1");
         self.execute(sql, binds![id]).await.map(drop)
-    }
-
-    /// How many jobs are ready, by lane. Needs the scope of `SystemReason::Jobs`.
-    pub async fn count_ready_jobs(&mut self) -> Result<Vec<(String, i64)>, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        let sql = sql!("select lane, count(*) as jobs from job where state = 'ready' group by lane order by lane");
-        self.fetch(sql, &[]).await?.iter().map(|row| Ok((row.get("lane")?, row.get("jobs")?))).collect()
     }
 
     /// How many runs of the organization wait for their turn, up to `most`; those that sleep until a time are not counted. Looks at

@@ -18,6 +18,7 @@ pub mod audit;
 pub mod backup;
 pub mod breaker;
 pub mod call;
+pub mod dead_letter;
 pub mod error;
 pub mod event;
 pub mod hook;

@@ -69,6 +69,22 @@ pub(crate) fn check_newer(applied: &[(i64, String)]) -> Result<(), StoreError> {
     check_newer_than(newest(), applied)
 }
 
+/// As [`check_newer`], for those who cannot migrate: refuses a database that lacks one of this version's migrations as well.
+///
+/// # Errors
+/// [`StoreError::Refused`].
+pub(crate) fn check_complete(applied: &[(i64, String)]) -> Result<(), StoreError> {
+    check_newer(applied)?;
+    let there = applied.iter().map(|(number, _)| *number).max().unwrap_or(0);
+    if there < newest() {
+        return Err(StoreError::Refused(format!(
+            "the database has the schema {there:04}, and this version works with {:04}: start the server, or run `bulkhead migrate`",
+            newest()
+        )));
+    }
+    Ok(())
+}
+
 fn check_newer_than(known: i64, applied: &[(i64, String)]) -> Result<(), StoreError> {
     let newer = applied.iter().filter(|(number, _)| *number > known);
     for (_, name) in newer {

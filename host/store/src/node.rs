@@ -3,6 +3,7 @@
 
 use bulkhead_model::grant::GrantVersion;
 use bulkhead_model::id::{InstallationId, OrgId, RunId, WorkerId};
+use bulkhead_model::job::Lane;
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
@@ -24,10 +25,30 @@ pub struct Node {
     pub draining: bool,
     /// How far its machine's own clock is ahead of the database's; negative when it is behind.
     pub clock_ahead_micros: i64,
+    pub slots: NodeSlots,
     pub started_at: Timestamp,
     pub expires_at: Timestamp,
     /// Its heartbeat is in time.
     pub alive: bool,
+}
+
+/// How many jobs of each lane a process carries out at once; 0 where it did not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeSlots {
+    pub system: i64,
+    pub interactive: i64,
+    pub bulk: i64,
+}
+
+impl NodeSlots {
+    #[must_use]
+    pub fn of(self, lane: Lane) -> i64 {
+        match lane {
+            Lane::System => self.system,
+            Lane::Interactive => self.interactive,
+            Lane::Bulk => self.bulk,
+        }
+    }
 }
 
 /// Pairs of ids as JSON text, for a statement that takes them all at once.
@@ -43,14 +64,16 @@ impl Tx {
         let rows = if self.is_postgres() {
             // Whether a heartbeat is in time goes by the database's clock.
             let sql = sql_postgres!(
-                "select id, name, version, schema_version, state, clock_ahead_micros, started_at, expires_at,
+                "select id, name, version, schema_version, state, clock_ahead_micros, slots_system, slots_interactive,
+                     slots_bulk, started_at, expires_at,
                      cast(case when expires_at > clock_timestamp() then 1 else 0 end as bigint) as alive
                  from worker order by started_at, id"
             );
             self.fetch(sql, &[]).await?
         } else {
             let sql = sql!(
-                "select id, name, version, schema_version, state, clock_ahead_micros, started_at, expires_at,
+                "select id, name, version, schema_version, state, clock_ahead_micros, slots_system, slots_interactive,
+                     slots_bulk, started_at, expires_at,
                      cast(1 as bigint) as alive
                  from worker order by started_at, id"
             );
@@ -67,6 +90,11 @@ impl Tx {
                     schema_version: row.get("schema_version")?,
                     draining: state == "draining",
                     clock_ahead_micros: row.get("clock_ahead_micros")?,
+                    slots: NodeSlots {
+                        system: row.get("slots_system")?,
+                        interactive: row.get("slots_interactive")?,
+                        bulk: row.get("slots_bulk")?,
+                    },
                     started_at: row.get("started_at")?,
                     expires_at: row.get("expires_at")?,
                     alive: alive == 1,
@@ -86,6 +114,30 @@ impl Tx {
         let sql = sql!("update worker set state = $2, clock_ahead_micros = $3 where id = $1");
         let state = if draining { "draining" } else { "serving" };
         self.execute(sql, binds![id, state, clock_ahead_micros]).await.map(drop)
+    }
+
+    /// Says how many jobs of each lane this process carries out at once. Needs the scope of `SystemReason::Jobs`.
+    pub async fn update_node_slots(&mut self, id: WorkerId, slots: NodeSlots) -> Result<(), StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!("update worker set slots_system = $2, slots_interactive = $3, slots_bulk = $4 where id = $1");
+        self.execute(sql, binds![id, slots.system, slots.interactive, slots.bulk]).await.map(drop)
+    }
+
+    /// The organization that a run is of. Needs the scope of `SystemReason::Nodes`.
+    pub async fn find_org_of_run(&mut self, run: RunId) -> Result<Option<OrgId>, StoreError> {
+        self.require_reason(SystemReason::Nodes)?;
+        // From organization to organization by searches of the primary key, which begins with it.
+        let sql = sql!(
+            "with recursive found (org_id) as (
+                 select (select org_id from run order by org_id limit 1)
+                 union all
+                 select (select org_id from run where org_id > found.org_id order by org_id limit 1)
+                 from found where found.org_id is not null
+             )
+             select org_id from found
+             where org_id is not null and exists (select 1 from run where run.org_id = found.org_id and run.id = $1) limit 1"
+        );
+        self.fetch_optional(sql, binds![run]).await?.map(|row| row.get("org_id")).transpose()
     }
 
     /// What the clock says that all nodes share; `None` on SQLite, whose one process has its own. Needs the scope of

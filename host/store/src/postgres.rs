@@ -156,6 +156,25 @@ impl PostgresBackend {
             prepare_role(&mut owner, app_options.get_username(), create).await?;
             owner.close().await?;
         }
+        Self::connect(app_options, connections_max, &[]).await
+    }
+
+    /// Comes as the application role to look: nothing is migrated, no role made, and the database refuses what would write.
+    pub(crate) async fn look(
+        url: Option<&str>,
+        owner_url: Option<&str>,
+        app_password: &str,
+        connections_max: u32,
+    ) -> Result<Self, StoreError> {
+        let options = app_options(url, owner_url, app_password)?;
+        Self::connect(options, connections_max, &[("default_transaction_read_only", "on")]).await
+    }
+
+    async fn connect(
+        app_options: PgConnectOptions,
+        connections_max: u32,
+        further: &[(&str, &str)],
+    ) -> Result<Self, StoreError> {
         let listen_options = app_options.clone();
         // For the application alone: a migration of a large table may take its time.
         let app_options = app_options.options([
@@ -163,6 +182,7 @@ impl PostgresBackend {
             ("lock_timeout", LOCK_TIMEOUT),
             ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
         ]);
+        let app_options = app_options.options(further.iter().copied());
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(Duration::from_secs(10))

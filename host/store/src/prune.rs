@@ -161,13 +161,11 @@ impl Tx {
             .collect()
     }
 
-    /// Whether the run's job is on the dead-letter list.
+    /// Whether the run, or its job, is on the list of dead letters.
     pub async fn is_dead_letter(&mut self, run: RunId) -> Result<bool, StoreError> {
-        let sql = sql!(
-            "select 1 as one from job where org_id = $1 and kind = 'advance_run' and dedupe_key = $2 and state = 'dead' limit 1"
-        );
+        let sql = sql!("select 1 as one from dead_letter where org_id = $1 and run_id = $2 limit 1");
         let org = self.org()?;
-        Ok(self.fetch_optional(sql, binds![org, &run.to_string()]).await?.is_some())
+        Ok(self.fetch_optional(sql, binds![org, run]).await?.is_some())
     }
 
     /// Removes a run that ended, with its steps, its log, its calls and its dead letter; unless it was changed since it was listed. A

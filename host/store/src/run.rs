@@ -335,7 +335,8 @@ impl Tx {
         Ok(keys.into_iter().filter_map(|key| key.parse().ok()).collect())
     }
 
-    async fn load_run_summary(&mut self, id: RunId) -> Result<Option<RunSummary>, StoreError> {
+    /// The run without its payloads.
+    pub async fn load_run_summary(&mut self, id: RunId) -> Result<Option<RunSummary>, StoreError> {
         let sql = sql!(
             "select id, workflow_id, version, status, trigger_kind, error, waiting_until, created_at, finished_at from run
              where org_id = $1 and id = $2"

@@ -1,6 +1,7 @@
 //! Where the schedule triggers of workflows stand: the next tick, and what became of those before it.
 
-use bulkhead_model::id::{RunId, WorkflowId};
+use bulkhead_model::id::{OrgId, RunId, WorkflowId};
+use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
@@ -122,6 +123,34 @@ impl Tx {
         );
         let org = self.org()?;
         self.fetch(sql, binds![org, workflow]).await?.iter().map(read).collect()
+    }
+
+    /// Schedules of whatever organization whose next tick is before the moment, after the one given; each with its organization.
+    /// Needs the scope of `SystemReason::Jobs`.
+    pub async fn list_overdue_schedules(
+        &mut self,
+        before: Timestamp,
+        after: Option<&(OrgId, ScheduleState)>,
+        limit: u32,
+    ) -> Result<Vec<(OrgId, ScheduleState)>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!(
+            "select org_id, workflow_id, trigger_id, rule, next_tick, last_tick, last_fired_at, last_run_id, fired_count, late_count,
+                 missed_count, unmatched_count, updated_at
+             from schedule
+             where next_tick is not null and next_tick < $1 and (next_tick, org_id, workflow_id, trigger_id) > ($2, $3, $4, $5)
+             order by next_tick, org_id, workflow_id, trigger_id limit $6"
+        );
+        let nil = uuid::Uuid::nil();
+        let (tick, org, workflow, trigger) = match after {
+            Some((org, state)) => {
+                let tick = state.next_tick.unwrap_or(before);
+                (tick, org.uuid(), state.workflow.uuid(), state.trigger.as_str())
+            }
+            None => (Timestamp::from_micros(0), nil, nil, ""),
+        };
+        let rows = self.fetch(sql, binds![before, tick, org, workflow, trigger, i64::from(limit)]).await?;
+        rows.iter().map(|row| Ok((row.get("org_id")?, read(row)?))).collect()
     }
 
     pub async fn delete_schedule(&mut self, workflow: WorkflowId, trigger: &str) -> Result<bool, StoreError> {

@@ -36,6 +36,8 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("backup/checks", include_str!("backup/checks.rs")),
     ("breaker", include_str!("breaker.rs")),
     ("call", include_str!("call.rs")),
+    ("dead_letter", include_str!("dead_letter.rs")),
+    ("dead_letter/task", include_str!("dead_letter/task.rs")),
     ("event", include_str!("event.rs")),
     ("hook", include_str!("hook.rs")),
     ("installation", include_str!("installation.rs")),
@@ -43,6 +45,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("node", include_str!("node.rs")),
     ("job/claim", include_str!("job/claim.rs")),
     ("job/paused", include_str!("job/paused.rs")),
+    ("job/look", include_str!("job/look.rs")),
     ("org", include_str!("org.rs")),
     ("plugin", include_str!("plugin.rs")),
     ("probe", include_str!("probe.rs")),
@@ -122,7 +125,9 @@ bind_ids!(
     EventId,
     AuditId,
     WorkerId,
-    SecretId
+    SecretId,
+    DeadLetterId,
+    DeadLetterTaskId
 );
 
 /// A row of either database.

@@ -25,11 +25,16 @@ use crate::tx::{Conn, Tx, TxContext};
 
 /// The database in the data directory.
 const FILE: &str = "bulkhead.sqlite";
+/// Locked by the process that serves the directory.
+const LOCK: &str = "bulkhead.lock";
 /// A process that was killed still holds its lock for a moment.
 const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 pub(crate) struct SqliteBackend {
-    writes: Writes,
+    /// `None` for one that only looks.
+    writes: Option<Writes>,
+    /// Of one that only looks: where the serving process's lock is.
+    beside: Option<PathBuf>,
     readers: Readers,
 }
 
@@ -41,9 +46,27 @@ impl SqliteBackend {
         opened_at: Instant,
     ) -> Result<Self, StoreError> {
         let (path, lock) = prepare(dir).await?;
-        let readers = Readers::start(&path, readers, &fault, opened_at)?;
+        let readers = Readers::start(&path, Access::Read, readers, &fault, opened_at)?;
         let writes = Writes::start(path, lock, fault, opened_at)?;
-        Ok(Self { writes, readers })
+        Ok(Self { writes: Some(writes), beside: None, readers })
+    }
+
+    /// Opens readers beside the serving process, if there is one. Its lock is not asked for.
+    pub(crate) fn look(dir: &Path, readers: u32, fault: &FaultHook, opened_at: Instant) -> Result<Self, StoreError> {
+        let path = dir.join(FILE);
+        if !path.is_file() {
+            return Err(StoreError::Refused(format!("there is no SQLite database {}", path.display())));
+        }
+        let mut conn = SqliteConnection::open(&path, Access::ReadFile)?;
+        let mut applied = Vec::new();
+        let sql = "select version, description from _sqlx_migrations order by version";
+        conn.for_each(sql, &[], |row| {
+            applied.push((row.get(0)?, row.get(1)?));
+            Ok::<_, rusqlite::Error>(())
+        })?;
+        migrations::check_complete(&applied)?;
+        let readers = Readers::start(&path, Access::ReadFile, readers, fault, opened_at)?;
+        Ok(Self { writes: None, beside: Some(dir.join(LOCK)), readers })
     }
 
     pub(crate) async fn write<A, T, E, F>(&self, context: TxContext, args: A, closure: F) -> Result<T, E>
@@ -53,7 +76,10 @@ impl SqliteBackend {
         E: TxError,
         F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync + 'static,
     {
-        self.writes.write(context, args, closure).await
+        let Some(writes) = &self.writes else {
+            return Err(StoreError::Misuse("a store that only looks writes nothing").into());
+        };
+        writes.write(context, args, closure).await
     }
 
     pub(crate) async fn read<A, T, E, F>(&self, context: TxContext, args: A, closure: F) -> Result<T, E>
@@ -70,13 +96,23 @@ impl SqliteBackend {
         self.readers.check(sql).await
     }
 
+    /// Whether a process serves the directory.
+    pub(crate) fn is_served(&self) -> bool {
+        let Some(lock) = &self.beside else { return true };
+        // Asked for and given back at once; one that starts at this moment waits longer than that.
+        File::open(lock)
+            .is_ok_and(|file| matches!(fs4::FileExt::try_lock_shared(&file), Err(fs4::TryLockError::WouldBlock)))
+    }
+
     pub(crate) fn stats(&self) -> WriterStats {
-        self.writes.stats()
+        self.writes.as_ref().map(Writes::stats).unwrap_or_default()
     }
 
     pub(crate) async fn close(&self) {
         self.readers.close().await;
-        self.writes.close().await;
+        if let Some(writes) = &self.writes {
+            writes.close().await;
+        }
     }
 }
 
@@ -136,7 +172,7 @@ async fn applied(conn: &mut sqlx::SqliteConnection) -> Result<Vec<(i64, String)>
 
 /// One process serves a data directory. The lock goes with the process, however it ends; one that is just ending is waited for.
 async fn lock_dir(dir: &Path) -> Result<File, StoreError> {
-    let path = dir.join("bulkhead.lock");
+    let path = dir.join(LOCK);
     let refused = |why: String| StoreError::Refused(format!("cannot lock {}: {why}", path.display()));
     let file = File::options()
         .create(true)

@@ -115,13 +115,13 @@ pub struct ScopeContext(pub(crate) TxContext);
 
 impl Scoped for OrgScope {
     fn context(&self) -> ScopeContext {
-        ScopeContext(TxContext { org: Some(self.org()), actor: Some(self.actor().clone()), system: None })
+        ScopeContext(TxContext { org: Some(self.org()), system: None })
     }
 }
 
 impl Scoped for SystemScope {
     fn context(&self) -> ScopeContext {
-        ScopeContext(TxContext { org: None, actor: None, system: Some(self.reason()) })
+        ScopeContext(TxContext { org: None, system: Some(self.reason()) })
     }
 }
 
@@ -167,6 +167,27 @@ impl Store {
             Database::Postgres { url, owner_url, app_password } => {
                 let backend = PostgresBackend::open(url, owner_url, &app_password, config.connections_max).await?;
                 Backend::Postgres(Box::new(backend))
+            }
+        };
+        Ok(Self { backend: Arc::new(backend), fault, opened_at })
+    }
+
+    /// Opens the database to look at it beside whoever serves it: nothing is made, migrated or locked, and nothing can be written.
+    ///
+    /// # Errors
+    /// [`StoreError::Refused`] when there is no database, or its schema is another one than this version's;
+    /// [`StoreError::Unavailable`] when it cannot be reached (on PostgreSQL also before the first start of a server, which makes the
+    /// application role).
+    pub async fn look(config: StoreConfig) -> Result<Self, StoreError> {
+        let (fault, opened_at) = (FaultHook::default(), Instant::now());
+        let backend = match config.database {
+            Database::Sqlite { dir } => {
+                Backend::Sqlite(SqliteBackend::look(&dir, config.connections_max, &fault, opened_at)?)
+            }
+            Database::Postgres { url, owner_url, app_password } => {
+                let looked =
+                    PostgresBackend::look(url.as_deref(), owner_url.as_deref(), &app_password, config.connections_max);
+                Backend::Postgres(Box::new(looked.await?))
             }
         };
         Ok(Self { backend: Arc::new(backend), fault, opened_at })
@@ -302,6 +323,16 @@ impl Store {
         match &*self.backend {
             Backend::Sqlite(_) => Ok(()),
             Backend::Postgres(postgres) => postgres.notify(text).await,
+        }
+    }
+
+    /// Whether somebody serves the database, as far as that is known from outside: on SQLite a process holds the directory's lock.
+    /// On PostgreSQL the heartbeats tell, and this answers `true`.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        match &*self.backend {
+            Backend::Sqlite(sqlite) => sqlite.is_served(),
+            Backend::Postgres(_) => true,
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bulkhead_model::id::OrgId;
 use bulkhead_model::job::Lease;
-use bulkhead_model::permission::{Actor, SystemReason};
+use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 use sqlx::{Postgres, Transaction};
 
@@ -23,7 +23,6 @@ pub(crate) enum Conn {
 #[derive(Clone, Debug)]
 pub(crate) struct TxContext {
     pub(crate) org: Option<OrgId>,
-    pub(crate) actor: Option<Actor>,
     pub(crate) system: Option<SystemReason>,
 }
 
@@ -48,7 +47,7 @@ impl Tx {
 
     /// A transaction of a command that stands beside the server: a backup or a restore.
     pub(crate) fn beside(conn: Conn) -> Self {
-        let context = TxContext { org: None, actor: None, system: None };
+        let context = TxContext { org: None, system: None };
         Self::new(conn, context, FaultHook::default(), Instant::now())
     }
 
@@ -77,16 +76,6 @@ impl Tx {
     /// [`StoreError::Misuse`] in a system transaction that named none.
     pub fn org(&self) -> Result<OrgId, StoreError> {
         self.context.org.ok_or(StoreError::Misuse("this statement needs an organization's scope"))
-    }
-
-    /// Who acts.
-    #[must_use]
-    pub fn actor(&self) -> Actor {
-        match (&self.context.actor, self.context.system) {
-            (Some(actor), _) => actor.clone(),
-            (None, Some(reason)) => Actor::System(reason),
-            (None, None) => Actor::System(SystemReason::Worker),
-        }
     }
 
     /// Refuses statements across organizations to every scope but the one that names `reason`. On PostgreSQL row-level security

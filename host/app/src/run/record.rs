@@ -1,8 +1,10 @@
 //! A run's row, its steps' rows and its own log: read and written the same way by whoever changes a run under its lock.
 
-use bulkhead_model::run::{RunState, StepRecord};
+use bulkhead_model::fault::Fault;
+use bulkhead_model::run::{RunState, StepError, StepRecord};
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::call::Call;
+use bulkhead_store::dead_letter::{self, NewDeadLetter};
 use bulkhead_store::run::{Run, RunEvent, Step};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::{Value, json};
@@ -80,4 +82,25 @@ pub(crate) async fn save_record(
     run.log_seq += 1;
     let event = RunEvent { seq: run.log_seq, kind: "step".to_owned(), detail: detail.to_string(), created_at: now };
     Ok(tx.record_called_step(run.id, call, &step, &event).await?)
+}
+
+/// What a failed run puts on the list of dead letters; nothing where its definition ended it so (`stop` with `failed`), which no
+/// second attempt would change.
+pub(crate) fn letter_of(run: &Run, error: &StepError) -> Option<NewDeadLetter> {
+    if error.code == "stopped" {
+        return None;
+    }
+    let step = error.step.as_ref().map(ToString::to_string);
+    let fault = Fault { kind: dead_letter::RUN, code: &error.code, step: step.as_deref(), message: &error.message };
+    Some(NewDeadLetter {
+        fingerprint: fault.fingerprint(),
+        kind: dead_letter::RUN.to_owned(),
+        subject: run.id.to_string(),
+        workflow: Some(run.workflow),
+        run: Some(run.id),
+        job: None,
+        step,
+        code: error.code.clone(),
+        message: error.message.clone(),
+    })
 }

@@ -67,6 +67,8 @@ kinds! {
     InvalidDeliveryId = "invalid-delivery-id", UNPROCESSABLE_ENTITY, "The delivery id is not valid";
     InvalidVariables = "invalid-variables", UNPROCESSABLE_ENTITY, "The variables do not fit the workflow";
     InvalidIdempotencyKey = "invalid-idempotency-key", UNPROCESSABLE_ENTITY, "The idempotency key is not valid";
+    InvalidReason = "invalid-reason", UNPROCESSABLE_ENTITY, "The reason is not valid";
+    InvalidSelection = "invalid-selection", UNPROCESSABLE_ENTITY, "The selection is not valid";
     UnknownStep = "unknown-step", UNPROCESSABLE_ENTITY, "The definition has no such step";
     InvalidPackage = "invalid-package", UNPROCESSABLE_ENTITY, "The package is not acceptable";
     CompileFailed = "compile-failed", UNPROCESSABLE_ENTITY, "The package does not compile";
@@ -84,6 +86,7 @@ kinds! {
     WorkflowExists = "workflow-exists", CONFLICT, "The workflow's name is taken";
     RunFinished = "run-finished", CONFLICT, "The run has ended already";
     RunNotFinished = "run-not-finished", CONFLICT, "The run has not ended yet";
+    TaskFinished = "task-finished", CONFLICT, "The task has ended already";
     NoTrigger = "no-trigger", CONFLICT, "No trigger starts this run";
     TooManyGrants = "too-many-grants", CONFLICT, "The installation would have too many grants";
     InstallationDisabled = "installation-disabled", CONFLICT, "The installation is not enabled";

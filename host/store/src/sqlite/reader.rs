@@ -87,13 +87,19 @@ where
 
 impl Readers {
     /// Starts `threads` readers of the file.
-    pub(crate) fn start(path: &Path, threads: u32, fault: &FaultHook, opened_at: Instant) -> Result<Self, StoreError> {
+    pub(crate) fn start(
+        path: &Path,
+        access: Access,
+        threads: u32,
+        fault: &FaultHook,
+        opened_at: Instant,
+    ) -> Result<Self, StoreError> {
         let (reads, queue) = crossbeam_channel::bounded(QUEUE_MAX);
         for _ in 0..threads {
             let (path, queue, fault) = (path.to_owned(), queue.clone(), fault.clone());
             std::thread::Builder::new()
                 .name("sqlite-reader".into())
-                .spawn(move || serve(&path, &queue, &fault, opened_at))
+                .spawn(move || serve(&path, access, &queue, &fault, opened_at))
                 .map_err(|error| StoreError::Refused(format!("cannot start a reader's thread: {error}")))?;
         }
         Ok(Self { reads, threads: threads as usize })
@@ -140,7 +146,7 @@ impl Readers {
     }
 }
 
-fn serve(path: &Path, queue: &Receiver<Message>, fault: &FaultHook, opened_at: Instant) {
+fn serve(path: &Path, access: Access, queue: &Receiver<Message>, fault: &FaultHook, opened_at: Instant) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -157,7 +163,7 @@ fn serve(path: &Path, queue: &Receiver<Message>, fault: &FaultHook, opened_at: I
                 return;
             }
             Message::Check(sql, reply) => {
-                let checked = SqliteConnection::open(path, Access::Read).and_then(|conn| conn.check(&sql));
+                let checked = SqliteConnection::open(path, access).and_then(|conn| conn.check(&sql));
                 reply.send(checked).ok();
             }
             Message::Read(read) if read.is_stale() => read.fail(StoreError::TimedOut),
@@ -165,7 +171,7 @@ fn serve(path: &Path, queue: &Receiver<Message>, fault: &FaultHook, opened_at: I
                 let context = read.context();
                 let ready = match open.take() {
                     Some(tx) => Ok(tx),
-                    None => SqliteConnection::open(path, Access::Read)
+                    None => SqliteConnection::open(path, access)
                         .map(|conn| Tx::new(Conn::Sqlite(conn), context.clone(), fault.clone(), opened_at)),
                 };
                 let begun = ready.and_then(|mut tx| {
