@@ -8,6 +8,7 @@ mod demo;
 mod github;
 mod kill;
 mod nodes;
+mod operator;
 mod server;
 
 /// Generates `name::sqlite` and `name::postgres` from one body.

@@ -99,6 +99,21 @@ impl Place {
         command
     }
 
+    /// What a command of the operator's prints as JSON; `Err` with what it said when it did not succeed.
+    pub(crate) fn operate(&self, args: &[&str]) -> Result<Value, String> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+        command.args(args).env("BULKHEAD_SERVER__DATA_DIR", self.data_dir());
+        if let Some(url) = self.database_url() {
+            command.env("BULKHEAD_DATABASE__OWNER_URL", url);
+        }
+        let output = command.output().unwrap();
+        if output.status.success() {
+            Ok(serde_json::from_slice(&output.stdout).unwrap())
+        } else {
+            Err(String::from_utf8_lossy(&output.stderr).into_owned())
+        }
+    }
+
     /// What `bulkhead doctor` finds about nodes.
     pub(crate) fn doctor_nodes(&self) -> Vec<Value> {
         let mut command = self.node_command(&self.dir.path().join("data"));

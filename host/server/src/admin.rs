@@ -1,10 +1,13 @@
-//! `bulkhead admin`: what the operator does on the database itself. With SQLite the server must not be running.
+//! `bulkhead admin`: what the operator does on the database itself. With SQLite the server must not be running, except for `queue`, which
+//! only looks.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::queue::{STATES, StateCount, WaitingOrg, WholeQueue, look_at_queue};
+use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::ApiKeyId;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Permission, PermissionSet};
@@ -13,6 +16,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use crate::config::Config;
+use crate::doctor;
 use crate::host::{FirstStart, Host};
 
 #[derive(Debug, Subcommand)]
@@ -55,6 +59,13 @@ pub(crate) enum Command {
         #[arg(long, requires = "quota")]
         value: Option<u64>,
     },
+    /// Show what waits in the queue, for how long, and who holds what; beside a running server
+    #[command(after_help = "Examples:\n  bulkhead admin queue\n  bulkhead admin queue --json")]
+    Queue {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Make an API key; its text is shown once
     #[command(after_help = "Examples:\n  bulkhead admin create-key acme --name laptop\n  \
         bulkhead admin create-key acme --name reader --permission runs.read --permission audit.read --days 30")]
@@ -87,6 +98,9 @@ fn slug(text: &str) -> Result<Slug> {
 }
 
 pub(crate) async fn run(config: Config, command: Command) -> Result<ExitCode> {
+    if let Command::Queue { json } = command {
+        return queue(&config, json).await;
+    }
     let host = Host::open(&config, FirstStart::Embedded, BTreeSet::new()).await?;
     let done = act(&host, command).await;
     host.store.close().await;
@@ -98,8 +112,89 @@ async fn require_org(host: &Host, org: &str) -> Result<bulkhead_store::org::Org>
     found.with_context(|| format!("there is no organization {org}: make it with `bulkhead admin create-org {org}`"))
 }
 
+async fn queue(config: &Config, json: bool) -> Result<ExitCode> {
+    let store = doctor::look(config).await?;
+    let looked = look_at_queue(&store, &Ambient::system()).await;
+    store.close().await;
+    let queue = looked.context("the queue cannot be looked at")?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&queue_json(&queue))?);
+    } else {
+        print!("{}", queue_text(&queue));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn queue_json(queue: &WholeQueue) -> serde_json::Value {
+    let states = |states: &[StateCount]| -> serde_json::Map<String, serde_json::Value> {
+        let told = |state: &StateCount| json!({ "count": state.count, "more": state.more });
+        states.iter().map(|state| (state.state.to_owned(), told(state))).collect()
+    };
+    let lanes = queue.lanes.iter().map(|lane| {
+        json!({
+            "lane": lane.lane, "states": states(&lane.states), "slots": lane.slots, "oldest_ready_at": lane.oldest_ready_at,
+            "lag_ms": lane.lag.as_millis(), "waiting_organizations": lane.waiting_orgs,
+        })
+    });
+    let nodes = queue.nodes.iter().map(|(node, held)| {
+        let held: serde_json::Map<_, _> = held.iter().map(|held| (held.lane.clone(), json!(held.count))).collect();
+        json!({ "worker": node.id, "name": node.name, "alive": node.alive, "draining": node.draining, "held": held })
+    });
+    let waiting = queue.waiting.iter().map(|waiting| {
+        json!({
+            "org": waiting.org, "slug": waiting.slug, "lane": waiting.lane, "ready": waiting.ready,
+            "oldest_ready_at": waiting.oldest_ready_at, "lag_ms": waiting.lag.as_millis(),
+        })
+    });
+    json!({
+        "lanes": lanes.collect::<Vec<_>>(), "nodes": nodes.collect::<Vec<_>>(), "waiting": waiting.collect::<Vec<_>>(),
+    })
+}
+
+fn queue_text(queue: &WholeQueue) -> String {
+    use std::fmt::Write as _;
+    let mut text = format!("{:<12}", "lane");
+    for state in STATES {
+        let _ = write!(text, "{state:>9}");
+    }
+    text.push_str("    slots      lag  organizations waiting\n");
+    for lane in &queue.lanes {
+        let _ = write!(text, "{:<12}", lane.lane.as_str());
+        for state in &lane.states {
+            let more = if state.more { "+" } else { "" };
+            let _ = write!(text, "{:>9}", format!("{}{more}", state.count));
+        }
+        let _ = writeln!(text, "{:>9}{:>7.1} s{:>15}", lane.slots, lane.lag.as_secs_f64(), lane.waiting_orgs);
+    }
+    text.push_str("\nnodes\n");
+    for (node, held) in &queue.nodes {
+        let state = match (node.alive, node.draining) {
+            (false, _) => "dead",
+            (true, true) => "draining",
+            (true, false) => "serving",
+        };
+        let held: Vec<String> = held.iter().map(|held| format!("{} {}", held.count, held.lane)).collect();
+        let held = if held.is_empty() { "nothing".to_owned() } else { held.join(", ") };
+        let _ = writeln!(text, "  {} ({state}) holds {held}", node.name);
+    }
+    if queue.nodes.is_empty() {
+        text.push_str("  none\n");
+    }
+    if !queue.waiting.is_empty() {
+        text.push_str("\nlongest waits\n");
+    }
+    for waiting in &queue.waiting {
+        let WaitingOrg { slug, lane, ready, lag, .. } = waiting;
+        let _ =
+            writeln!(text, "  {slug}: {ready} ready in {}, the oldest for {:.1} s", lane.as_str(), lag.as_secs_f64());
+    }
+    text
+}
+
 async fn act(host: &Host, command: Command) -> Result<()> {
     match command {
+        // Looks at the database beside a server, which needs no host.
+        Command::Queue { .. } => {}
         Command::CreateOrg { slug: text, name, json } => {
             let org = host.app.create_org(slug(&text)?, name.unwrap_or(text)).await?;
             if json {

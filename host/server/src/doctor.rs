@@ -1,15 +1,18 @@
-//! `bulkhead doctor`: checks that the server can run here, one line per check, and says what to do.
+//! `bulkhead doctor`: checks that the server can run here, one line per check, and says what to do; `bulkhead doctor run` says why a run
+//! does not go on. It looks at the database beside whoever serves it, and changes nothing there.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use bulkhead_app::node::CLOCK_OFF_MAX;
+use bulkhead_app::queue::explain_run_as_operator;
 use bulkhead_model::ambient::Ambient;
+use bulkhead_model::id::RunId;
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_runtime::CompilerCommand;
+use bulkhead_store::Store;
 use bulkhead_store::node::Node;
-use bulkhead_store::{Store, StoreError};
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
@@ -24,8 +27,20 @@ const COMPILE_TIME: Duration = Duration::from_secs(20);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, global = true)]
     json: bool,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum What {
+    /// Say why a run does not go on, and what to do
+    #[command(after_help = "Example:\n  bulkhead doctor run run_01h455vb4pex5vsknk084sn02q")]
+    Run {
+        /// `run_…`
+        id: String,
+    },
 }
 
 #[derive(Serialize)]
@@ -40,7 +55,33 @@ fn finding(check: &'static str, result: Result<String, String>) -> Finding {
     Finding { check, ok, detail: result.unwrap_or_else(|why| why) }
 }
 
+/// The store to look at; whoever serves it is not disturbed.
+pub(crate) async fn look(config: &Config) -> Result<Store> {
+    let root_key = keys::load_or_create(&config.server.data_dir, false, &Ambient::system())?;
+    Store::look(store_config(config, &root_key)).await.context("the database cannot be looked at")
+}
+
+async fn explain(config: &Config, id: &str, json: bool) -> Result<ExitCode> {
+    let run: RunId = id.parse().map_err(|error| anyhow::anyhow!("{id:?}: {error}"))?;
+    let store = look(config).await?;
+    let explained = explain_run_as_operator(&store, &Ambient::system(), run).await;
+    store.close().await;
+    let explained = explained.with_context(|| format!("{run} cannot be explained"))?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&explained.to_json())?);
+    } else {
+        println!("{} of {}: {}", explained.run, explained.org, explained.status.as_str());
+        for reason in &explained.reasons {
+            println!("\n{} ({})\n  {}", reason.message, reason.code, reason.next);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 pub(crate) async fn run(config: Config, args: Args) -> Result<ExitCode> {
+    if let Some(What::Run { id }) = &args.what {
+        return explain(&config, id, args.json).await;
+    }
     let mut findings = vec![
         finding("data directory", data_dir(&config)),
         finding("memory", memory()),
@@ -105,7 +146,7 @@ async fn database(config: &Config) -> Vec<Finding> {
         Err(error) => return vec![finding("root key", Err(format!("{error:#}")))],
     };
     let mut findings = vec![finding("root key", Ok("present, for the server's user only".into()))];
-    match Store::open(store_config(config, &root_key)).await {
+    match Store::look(store_config(config, &root_key)).await {
         Ok(store) => {
             findings.push(finding(
                 "database",
@@ -119,11 +160,11 @@ async fn database(config: &Config) -> Vec<Finding> {
                     Ok(nodes) => findings.extend(nodes.iter().map(|each| finding("node", node(each)))),
                     Err(error) => findings.push(finding("nodes", Err(error.to_string()))),
                 }
+            } else {
+                let served = if store.is_served() { "a server is running" } else { "none serves" };
+                findings.push(finding("nodes", Ok(served.into())));
             }
             store.close().await;
-        }
-        Err(StoreError::Refused(why)) if why.contains("in use") => {
-            findings.push(finding("database", Ok("SQLite is in use by a running server".into())));
         }
         Err(error) => {
             let source = std::error::Error::source(&error).map(|source| format!(": {source}")).unwrap_or_default();
