@@ -139,11 +139,11 @@ impl App {
         input: Value,
     ) -> Result<Call, AppError> {
         let scope = caller.authorize(org, Permission::PluginsCall)?;
-        self.require_room(&scope).await?;
         let app = self.clone();
         self.to_the_end(
             "plugin call",
             Box::pin(async move {
+                app.require_room(&scope).await?;
                 let asked = Asked {
                     target: Target::Installation(installation),
                     read: None,
