@@ -48,8 +48,7 @@ impl JobPayload {
             Self::AdvanceRun { .. } => Lane::Interactive,
             // A moment's work, which a crowd of runs must not delay.
             Self::FireSchedule { .. } => Lane::System,
-            Self::PruneHistory => Lane::Bulk,
-            Self::WorkDeadLetters { .. } => Lane::Bulk,
+            Self::PruneHistory | Self::WorkDeadLetters { .. } => Lane::Bulk,
         }
     }
 }
