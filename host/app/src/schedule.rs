@@ -514,10 +514,11 @@ impl App {
 
     async fn settle_schedule(&self, lease: &Lease, workflow: WorkflowId, trigger: &TriggerId) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        if self.require_room(&scope).await.is_err() {
+        self.require_room(&scope).await.map_err(|error| match error {
             // Nobody is there to be refused: the tick waits, and the policy for missed ones says what becomes of it.
-            return Err(AppError::Busy { what: "the history's quota", retry_after_ms: NO_ROOM_PAUSE_MS });
-        }
+            AppError::Quota(_) => AppError::Busy { what: "the history's quota", retry_after_ms: NO_ROOM_PAUSE_MS },
+            error => error,
+        })?;
         let place = self.admit(&scope).await?;
         for _ in 0..PLANS_MAX {
             let plan = self.plan_firing(&scope, workflow, trigger).await?.map(Arc::new);
