@@ -128,8 +128,8 @@ impl App {
     /// [`AppError::NotFound`]; [`AppError::Conflict`] `plugin-installed`.
     pub async fn delete_plugin(&self, caller: &Caller, org: OrgId, id: PluginId) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::PluginsUpload)?;
-        let digest = self
-            .store()
+        // What is prepared of it stays: another organization may use the same package, and use alone says what goes.
+        self.store()
             .write(&scope, (id, scope.actor().clone(), self.ambient().clone()), |tx, (id, actor, ambient)| {
                 Box::pin(async move {
                     let plugin = require_in_use(tx, *id).await?;
@@ -152,14 +152,10 @@ impl App {
                             "size_bytes": plugin.size_bytes,
                         }),
                     };
-                    tx.record_audit(&event, ambient).await?;
-                    Ok::<_, AppError>(Digest(plugin.digest))
+                    Ok::<_, AppError>(tx.record_audit(&event, ambient).await?)
                 })
             })
-            .await?;
-        // Memory that somebody else's same package would only have to take again.
-        self.sandbox().runtime.forget(&digest).await;
-        Ok(())
+            .await
     }
 
     /// Looks into a package on a thread that may block.
