@@ -74,7 +74,7 @@ pub(crate) fn computes() -> Vec<u8> {
 /// An action that writes one line of so many bytes to its log and answers its input.
 pub(crate) fn logs(bytes: u32) -> Vec<u8> {
     let imports = r#"(import "wasi:logging/logging@0.1.0-draft" "log" (func $log (param i32 i32 i32 i32 i32)))"#;
-    let items = r#"(func $fill (param $bytes i32) (memory.fill (i32.const 4096) (i32.const 120) (local.get $bytes)))"#;
+    let items = "(func $fill (param $bytes i32) (memory.fill (i32.const 4096) (i32.const 120) (local.get $bytes)))";
     let work = format!(
         "(call $fill (i32.const {bytes}))
          (call $log (i32.const 2) (i32.const 0) (i32.const 0) (i32.const 4096) (i32.const {bytes}))"

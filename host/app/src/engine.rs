@@ -185,7 +185,7 @@ impl App {
         if lease.attempt > job.attempts_max {
             return self.give_up(lease, id, "its worker died, or lost hold of it, at every attempt").await;
         }
-        match self.travel(lease, id, leash, begun).await {
+        match Box::pin(self.travel(lease, id, leash, begun)).await {
             Ok(left) => left,
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
             Err(AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. }) => {

@@ -198,7 +198,9 @@ async fn load_totals(store: &Store, now: Timestamp) -> Result<Totals, StoreError
 async fn list_nodes(store: &Store) -> Result<Vec<Node>, StoreError> {
     let mut nodes = store.read(&NODES, (), |tx, ()| Box::pin(async move { tx.list_nodes().await })).await?;
     if !store.is_served() {
-        nodes.iter_mut().for_each(|node| node.alive = false);
+        for node in &mut nodes {
+            node.alive = false;
+        }
     }
     Ok(nodes)
 }

@@ -47,7 +47,8 @@ pub(crate) struct Problem {
     detail: String,
     errors: Vec<FieldError>,
     retry_after_s: Option<u64>,
-    quota: Option<ExceededQuota>,
+    /// Boxed, since every fallible function carries the problem.
+    quota: Option<Box<ExceededQuota>>,
 }
 
 /// The quota that stands against a request.
@@ -142,7 +143,7 @@ impl Problem {
             detail: self.detail.clone(),
             request_id: request_id.to_owned(),
             errors: self.errors.clone(),
-            quota: self.quota.clone(),
+            quota: self.quota.as_deref().cloned(),
         };
         serde_json::to_vec(&document).expect("text and numbers are always written as JSON")
     }
@@ -164,7 +165,8 @@ impl From<AppError> for Problem {
         match error {
             AppError::Quota(QuotaExceeded { quota, used, limit, hint }) => {
                 let mut problem = Self::new(Kind::QuotaExceeded, error.to_string());
-                problem.quota = Some(ExceededQuota { name: quota.as_str(), unit: quota.unit(), used, limit, hint });
+                let exceeded = ExceededQuota { name: quota.as_str(), unit: quota.unit(), used, limit, hint };
+                problem.quota = Some(Box::new(exceeded));
                 problem
             }
             AppError::Unauthenticated => Self::new(Kind::Unauthenticated, error.to_string()),

@@ -17,6 +17,7 @@ use crate::extract::{IfMatch, Input, Tagged, etag};
 use crate::problem::Problem;
 
 /// For how many days after its end each is kept: 1 to 3650.
+#[expect(clippy::struct_field_names, reason = "the names are those of the document's fields")]
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = RetentionPolicy)]

@@ -44,8 +44,7 @@ impl StoreError {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
-            Self::TimedOut => true,
-            Self::Unavailable(DatabaseError::Postgres(sqlx::Error::Io(_))) => true,
+            Self::TimedOut | Self::Unavailable(DatabaseError::Postgres(sqlx::Error::Io(_))) => true,
             // Class 57P: admin_shutdown, crash_shutdown, cannot_connect_now; 53300: too_many_connections.
             Self::Unavailable(error @ DatabaseError::Postgres(_)) => {
                 error.code().is_some_and(|code| code.starts_with("57P") || code == "53300")

@@ -68,25 +68,30 @@ impl Figure {
     }
 
     /// What it is held against, measured in the same run.
+    #[must_use]
     pub fn beside(self, reference: f64) -> Self {
         let ours = self.fields["ours"].as_f64().unwrap_or(f64::NAN);
         self.with("reference", json!(reference)).with("ratio", json!(ours / reference))
     }
 
+    #[must_use]
     pub fn target(self, target: &str) -> Self {
         self.with("target", json!(target))
     }
 
     /// Synced appends a second that the disk does by itself.
+    #[must_use]
     pub fn disk(self, per_s: f64) -> Self {
         self.with("fdatasync_per_s", json!(per_s))
     }
 
     /// Processor seconds of one unit of work, the database's own included.
+    #[must_use]
     pub fn cpu_s(self, seconds: f64) -> Self {
         self.with("cpu_s", json!(seconds))
     }
 
+    #[must_use]
     pub fn conditions(self, conditions: impl Into<String>) -> Self {
         self.with("conditions", json!(conditions.into()))
     }

@@ -189,7 +189,9 @@ where
     let mut nodes = list_nodes(store).await?;
     if names == NodeNames::Hidden {
         // A host's name and address are the operator's matter.
-        nodes.iter_mut().for_each(|node| node.name = node.id.to_string());
+        for node in &mut nodes {
+            node.name = node.id.to_string();
+        }
     }
     let mut lane_held = 0;
     if let Some(job) = found.job.as_ref().filter(|found| found.job.state == "ready") {
