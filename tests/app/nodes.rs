@@ -107,18 +107,18 @@ async fn changes_elsewhere_end_calls(notifications: impl Fn(&TestApp) -> Notific
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_change_on_another_node_ends_calls_here() {
-    changes_elsewhere_end_calls(|_| ON).await;
+    Box::pin(changes_elsewhere_end_calls(|_| ON)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn and_does_so_when_every_notification_is_lost() {
-    changes_elsewhere_end_calls(|_| Notifications::Off).await;
+    Box::pin(changes_elsewhere_end_calls(|_| Notifications::Off)).await;
 }
 
 /// Words are by database, so one who listens at another database hears nothing, as behind a pooler in transaction mode.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn and_does_so_where_listening_hears_nothing() {
-    changes_elsewhere_end_calls(|test| Notifications::On { url: Some(test.deaf_url()) }).await;
+    Box::pin(changes_elsewhere_end_calls(|test| Notifications::On { url: Some(test.deaf_url()) })).await;
 }
 
 /// The listening line is cut while a change is made: what was missed is looked at.

@@ -230,10 +230,11 @@ mod tests {
 
     /// What a fault's message may hold that says nothing about the fault.
     fn varying() -> impl Strategy<Value = String> {
-        let run =
-            |seed: u64| RunId::new(&Ambient::manual(Timestamp::from_micros(i64::from(seed as u32)), seed)).to_string();
+        let run = |(at, seed): (u32, u64)| {
+            RunId::new(&Ambient::manual(Timestamp::from_micros(i64::from(at)), seed)).to_string()
+        };
         prop_oneof![
-            any::<u64>().prop_map(move |seed| run(seed)),
+            any::<(u32, u64)>().prop_map(run),
             any::<u128>().prop_map(|bits| uuid::Uuid::from_u128(bits).to_string()),
             any::<i64>().prop_map(|number| number.to_string()),
             (0_u32..1_000_000, 0_u32..1_000).prop_map(|(whole, part)| format!("{whole}.{part} ms")),

@@ -3,6 +3,7 @@
 //! Both queues lie beside each other and are claimed from in turns, so that a machine that slows down slows both. Prints one JSON
 //! object a line (`bulkhead_test_support::measure`).
 
+use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -86,12 +87,15 @@ fn states(in_the_way: u32) -> [(&'static str, u32, u32); 3] {
 fn fill_sqlite(dir: &Path, in_the_way: u32) -> Result<(), rusqlite::Error> {
     let conn = rusqlite::Connection::open(dir.join("bulkhead.sqlite"))?;
     let mut text = String::from("begin;");
-    text += &format!(
+    write!(
+        text,
         "with recursive n (n) as (select 0 union all select n + 1 from n where n + 1 < {ORGS})
          insert into organization (id, slug, name, created_at, jobs_max) select unhex(printf('%032x', n)), 'org-' || n, 'Org', 0, 10000 from n;"
-    );
+    )
+    .expect("a string takes everything");
     for (state, first, count) in states(in_the_way).into_iter().filter(|(_, _, count)| *count > 0) {
-        text += &format!(
+        write!(
+            text,
             "with recursive n (n) as (select {first} union all select n + 1 from n where n + 1 < {first} + {count})
              insert into job (org_id, id, kind, lane, state, payload, priority, run_at, group_key, group_limit, dedupe_key, attempt,
                  attempts_max, fence, created_at, updated_at)
@@ -99,7 +103,8 @@ fn fill_sqlite(dir: &Path, in_the_way: u32) -> Result<(), rusqlite::Error> {
                  '{{\"kind\":\"advance_run\"}}', 100, case when '{state}' = 'future' then 4000000000000000 else n end,
                  case when '{state}' = 'blocked' then 'wf_' || (n % 1000) end, case when '{state}' = 'blocked' then 1 end,
                  'run_' || n, 0, 25, 0, 0, 0 from n;"
-        );
+        )
+        .expect("a string takes everything");
     }
     conn.execute_batch(&(text + "commit;"))
 }
