@@ -1,5 +1,6 @@
 //! Starts that there is no room for: refused at once and without a trace; what was let in is carried out.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use bulkhead_app::run::{RetryRun, StartByHand};
@@ -8,13 +9,16 @@ use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
 use bulkhead_app::{App, AppError, StartLimits};
 use bulkhead_model::id::{RunId, WorkflowId};
+use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::run::RunStatus;
+use bulkhead_store::StoreError;
 use bulkhead_store::job::Job;
 use bulkhead_store::page::PageRequest;
 use bulkhead_test_support::wait::until_async;
 use serde_json::{Value, json};
+use tokio::sync::oneshot;
 
-use crate::support::{PATIENCE, Tenant};
+use crate::support::{PATIENCE, Tenant, TestApp};
 
 async fn work(app: &App) -> Supervisor {
     let supervisor = Supervisor::new();
@@ -33,6 +37,11 @@ async fn save(app: &App, tenant: &Tenant, name: &str, trigger: Value) -> Workflo
 
 async fn by_hand(app: &App, tenant: &Tenant) -> WorkflowId {
     save(app, tenant, "by hand", json!({ "id": "by-hand", "type": "api" })).await
+}
+
+async fn begin_with(app: &App, tenant: &Tenant, workflow: WorkflowId, key: &str) -> Result<RunId, AppError> {
+    let start = StartByHand { idempotency_key: Some(key.to_owned()), ..StartByHand::default() };
+    app.start_run(&tenant.caller, tenant.org, workflow, start).await
 }
 
 async fn begin(app: &App, tenant: &Tenant, workflow: WorkflowId) -> Result<RunId, AppError> {
@@ -105,6 +114,9 @@ on_both! {
         }
         assert!((1..=10).contains(&accepted), "{accepted}");
         assert_eq!(jobs(&limited, &acme).await.len(), accepted);
+        // A count may have taken starts that were just committed for two; those that come again find the rest of the room.
+        let filled = until_async(PATIENCE, async || begin(&limited, &acme, workflow).await.is_err() && jobs(&limited, &acme).await.len() == 10);
+        assert!(filled.await, "{}", jobs(&limited, &acme).await.len());
     }
 
     async fn an_organization_starts_so_many_runs_in_a_minute(app: TestApp) {
@@ -119,31 +131,88 @@ on_both! {
         assert_eq!(jobs(&limited, &acme).await.len(), 2);
     }
 
-    /// A tick that finds no room is put off, and fires when there is some.
-    async fn a_schedules_tick_waits_for_room(app: TestApp) {
-        let limited = app.app.clone().with_start_limits(StartLimits { waiting_max: 1, ..StartLimits::default() });
+    /// Ticks are few by definition, and one that was put off could be lost: they ask for no room.
+    async fn a_schedules_tick_asks_for_no_room(app: TestApp) {
+        let limited = app.app.clone().with_start_limits(StartLimits { waiting_max: 1, per_minute_max: 1, ..StartLimits::default() });
         let acme = app.tenant("acme").await;
         let ticks = save(&limited, &acme, "ticks", json!({ "id": "tick", "type": "schedule", "cron": "0 * * * *" })).await;
         limited.set_workflow_active(&acme.caller, acme.org, ticks, true).await.unwrap();
         let workflow = by_hand(&limited, &acme).await;
-        let first = begin(&limited, &acme, workflow).await.unwrap();
+        begin(&limited, &acme, workflow).await.unwrap();
+        refused(begin(&limited, &acme, workflow).await);
         app.ambient.advance(Duration::from_hours(1));
         // Only what is due of schedules is worked on: the run waits.
         let slots = Slots { system: 1, interactive: 0, bulk: 0 };
         let supervisor = Supervisor::new();
         let config = WorkerConfig { name: "test".into(), slots, heartbeat: None };
         limited.start_worker(config, &supervisor).await.unwrap();
-        let put_off = async || {
-            jobs(&limited, &acme).await.iter().any(|job| job.kind == "fire_schedule" && job.run_at > app.ambient.now() && job.attempt == 0)
-        };
-        assert!(until_async(PATIENCE, put_off).await, "{:?}", jobs(&limited, &acme).await);
-        assert_eq!(statuses(&limited, &acme).await, [RunStatus::Queued]);
-        limited.cancel_run(&acme.caller, acme.org, first).await.unwrap();
-        let fired = until_async(PATIENCE, async || {
-            app.ambient.advance(Duration::from_secs(1));
-            statuses(&limited, &acme).await == [RunStatus::Queued, RunStatus::Cancelled]
-        });
+        let fired = until_async(PATIENCE, async || statuses(&limited, &acme).await == [RunStatus::Queued, RunStatus::Queued]);
         assert!(fired.await, "{:?}", statuses(&limited, &acme).await);
         assert!(supervisor.shut_down(PATIENCE).await);
     }
+
+    /// What was accepted is answered for, whatever room there is now.
+    async fn a_repeated_start_is_no_new_one(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let workflow = by_hand(&app.app, &acme).await;
+        let first = begin_with(&app.app, &acme, workflow, "first").await.unwrap();
+        for limits in [
+            StartLimits { waiting_max: 1, ..StartLimits::default() },
+            StartLimits { per_minute_max: 1, ..StartLimits::default() },
+        ] {
+            let limited = app.app.clone().with_start_limits(limits);
+            begin(&limited, &acme, workflow).await.ok();
+            for _ in 0..20 {
+                refused(begin(&limited, &acme, workflow).await);
+                refused(begin_with(&limited, &acme, workflow, "second").await);
+                assert_eq!(begin_with(&limited, &acme, workflow, "first").await.unwrap(), first);
+            }
+        }
+    }
+}
+
+/// On SQLite a write that waits is carried out whether its caller listens or not: until then it holds what it was let in for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sender_that_hangs_up_gives_nothing_back_before_its_write_is_over() {
+    let app = TestApp::sqlite().await;
+    let acme = app.tenant("acme").await;
+    let limited = app.app.clone().with_start_limits(StartLimits { at_once_max: 1, ..StartLimits::default() });
+    let workflow = by_hand(&limited, &acme).await;
+    let (entered, inside) = oneshot::channel();
+    let (open, opened) = oneshot::channel::<()>();
+    let hands = Mutex::new(Some((entered, opened)));
+    let (store, scope) = (app.store.clone(), SystemScope::new(SystemReason::Worker).for_org(acme.org));
+    let blocks = async move {
+        let write = store.write(&scope, hands, |_, hands| {
+            Box::pin(async move {
+                let hands = hands.lock().unwrap().take();
+                if let Some((entered, opened)) = hands {
+                    entered.send(()).unwrap();
+                    opened.await.ok();
+                }
+                Ok::<_, StoreError>(())
+            })
+        });
+        write.await
+    };
+    #[expect(clippy::disallowed_methods, reason = "a test waits for its tasks itself")]
+    let blocks = tokio::spawn(blocks);
+    inside.await.unwrap();
+    {
+        let start = begin(&limited, &acme, workflow);
+        tokio::pin!(start);
+        let queued = until_async(PATIENCE, async || app.store.writer_stats().unwrap().waiting == 1);
+        tokio::select! {
+            came = &mut start => panic!("the writer is blocked: {came:?}"),
+            queued = queued => assert!(queued),
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(refused(begin(&limited, &acme, workflow).await).0, "too-many-starts");
+    }
+    assert_eq!(app.store.writer_stats().unwrap().waiting, 1);
+    open.send(()).unwrap();
+    blocks.await.unwrap().unwrap();
+    assert!(until_async(PATIENCE, async || begin(&limited, &acme, workflow).await.is_ok()).await);
+    assert_eq!(jobs(&limited, &acme).await.len(), 2, "what was let in is done");
 }

@@ -4,8 +4,8 @@ use bulkhead_app::run::StartByHand;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
-use bulkhead_app::{App, AppError};
-use bulkhead_model::breaker::{FAILURES_MAX, PROBE_FIRST, Stand};
+use bulkhead_app::{App, AppError, StartLimits};
+use bulkhead_model::breaker::{FAILURES_MAX, PROBE_FIRST, PROBE_LAST, Stand};
 use bulkhead_model::id::{RunId, WorkflowId};
 use bulkhead_model::permission::Permission;
 use bulkhead_model::run::RunStatus;
@@ -97,7 +97,13 @@ on_both! {
         assert_eq!((open.version, open.breaker.failures), (1, FAILURES_MAX));
         let probe_at = app.ambient.now().plus(PROBE_FIRST);
         assert_eq!(open.breaker.stand, Stand::Open { opened_at: app.ambient.now(), probe_at });
-        assert!(open.error.as_ref().is_some_and(|error| error.contains("unknown-installation")), "{open:?}");
+        assert!(open.error.as_ref().is_some_and(|error| error.contains("unknown-installation") && error.contains("message")), "{open:?}");
+        // What an error says may be a customer's: who may not read runs sees its kind alone, and the log keeps nothing of it.
+        let reader = acme.only(&[Permission::WorkflowsRead]);
+        let shown = first.show_workflow(&reader, acme.org, workflow, None).await.unwrap().breakers.remove(0).error;
+        assert!(shown.as_ref().is_some_and(|error| error.contains("unknown-installation") && !error.contains("message")), "{shown:?}");
+        let opened = format!("{:?}", app.audit(&acme, "workflow.breaker_opened").await);
+        assert!(opened.contains("fingerprint") && !opened.contains("message"), "{opened}");
         assert_eq!(app.audit(&acme, "workflow.breaker_opened").await.len(), 1);
         let events = first.list_events(&acme.caller, acme.org, Some("workflow.breaker_opened".into()), PageRequest::default());
         assert_eq!(events.await.unwrap().items[0].subject, workflow.to_string());
@@ -179,5 +185,73 @@ on_both! {
         assert!(until_async(PATIENCE, async || probe().await.is_some_and(|run| run != cancelled)).await);
         assert_eq!(paused(&second, &acme).await, 0);
         assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    /// It comes to the end that the definition meant for it: it does go better.
+    async fn a_probe_that_stops_as_failed_closes_it(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let definition = json!({
+            "schema": 1, "name": "stops", "triggers": [{ "id": "by-hand", "type": "api" }], "start": "call",
+            "steps": {
+                "call": { "type": "action", "use": "acme/echo#it", "with": {}, "next": "end" },
+                "end": { "type": "stop", "status": "failed" },
+            },
+        });
+        let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+        let workflow = app.app.create_workflow(&acme.caller, acme.org, save).await.unwrap().workflow.id;
+        begin(&app.app, &acme, workflow, STORM + 5).await;
+        let supervisor = work(&app.app).await;
+        reach(&app.app, &acme, workflow, STORM, 5).await;
+        app.install(&acme, acme_echo(), json!({})).await;
+        app.ambient.advance(PROBE_FIRST);
+        reach(&app.app, &acme, workflow, STORM + 5, 0).await;
+        assert!(until_async(PATIENCE, async || breakers(&app.app, &acme, workflow).await.is_empty()).await);
+        let closed = app.audit(&acme, "workflow.breaker_closed").await;
+        assert_eq!(closed.len(), 1);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn one_that_nobody_asks_of_is_removed(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let workflow = poisoned(&app.app, &acme, "poisoned").await;
+        begin(&app.app, &acme, workflow, STORM).await;
+        let supervisor = work(&app.app).await;
+        reach(&app.app, &acme, workflow, STORM, 0).await;
+        assert_eq!(breakers(&app.app, &acme, workflow).await.len(), 1);
+        app.ambient.advance(PROBE_FIRST + PROBE_LAST);
+        assert!(until_async(PATIENCE, async || breakers(&app.app, &acme, workflow).await.is_empty()).await);
+        assert_eq!(app.audit(&acme, "workflow.breaker_closed").await.len(), 1);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    /// What waits for a breaker takes no room from others, and has a bound of its own.
+    async fn runs_that_wait_for_a_breaker_are_bounded_apart(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let workflow = poisoned(&app.app, &acme, "poisoned").await;
+        begin(&app.app, &acme, workflow, STORM).await;
+        let supervisor = work(&app.app).await;
+        reach(&app.app, &acme, workflow, STORM, 0).await;
+        assert!(supervisor.shut_down(PATIENCE).await);
+        // It knows the breaker, and lets nothing go.
+        let limited = app.app.clone().with_start_limits(StartLimits { waiting_max: 8, ..StartLimits::default() });
+        let start = async |key: &str| {
+            let start = StartByHand { idempotency_key: Some(key.to_owned()), ..StartByHand::default() };
+            limited.start_run(&acme.caller, acme.org, workflow, start).await
+        };
+        let first = start("first").await.unwrap();
+        start("second").await.unwrap();
+        for _ in 0..3 {
+            match start("third").await {
+                Err(AppError::TooMany { code, message, .. }) => {
+                    assert_eq!(code, "too-many-held");
+                    assert!(message.contains("2 of them wait for its breaker"), "{message}");
+                }
+                other => panic!("expected a refusal, got {other:?}"),
+            }
+            assert_eq!(start("first").await.unwrap(), first, "a repetition is answered");
+        }
+        assert_eq!(paused(&limited, &acme).await, 2);
+        let other = harmless(&limited, &acme).await;
+        begin(&limited, &acme, other, 8).await;
     }
 }

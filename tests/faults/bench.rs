@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bulkhead_app::api_key::NewApiKey;
-use bulkhead_app::hook::Delivery;
+use bulkhead_app::hook::{Delivery, Door};
 use bulkhead_app::installation::NewInstallation;
 use bulkhead_app::run::RunDetail;
 use bulkhead_app::supervise::Supervisor;
@@ -225,14 +225,18 @@ impl Bench {
 
     /// Delivers once.
     pub(crate) async fn deliver(&self, label: &str) -> Result<Option<RunId>, AppError> {
-        let open = self.app.open_hook(&self.hook).await?;
+        let open = match self.app.open_hook(&self.hook, Some(label)).await? {
+            Door::Open(open) => open,
+            Door::Repeated(run) => return Ok(Some(run)),
+        };
+        let kept = self.app.keep_room_for_body(&open)?;
         let delivery = Delivery {
             body: json!({ "url": sink().url(&format!("/{label}")) }).to_string().into_bytes(),
             headers: Map::new(),
             query: Map::new(),
             delivery_id: Some(label.to_owned()),
         };
-        Ok(self.app.receive_delivery(open, delivery).await?.run)
+        Ok(self.app.receive_delivery(*open, delivery, kept).await?.run)
     }
 
     pub(crate) async fn show(&self, run: RunId) -> Option<RunDetail> {

@@ -89,15 +89,17 @@ on_both! {
         let (tenant, other) = (server.tenant("acme").await, server.tenant("other").await);
         let (id, path) = active(&server, &tenant, &stops_at_once("Hook")).await;
         let (_, elsewhere) = active(&server, &other, &stops_at_once("Hook")).await;
-        for _ in 0..2 {
-            server.send(deliver(&path, &json!({}))).await.json(202);
-        }
+        let named = |id: &str| deliver(&path, &json!({})).header("x-github-delivery", id);
+        let first = server.send(named("d-1")).await.json(202);
+        server.send(deliver(&path, &json!({}))).await.json(202);
         // The second refusal may come from memory; it says the same.
         for _ in 0..2 {
             let full = server.send(deliver(&path, &json!({}))).await;
             assert_eq!(full.problem(429), "too-many-waiting");
             assert_eq!(full.header("retry-after"), "5");
             assert!(full.json(429)["detail"].as_str().unwrap().starts_with("2 runs of the organization wait already"));
+            assert_eq!(server.send(named("d-2")).await.problem(429), "too-many-waiting");
+            assert_eq!(server.send(named("d-1")).await.json(202), first, "what was accepted is answered for");
         }
         let by_hand = server.post(&tenant, &format!("workflows/{id}/runs"), &json!({})).await;
         assert_eq!((by_hand.problem(429).as_str(), by_hand.header("retry-after")), ("too-many-waiting", "5"));

@@ -65,7 +65,7 @@ on_both! {
             let again = tx!(test.write, &tenant.scope(), [workflow, later], |tx| tx.begin_breaker(*workflow, 1, *later).await);
             assert_eq!(again.unwrap(), state);
             let listed = tx!(test.read, &tenant.scope(), [workflow], |tx| tx.list_breakers(*workflow).await).unwrap();
-            let everywhere = tx!(test.read, &JOBS, [], |tx| tx.list_open_breakers(9).await).unwrap();
+            let everywhere = tx!(test.read, &JOBS, [], |tx| tx.list_open_breakers(9, 9).await).unwrap();
             if step == 0 {
                 assert!(listed.is_empty() && everywhere.is_empty());
             } else {
@@ -100,6 +100,53 @@ on_both! {
         }
     }
 
+    /// A `stop` step that ends a run as failed is an end like any other.
+    async fn a_run_that_was_stopped_ended_well(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (workflow, now) = (tenant.workflow.id, test.ambient.now());
+        for (error, found) in [
+            (r#"{"code":"x","message":"\"code\":\"stopped\""}"#, false),
+            (r#"{"code":"stopped","message":"no"}"#, true),
+        ] {
+            let mut ended = run(&test.ambient, workflow, None);
+            (ended.status, ended.finished_at, ended.error) = (RunStatus::Failed, Some(now), Some(error.to_owned()));
+            tx!(test.write, &tenant.scope(), [ended], |tx| {
+                tx.insert_run(ended).await?;
+                tx.update_run(ended).await
+            })
+            .unwrap();
+            let answer = tx!(test.read, &tenant.scope(), [workflow, now], |tx| tx.has_succeeded_since(*workflow, 1, *now).await);
+            assert_eq!(answer.unwrap(), found, "{error}");
+        }
+    }
+
+    /// However many one organization has: those of others are listed.
+    async fn open_breakers_are_listed_so_many_of_each_organization(test: TestStore) {
+        let (acme, other) = (test.tenant("acme").await, test.tenant("other").await);
+        let now = test.ambient.now();
+        let second = bulkhead_store::workflow::WorkflowVersion { version: 2, ..acme.version.clone() };
+        let workflow = acme.workflow.id;
+        tx!(test.write, &acme.scope(), [workflow, second], |tx| tx.insert_workflow_version(*workflow, second).await).unwrap();
+        for (tenant, version) in [(&acme, 1), (&acme, 2), (&other, 1)] {
+            let state = BreakerState { version, ..tenant.breaker(now) };
+            tx!(test.write, &tenant.scope(), [state, now], |tx| {
+                tx.begin_breaker(state.workflow, state.version, *now).await?;
+                tx.save_breaker(state, *now).await
+            })
+            .unwrap();
+        }
+        let list = async |of_each: u32, limit: u32| {
+            let listed = tx!(test.read, &JOBS, [of_each, limit], |tx| tx.list_open_breakers(*of_each, *limit).await).unwrap();
+            listed.into_iter().map(|(org, state)| (org, state.version)).collect::<Vec<_>>()
+        };
+        let mut first = [(acme.org, 1), (other.org, 1)];
+        first.sort();
+        assert_eq!(list(1, 9).await, first);
+        assert_eq!(list(9, 1).await, first[..1]);
+        let all = list(9, 9).await;
+        assert_eq!((&all[..2], all[2]), (&first[..], (acme.org, 2)));
+    }
+
     async fn paused_jobs_are_out_of_the_way_until_they_are_let_go(test: TestStore) {
         let (tenant, worker) = (test.tenant("acme").await, test.worker().await);
         let (name, other) = (hold_key(tenant.workflow.id, 1), hold_key(tenant.workflow.id, 2));
@@ -110,6 +157,8 @@ on_both! {
         let pause = async || tx!(test.write_locked, &tenant.scope(), [lease, name, now], |tx| tx.pause_job(lease, name, *now).await);
         pause().await.unwrap();
         assert!(matches!(pause().await, Err(StoreError::LostLease)));
+        // Ids of one millisecond have no order.
+        test.ambient.advance(Duration::from_millis(1));
         // Others wait from the start; a second one under the same key is none.
         let new = job(RunId::new(&test.ambient), now);
         for (name, made) in [(&name, true), (&name, false), (&other, false)] {
@@ -122,14 +171,14 @@ on_both! {
             tx.enqueue_paused(elsewhere, other, ambient).await
         })
         .unwrap();
-        let later = bulkhead_store::job::NewJob { run_at: now.plus(MINUTE), ..job(RunId::new(&test.ambient), now) };
-        let refused = tx!(test.write, &tenant.scope(), [later, name, ambient], |tx| tx.enqueue_paused(later, name, ambient).await);
-        assert!(matches!(refused, Err(StoreError::Misuse(_))), "{refused:?}");
 
         assert_eq!(states(&test, &tenant).await, ["paused", "paused", "paused"]);
         assert!(claim(&test, worker).await.is_empty());
-        let waiting = tx!(test.read, &tenant.scope(), [], |tx| tx.count_waiting_runs(9).await).unwrap();
-        assert_eq!(waiting, 3);
+        let counted = tx!(test.read, &tenant.scope(), [name], |tx| {
+            let (of_name, most) = (tx.count_paused_runs(Some(name), 9).await?, tx.count_paused_runs(None, 2).await?);
+            Ok((tx.count_waiting_runs(9).await?, of_name, tx.count_paused_runs(None, 9).await?, most))
+        });
+        assert_eq!(counted.unwrap(), (0, 2, 3, 2), "they have a bound of their own");
         let names = async |after: Option<String>| {
             tx!(test.read, &JOBS, [after], |tx| tx.list_paused_names(after.as_deref(), 9).await).unwrap()
         };
@@ -151,5 +200,9 @@ on_both! {
         });
         assert!(removed.unwrap());
         assert!(names(None).await.is_empty());
+        // A clock that stepped back leaves a job in the future; it waits as well.
+        let later = bulkhead_store::job::NewJob { run_at: now.plus(MINUTE), ..job(RunId::new(&test.ambient), now) };
+        tx!(test.write, &tenant.scope(), [later, name, ambient], |tx| tx.enqueue_paused(later, name, ambient).await).unwrap();
+        assert_eq!(names(None).await, [(tenant.org, name.clone())]);
     }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bulkhead_model::grant::{GrantVersion, Grants};
-use bulkhead_model::id::{CallId, DeadLetterId, EventId};
+use bulkhead_model::id::{CallId, DeadLetterId, EventId, RunId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, SystemReason};
 use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{EndedRun, RetentionPolicy};
+use bulkhead_model::run::RunStatus;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::dead_letter::{DeadLetterFilter, NewDeadLetter};
 use bulkhead_store::job::Attempt;
@@ -81,6 +82,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_workflow_versions(tenant.workflow.id, None, 9).await?));
         rows.push(format!("{:?}", tx.list_hooks(tenant.workflow.id).await?));
         rows.push(format!("{:?}", tx.list_schedules(tenant.workflow.id).await?));
+        rows.push(format!("{:?}", tx.list_breakers(tenant.workflow.id).await?));
         rows.push(format!("{:?}", tx.load_run(tenant.run.id).await?));
         rows.push(format!("{:?}", tx.list_steps(tenant.run.id).await?));
         rows.push(format!("{:?}", tx.list_run_events(tenant.run.id, 0, 9).await?));
@@ -108,6 +110,24 @@ fn letter_filters(letter: &NewDeadLetter) -> [DeadLetterFilter; 3] {
     ]
 }
 
+/// Rows that another organization's breakers and runs would be found by: a breaker that is open, a job that waits for it, and a run
+/// that succeeded.
+async fn hold_back(test: &TestStore, tenant: &Tenant) {
+    let (scope, ambient) = (tenant.scope(), test.ambient.clone());
+    let mut ended = crate::support::run(&ambient, tenant.workflow.id, None);
+    (ended.status, ended.finished_at) = (RunStatus::Succeeded, Some(ambient.now()));
+    let waits = crate::support::job(RunId::new(&ambient), ambient.now());
+    tx!(test.write, &scope, [tenant, ambient, ended, waits], |tx| {
+        let now = ambient.now();
+        // Another moment than the one that the other organization tries to save.
+        tx.save_breaker(&tenant.breaker(now.plus(Duration::from_mins(1))), now).await?;
+        tx.enqueue_paused(waits, &tenant.hold_name(), ambient).await?;
+        tx.insert_run(ended).await?;
+        tx.update_run(ended).await
+    })
+    .unwrap();
+}
+
 fn refused(result: &Result<(), StoreError>) -> bool {
     matches!(result, Err(StoreError::Conflict { .. } | StoreError::NotFound { .. } | StoreError::LostLease))
 }
@@ -116,6 +136,7 @@ on_both! {
     async fn reads_find_nothing_of_another_organization(test: TestStore) {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
         crate::prune::end_everything(&test, &a).await;
+        hold_back(&test, &a).await;
         let scope = crate::support::scope(b);
         let key = a.run.id.to_string();
         let own = tx!(test.read, &a.scope(), [key], |tx| tx.load_live_job("advance_run", key).await).unwrap().unwrap();
@@ -193,6 +214,8 @@ on_both! {
             assert!(tx.list_fault_workflows(&letter.fingerprint).await?.is_empty());
             assert!(tx.load_dead_letter_task(task).await?.is_none());
             assert!(tx.list_dead_letter_tasks(page).await?.items.is_empty());
+            assert_eq!(tx.count_paused_runs(None, 9).await?, 0);
+            assert_eq!(tx.count_paused_runs(Some(&a.hold_name()), 9).await?, 0);
             assert!(tx.list_events(None, page).await?.items.is_empty());
             assert!(tx.list_audit(None, None, page).await?.items.is_empty());
             assert!(tx.load_retention().await?.is_none());
@@ -216,6 +239,7 @@ on_both! {
     async fn writes_leave_another_organization_as_it_was(test: TestStore) {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
         let ended = crate::prune::end_everything(&test, &a).await;
+        hold_back(&test, &a).await;
         let before = picture(&test, &a).await;
         let (scope, ambient, now) = (crate::support::scope(b), test.ambient.clone(), test.ambient.now());
         let (ended, by_hand) = ended;
@@ -383,7 +407,7 @@ on_both! {
                     refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, &[], *now, *minute).await);
                     refused!($scope, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await);
                     refused!($scope, [], |tx| tx.admit_blocked_jobs(None).await);
-                    refused!($scope, [], |tx| tx.list_open_breakers(9).await);
+                    refused!($scope, [], |tx| tx.list_open_breakers(9, 9).await);
                     refused!($scope, [], |tx| tx.list_paused_names(None, 9).await);
                     refused!($scope, [worker], |tx| tx.list_held_jobs(*worker).await);
                     refused!($scope, [own], |tx| tx.load_queue_weight(*own).await);

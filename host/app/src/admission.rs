@@ -3,16 +3,23 @@
 //!
 //! Four bounds, in this order: memory for bodies that are being read and starts at once ([`gate`]), work of one organization that waits
 //! and its starts in a minute ([`meter`]). Each is worked out from what is held or stored; nothing is counted that could leak.
+//!
+//! What a start holds travels with its write: a sender that hangs up gives nothing back before the write is over, since a write that
+//! waits for SQLite's writer is carried out whether anybody listens or not.
 
 mod gate;
 mod meter;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bulkhead_model::id::OrgId;
+use bulkhead_model::id::{OrgId, WorkflowId};
 use bulkhead_model::permission::OrgScope;
+use bulkhead_store::{Store, Tx};
+use futures_util::future::BoxFuture;
 use sha2::Digest as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::gate::{Full, Gate};
 use self::meter::{Pace, Room, Waiting};
@@ -28,19 +35,34 @@ const GOOD_HOOK_HOLDS: Duration = Duration::from_secs(5);
 const NODE_RETRY_MS: u64 = 1_000;
 /// … and when the organization's work waits already.
 const WAITING_RETRY_MS: u64 = 5_000;
+/// … and when runs wait for a breaker, which tries the first one after as long.
+const HELD_RETRY_MS: u64 = 30_000;
+/// Of [`StartLimits::waiting_max`], the part that runs of one version may take up beside it while they wait for its breaker.
+const HELD_PART: u32 = 4;
+/// Versions of workflows whose waiting runs are remembered.
+const HELD_METERS_MAX: u64 = 10_000;
+/// Refused starts of one organization that are looked up at once, to see whether they are repetitions.
+const LOOKED_UP_MAX: usize = 4;
+/// Asking for room goes on so often while others take what was counted.
+const ROOM_ASKED_MAX: u32 = 16;
+/// A body is given memory in steps of so many bytes.
+const BODY_STEP_BYTES: u64 = 16 * 1024;
 
 /// How many runs may be started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StartLimits {
-    /// Runs of one organization that wait for their turn, on all nodes together; those that sleep until a time are not counted.
+    /// Runs of one organization that wait for their turn; those that sleep until a time, or wait for a breaker, are not counted. Counted
+    /// in the database at most two seconds ago: several nodes together may pass it by what they start in such a time.
     pub waiting_max: u32,
     /// Starts of one organization in a minute on each node; ten seconds' worth may come at once.
     pub per_minute_max: u32,
-    /// Starts that a node works on at once; fewer while its database is slow.
+    /// Starts that a node works on at once; fewer while its database is slow. Organizations that hold nothing are let in beyond, up to
+    /// twice as many.
     pub at_once_max: u32,
     /// When no start's write ends within this time, the node takes in fewer.
     pub wait_ms_max: u64,
-    /// Memory for webhook bodies that are under way on a node, in bytes; one organization gets half.
+    /// Memory for webhook bodies that are under way on a node, in bytes; one organization gets half, less while others are there.
+    /// Organizations that hold nothing are let in beyond, up to twice as much.
     pub body_bytes_max: u64,
 }
 
@@ -61,6 +83,7 @@ impl Default for StartLimits {
 enum Refusal {
     Full(Full),
     Waiting { most: u32 },
+    Held { most: u32 },
     PerMinute { most: u32, wait: Duration },
 }
 
@@ -71,6 +94,7 @@ impl Refusal {
             Self::Full(Full::Node) => "node",
             Self::Full(Full::Bodies) => "bodies",
             Self::Waiting { .. } => "waiting",
+            Self::Held { .. } => "held",
             Self::PerMinute { .. } => "per-minute",
         }
     }
@@ -85,14 +109,22 @@ impl Refusal {
                 ("too-many-starts", message.to_owned(), NODE_RETRY_MS)
             }
             Self::Full(Full::Node | Full::Bodies) => {
-                let message = "the server takes in no more starts at this moment: nothing was stored, send it again";
+                let message =
+                    "the server takes in no more starts at this moment: this request stored nothing, send it again";
                 ("too-many-starts", message.to_owned(), NODE_RETRY_MS)
             }
             Self::Waiting { most } => {
                 let message = format!(
-                    "{most} runs of the organization wait already: nothing was stored; send it again when some of them have ended"
+                    "{most} runs of the organization wait already: this request stored nothing; send it again when some of them have ended"
                 );
                 ("too-many-waiting", message, WAITING_RETRY_MS)
+            }
+            Self::Held { most } => {
+                let message = format!(
+                    "the workflow's runs fail alike, and {most} of them wait for its breaker already: this request stored nothing; mend the \
+                     cause and close the breaker, or cancel runs that wait"
+                );
+                ("too-many-held", message, HELD_RETRY_MS)
             }
             Self::PerMinute { most, wait } => {
                 let message =
@@ -105,12 +137,19 @@ impl Refusal {
     }
 }
 
-/// One organization's meters.
-struct Meters {
-    pace: Mutex<Pace>,
+/// Room in a queue that is counted in the database.
+#[derive(Default)]
+struct Queue {
     waiting: Mutex<Waiting>,
     /// Whoever counts; the others wait for the answer.
     counting: tokio::sync::Mutex<()>,
+}
+
+/// One organization's meters.
+struct Meters {
+    pace: Mutex<Pace>,
+    queue: Arc<Queue>,
+    look_ups: Arc<Semaphore>,
 }
 
 /// The bounds of this node, and what is held of them.
@@ -119,6 +158,8 @@ pub(crate) struct Admission {
     built_at: Instant,
     gate: Mutex<Gate>,
     orgs: moka::sync::Cache<OrgId, Arc<Meters>>,
+    /// Of versions whose runs wait for their breaker.
+    held: moka::sync::Cache<(OrgId, WorkflowId, i64), Arc<Queue>>,
     good_hooks: moka::sync::Cache<[u8; 32], OrgId>,
 }
 
@@ -139,6 +180,7 @@ impl Admission {
             built_at: Instant::now(),
             gate: Mutex::new(gate),
             orgs: moka::sync::Cache::new(ORGS_MAX),
+            held: moka::sync::Cache::new(HELD_METERS_MAX),
             good_hooks: moka::sync::Cache::builder().max_capacity(GOOD_HOOKS_MAX).time_to_live(GOOD_HOOK_HOLDS).build(),
         }
     }
@@ -151,8 +193,8 @@ impl Admission {
         self.orgs.get_with(org, || {
             Arc::new(Meters {
                 pace: Mutex::new(Pace::new(self.limits.per_minute_max, self.now())),
-                waiting: Mutex::default(),
-                counting: tokio::sync::Mutex::default(),
+                queue: Arc::default(),
+                look_ups: Arc::new(Semaphore::new(LOOKED_UP_MAX)),
             })
         })
     }
@@ -162,19 +204,20 @@ impl Admission {
         let now = self.now();
         lock(&self.gate).check(org, now).map_err(Refusal::Full)?;
         let meters = self.meters(org);
-        if lock(&meters.waiting).is_full(now) {
+        if lock(&meters.queue.waiting).is_full(now) {
             return Err(Refusal::Waiting { most: self.limits.waiting_max });
         }
         let wait = lock(&meters.pace).wait(now);
         if wait.is_zero() { Ok(()) } else { Err(Refusal::PerMinute { most: self.limits.per_minute_max, wait }) }
     }
 
-    fn enter(self: &Arc<Self>, org: OrgId) -> Result<Place, Refusal> {
+    fn enter(self: &Arc<Self>, org: OrgId, body: Option<BodyPlace>) -> Result<Place, Refusal> {
         let mut gate = lock(&self.gate);
         gate.enter(org, self.now()).map_err(Refusal::Full)?;
         show(&gate);
         drop(gate);
-        Ok(Place { admission: Arc::clone(self), org, meters: self.meters(org), has_room: false })
+        let queues = Mutex::default();
+        Ok(Place { admission: Arc::clone(self), org, meters: self.meters(org), queues, _body: body })
     }
 }
 
@@ -184,33 +227,54 @@ fn show(gate: &Gate) {
     metrics::gauge!("bulkhead_starts_allowed").set(number(gate.allowed()));
 }
 
-/// The right to start one run: a place at the gate and in the queue, given back when it is dropped.
+/// The right to start one run: a place at the gate and in the queues, given back when the last one who shares it drops it.
 pub(crate) struct Place {
     admission: Arc<Admission>,
     org: OrgId,
     meters: Arc<Meters>,
-    /// It holds a place of the room for work that waits, until its commit is over.
-    has_room: bool,
+    /// Where it holds a place of the room for work that waits, until its commit is over.
+    queues: Mutex<Vec<Arc<Queue>>>,
+    /// The body that the run is made from.
+    _body: Option<BodyPlace>,
 }
 
 impl Place {
-    /// Measures the write that starts the run.
-    pub(crate) async fn write<T, E>(&self, write: impl Future<Output = Result<T, E>>) -> Result<T, E> {
-        let (admission, began) = (&self.admission, Instant::now());
-        let mut under_way = Writing { admission, number: lock(&admission.gate).write(admission.now()), counts: false };
-        let result = write.await;
-        // A write that fails at once says nothing of how long one waits.
-        under_way.counts = result.is_ok();
-        drop(under_way);
-        metrics::histogram!("bulkhead_start_write_seconds").record(began.elapsed().as_secs_f64());
-        result
+    /// Does the write that starts the run, and measures it. The place is held until the write is over, by whoever carries it out: its
+    /// caller may go away.
+    pub(crate) async fn write<A, T, F>(
+        self: &Arc<Self>,
+        store: &Store,
+        scope: &OrgScope,
+        args: A,
+        closure: F,
+    ) -> Result<T, AppError>
+    where
+        A: Send + Sync + 'static,
+        T: Send + 'static,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, AppError>> + Send + Sync + 'static,
+    {
+        let number = lock(&self.admission.gate).write(self.admission.now());
+        let writing =
+            Writing { place: Arc::clone(self), number, began: Instant::now(), counts: AtomicBool::new(false) };
+        store
+            // The invariants are the closure's, which says what orders it.
+            .write_locked(scope, (args, writing), move |tx, (args, writing)| {
+                let work = closure(tx, args);
+                Box::pin(async move {
+                    let result = work.await;
+                    // A write that fails at once says nothing of how long one waits.
+                    writing.counts.store(result.is_ok(), Ordering::Relaxed);
+                    result
+                })
+            })
+            .await
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.has_room {
-            lock(&self.meters.waiting).done();
+        for queue in self.queues.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            lock(&queue.waiting).done();
         }
         let mut gate = lock(&self.admission.gate);
         gate.leave(self.org);
@@ -218,16 +282,19 @@ impl Drop for Place {
     }
 }
 
-/// A write that is under way; its caller may go away.
-struct Writing<'a> {
-    admission: &'a Admission,
+/// A write that is under way.
+struct Writing {
+    place: Arc<Place>,
     number: u64,
-    counts: bool,
+    began: Instant,
+    counts: AtomicBool,
 }
 
-impl Drop for Writing<'_> {
+impl Drop for Writing {
     fn drop(&mut self) {
-        lock(&self.admission.gate).wrote(self.number, self.admission.now(), self.counts);
+        let (admission, counts) = (&self.place.admission, self.counts.load(Ordering::Relaxed));
+        lock(&admission.gate).wrote(self.number, admission.now(), counts);
+        metrics::histogram!("bulkhead_start_write_seconds").record(self.began.elapsed().as_secs_f64());
     }
 }
 
@@ -238,6 +305,22 @@ pub struct BodyPlace {
     bytes: u64,
 }
 
+impl BodyPlace {
+    /// Keeps memory for `arrived_bytes` in all.
+    ///
+    /// # Errors
+    /// [`AppError::TooMany`].
+    pub fn grow(&mut self, arrived_bytes: u64) -> Result<(), AppError> {
+        if arrived_bytes > self.bytes {
+            let more = (arrived_bytes - self.bytes).next_multiple_of(BODY_STEP_BYTES);
+            let grown = lock(&self.admission.gate).grow_body(self.org, more);
+            grown.map_err(|full| Refusal::Full(full).told())?;
+            self.bytes += more;
+        }
+        Ok(())
+    }
+}
+
 impl Drop for BodyPlace {
     fn drop(&mut self) {
         lock(&self.admission.gate).drop_body(self.org, self.bytes);
@@ -245,56 +328,114 @@ impl Drop for BodyPlace {
 }
 
 impl App {
-    /// Lets a start in, or says when to come back.
+    /// Lets a start in, or says when to come back. `body` is kept as long as the start.
     ///
     /// # Errors
     /// [`AppError::TooMany`]; the store's when what waits cannot be counted.
-    pub(crate) async fn admit(&self, scope: &OrgScope) -> Result<Place, AppError> {
+    pub(crate) async fn admit(&self, scope: &OrgScope, body: Option<BodyPlace>) -> Result<Arc<Place>, AppError> {
         let admission = self.admission();
-        let mut place = admission.enter(scope.org()).map_err(Refusal::told)?;
-        self.find_room(scope, &mut place).await?;
+        let place = admission.enter(scope.org(), body).map_err(Refusal::told)?;
+        let queue = Arc::clone(&place.meters.queue);
+        self.find_room(scope, &place, queue, None).await?;
         // The last one, so that a start that was refused takes no token.
         let paced = lock(&place.meters.pace).take(admission.now());
         paced.map_err(|wait| Refusal::PerMinute { most: admission.limits.per_minute_max, wait }.told())?;
-        Ok(place)
+        Ok(Arc::new(place))
     }
 
-    async fn find_room(&self, scope: &OrgScope, place: &mut Place) -> Result<(), AppError> {
-        let (admission, most) = (self.admission(), self.admission().limits.waiting_max);
-        let meters = Arc::clone(&place.meters);
+    /// Lets a start in whose run is to wait for its version's breaker, under the name `held_for`.
+    ///
+    /// # Errors
+    /// As [`admit`](Self::admit).
+    pub(crate) async fn admit_held(
+        &self,
+        scope: &OrgScope,
+        place: &Place,
+        (workflow, version): (WorkflowId, i64),
+        held_for: &str,
+    ) -> Result<(), AppError> {
+        let queue = self.admission().held.get_with((scope.org(), workflow, version), Arc::default);
+        self.find_room(scope, place, queue, Some(held_for)).await
+    }
+
+    /// How many runs wait in the queue: the organization's, or the one of a breaker. No more than `most` is answered.
+    async fn count_queue(&self, scope: &OrgScope, held_for: Option<&str>, most: u32) -> Result<u32, AppError> {
+        let Some(held_for) = held_for else {
+            return self
+                .store()
+                .read(scope, most, |tx, most| Box::pin(async move { Ok(tx.count_waiting_runs(*most).await?) }))
+                .await;
+        };
+        let whole = self.admission().limits.waiting_max;
+        let (of_version, of_org): (u32, u32) = self
+            .store()
+            .read(scope, (held_for.to_owned(), most, whole), |tx, (held_for, most, whole)| {
+                Box::pin(async move {
+                    let of_version = tx.count_paused_runs(Some(held_for.as_str()), *most).await?;
+                    Ok::<_, AppError>((of_version, tx.count_paused_runs(None, *whole).await?))
+                })
+            })
+            .await?;
+        // What is left is the less of both: many versions together hold no more than may wait in all.
+        Ok(most - most.saturating_sub(of_version).min(whole.saturating_sub(of_org)))
+    }
+
+    /// Takes a place of the queue's room: the organization's own, or the one for runs that wait under the name `held_for`.
+    async fn find_room(
+        &self,
+        scope: &OrgScope,
+        place: &Place,
+        queue: Arc<Queue>,
+        held_for: Option<&str>,
+    ) -> Result<(), AppError> {
+        let admission = self.admission();
+        let (most, full) = match held_for {
+            None => (admission.limits.waiting_max, Refusal::Waiting { most: admission.limits.waiting_max }),
+            Some(_) => {
+                let most = (admission.limits.waiting_max / HELD_PART).max(1);
+                (most, Refusal::Held { most })
+            }
+        };
         let mut counting = None;
-        // Once for those who come while somebody else counts, and once after a count of one's own.
-        for _ in 0..3 {
-            let room = lock(&meters.waiting).ask(admission.now());
+        for _ in 0..ROOM_ASKED_MAX {
+            let room = lock(&queue.waiting).ask(admission.now());
             match room {
                 Room::Yes => {
-                    place.has_room = true;
+                    lock(&place.queues).push(Arc::clone(&queue));
                     return Ok(());
                 }
-                Room::No => break,
+                Room::No => return Err(full.told()),
                 Room::Count => {}
             }
             if counting.is_none() {
-                counting = Some(meters.counting.lock().await);
+                counting = Some(queue.counting.lock().await);
                 continue;
             }
             // Of the moment before: what is committed meanwhile may or may not be in the count.
-            let (asked_at, under_way) = (admission.now(), lock(&meters.waiting).under_way());
-            let waiting = self
-                .store()
-                .read(scope, most, |tx, most| Box::pin(async move { tx.count_waiting_runs(*most).await }))
-                .await?;
-            lock(&meters.waiting).counted(waiting, under_way, most, asked_at);
+            let (asked_at, under_way) = (admission.now(), lock(&queue.waiting).under_way());
+            let waiting = self.count_queue(scope, held_for, most).await?;
+            lock(&queue.waiting).counted(waiting, under_way, most, asked_at);
         }
-        Err(Refusal::Waiting { most }.told())
+        // There is room, and others were quicker each time.
+        Err(Refusal::Full(Full::Node).told())
     }
 
-    /// Refuses a delivery to an address that was good a moment ago and has no chance now, before anybody asks the database.
-    pub(crate) fn recall_hook(&self, token: &str) -> Result<(), AppError> {
-        match self.admission().good_hooks.get(&hook_key(token)) {
-            Some(org) => self.admission().look(org).map_err(Refusal::told),
-            None => Ok(()),
-        }
+    /// Refuses a delivery to an address that was good a moment ago and has no chance now, before anybody asks the database. One that
+    /// `may_be_repeated` is looked up, if not too many are: then the right to do so is answered.
+    pub(crate) fn recall_hook(
+        &self,
+        token: &str,
+        may_be_repeated: bool,
+    ) -> Result<Option<OwnedSemaphorePermit>, AppError> {
+        let Some(org) = self.admission().good_hooks.get(&hook_key(token)) else { return Ok(None) };
+        let Err(refusal) = self.admission().look(org) else { return Ok(None) };
+        let looking = if may_be_repeated { self.may_look_up(org) } else { None };
+        looking.map(Some).ok_or_else(|| refusal.told())
+    }
+
+    /// The right to look up whether a refused start is a repetition: a flood of them must not become one of reads.
+    pub(crate) fn may_look_up(&self, org: OrgId) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.admission().meters(org).look_ups).try_acquire_owned().ok()
     }
 
     /// Whether a delivery to a webhook address, which was found good, has a chance now.
@@ -303,10 +444,12 @@ impl App {
         self.admission().look(org).map_err(Refusal::told)
     }
 
-    /// Keeps memory for the body of a delivery to this organization.
-    pub(crate) fn keep_body(&self, org: OrgId, bytes: u64) -> Result<BodyPlace, AppError> {
+    /// Keeps memory for the body of a delivery to this organization, as much as arrives.
+    pub(crate) fn keep_body(&self, org: OrgId) -> Result<BodyPlace, AppError> {
         let admission = self.admission();
-        lock(&admission.gate).hold_body(org, bytes).map_err(|full| Refusal::Full(full).told())?;
-        Ok(BodyPlace { admission: Arc::clone(admission), org, bytes })
+        lock(&admission.gate).begin_body(org);
+        let mut place = BodyPlace { admission: Arc::clone(admission), org, bytes: 0 };
+        place.grow(1)?;
+        Ok(place)
     }
 }

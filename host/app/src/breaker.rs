@@ -13,8 +13,7 @@ use bulkhead_model::fault::Fault;
 use bulkhead_model::id::{OrgId, RunId, WorkflowId};
 use bulkhead_model::job::{Lane, Lease};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
-use bulkhead_model::run::StepError;
-use bulkhead_model::time::Timestamp;
+use bulkhead_model::run::{RunStatus, StepError};
 use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreError, Tx};
@@ -22,8 +21,12 @@ use serde_json::json;
 
 use crate::{App, AppError};
 
-/// Open breakers that a node remembers. Runs of those beyond are paused when they are taken up all the same, by what the row says.
+/// Open breakers that a node remembers, of each organization and in all, in a fixed order. Those beyond hold nothing back: their runs are
+/// carried, and fail, within the organization's share, until others before them have closed.
+const KNOWN_OF_EACH_MAX: u32 = 100;
 const KNOWN_MAX: u32 = 10_000;
+/// Breakers that nobody asks of any more, which one look removes.
+const REMOVED_MAX: usize = 100;
 /// Names in the queue that one look asks for; the next look goes on from there.
 const NAMES_MAX: u32 = 200;
 /// Runs that one look lets go after a breaker closed: a long row comes back in parts.
@@ -48,7 +51,7 @@ impl Breakers {
     }
 
     /// Whether this run would have to wait, as far as is known.
-    fn holds(&self, key: Key, run: RunId) -> bool {
+    pub(crate) fn holds(&self, key: Key, run: RunId) -> bool {
         let known = self.0.read().unwrap_or_else(PoisonError::into_inner);
         known.get(&key).is_some_and(|probe| *probe != Some(run))
     }
@@ -59,6 +62,18 @@ impl Breakers {
             None => known.remove(&key),
         });
     }
+}
+
+/// Breakers for a caller who may see workflows: the text of an error, which may hold what a customer sent, is for those who may see runs.
+pub(crate) fn breakers_shown(caller: &Caller, mut breakers: Vec<BreakerState>) -> Vec<BreakerState> {
+    if caller.permissions().contains(Permission::RunsRead) {
+        return breakers;
+    }
+    for state in &mut breakers {
+        let error = state.error.as_deref().and_then(|text| serde_json::from_str::<StepError>(text).ok());
+        state.error = error.map(|error| json!({ "code": error.code, "step": error.step }).to_string());
+    }
+    breakers
 }
 
 /// How a run's end moved its workflow's breaker.
@@ -72,9 +87,9 @@ pub(crate) struct Moved {
 
 fn fact(state: &BreakerState) -> serde_json::Value {
     let breaker = &state.breaker;
-    let error = state.error.as_deref().and_then(|text| serde_json::from_str::<serde_json::Value>(text).ok());
+    // The error's text may hold what a customer sent; who may read runs finds it there.
     json!({
-        "version": state.version, "fingerprint": breaker.fingerprint, "failures": breaker.failures, "probes": breaker.probes, "error": error,
+        "version": state.version, "fingerprint": breaker.fingerprint, "failures": breaker.failures, "probes": breaker.probes,
     })
 }
 
@@ -92,6 +107,11 @@ async fn tell(
     tx.record_audit(&event, ambient).await
 }
 
+/// Whether a `stop` step of the definition ended the run as failed: it came where it was to come, as one that succeeds.
+pub(crate) fn is_stopped(error: &StepError) -> bool {
+    error.code == STOPPED
+}
+
 /// Counts a run that failed, in the transaction that ends it.
 pub(crate) async fn run_failed(
     tx: &mut Tx,
@@ -100,7 +120,7 @@ pub(crate) async fn run_failed(
     error: &StepError,
     ambient: &Ambient,
 ) -> Result<Option<Moved>, StoreError> {
-    if error.code == STOPPED {
+    if is_stopped(error) {
         return Ok(None);
     }
     let (now, key) = (ambient.now(), (org, run.workflow, run.version));
@@ -130,7 +150,7 @@ pub(crate) async fn run_failed(
     Ok(to.map(|to| Moved { key, state: Some(state), to }))
 }
 
-/// Closes the breaker of a run that succeeded, in the transaction that ends it.
+/// Closes the breaker of a run that ended well, in the transaction that ends it.
 pub(crate) async fn run_succeeded(
     tx: &mut Tx,
     org: OrgId,
@@ -141,9 +161,40 @@ pub(crate) async fn run_succeeded(
     if !state.breaker.is_open() {
         return Ok(None);
     }
-    tx.delete_breaker(run.workflow, run.version).await?;
-    tell(tx, "workflow.breaker_closed", &state, &Actor::System(SystemReason::Worker), ambient).await?;
+    close(tx, &state, ambient).await?;
     Ok(Some(Moved { key: (org, run.workflow, run.version), state: None, to: "closed" }))
+}
+
+async fn close(tx: &mut Tx, state: &BreakerState, ambient: &Ambient) -> Result<(), StoreError> {
+    tx.delete_breaker(state.workflow, state.version).await?;
+    tell(tx, "workflow.breaker_closed", state, &Actor::System(SystemReason::Worker), ambient).await
+}
+
+/// How a probe stands.
+enum Probe {
+    UnderWay,
+    EndedWell,
+    Failed,
+    /// It was cancelled, or is not there any more, or cannot be read.
+    Nothing,
+}
+
+async fn look_at_probe(tx: &mut Tx, probe: RunId) -> Result<Probe, StoreError> {
+    let run = match tx.load_run(probe).await {
+        Ok(run) => run,
+        Err(StoreError::Corrupt { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    let Some(run) = run else { return Ok(Probe::Nothing) };
+    Ok(match run.status {
+        RunStatus::Queued | RunStatus::Running | RunStatus::Waiting | RunStatus::Paused => Probe::UnderWay,
+        RunStatus::Succeeded => Probe::EndedWell,
+        RunStatus::Failed => {
+            let error = run.error.as_deref().and_then(|text| serde_json::from_str::<StepError>(text).ok());
+            if error.as_ref().is_some_and(is_stopped) { Probe::EndedWell } else { Probe::Failed }
+        }
+        RunStatus::Cancelled => Probe::Nothing,
+    })
 }
 
 /// What a look at a name in the queue came to.
@@ -159,19 +210,33 @@ async fn tend(
     name: &str,
     workflow: WorkflowId,
     version: i64,
-    now: Timestamp,
+    ambient: &Ambient,
 ) -> Result<Tended, StoreError> {
-    let state = tx.lock_breaker(workflow, version).await?.filter(|state| state.breaker.is_open());
+    let (state, now) = (tx.lock_breaker(workflow, version).await?, ambient.now());
+    let mut state = state.filter(|state| state.breaker.is_open());
+    // A probe moves the breaker in its own commit, unless the node that carried it did not know of it.
+    if let Some(open) = &mut state
+        && let Some(probe) = open.breaker.probe()
+    {
+        match look_at_probe(tx, probe).await? {
+            Probe::UnderWay => {}
+            Probe::EndedWell => {
+                close(tx, open, ambient).await?;
+                state = None;
+            }
+            Probe::Failed => {
+                if let Some(fingerprint) = open.breaker.fingerprint.clone() {
+                    open.breaker.failed(probe, &fingerprint, now);
+                    tx.save_breaker(open, now).await?;
+                }
+            }
+            Probe::Nothing => open.breaker.forget_probe(now),
+        }
+    }
     let Some(mut state) = state else {
         let runs = tx.resume_paused_jobs(name, RESUMED_MAX).await?.len();
         return Ok(Tended::LetGo { runs, state: None });
     };
-    if let Some(probe) = state.breaker.probe()
-        && tx.load_run(probe).await?.is_none_or(|run| run.status.is_final())
-    {
-        // It was cancelled: a failure or a success would have moved the breaker in its own commit.
-        state.breaker.forget_probe(now);
-    }
     if !state.breaker.is_probe_due(now) {
         return Ok(Tended::Waits(state));
     }
@@ -182,6 +247,18 @@ async fn tend(
     state.breaker.let_go(run, now);
     tx.save_breaker(&state, now).await?;
     Ok(Tended::LetGo { runs: 1, state: Some(state) })
+}
+
+/// Removes a breaker for which nothing waits and nobody has started anything for long: `true` then.
+async fn remove_stale(tx: &mut Tx, key: Key, ambient: &Ambient) -> Result<bool, StoreError> {
+    let (_, workflow, version) = key;
+    let Some(state) = tx.lock_breaker(workflow, version).await? else { return Ok(true) };
+    if !state.breaker.is_stale(ambient.now()) || tx.count_paused_runs(Some(&hold_key(workflow, version)), 1).await? > 0
+    {
+        return Ok(false);
+    }
+    close(tx, &state, ambient).await?;
+    Ok(true)
 }
 
 impl App {
@@ -239,7 +316,7 @@ impl App {
             .store()
             .read(&jobs, after, |tx, after| {
                 Box::pin(async move {
-                    let open = tx.list_open_breakers(KNOWN_MAX).await?;
+                    let open = tx.list_open_breakers(KNOWN_OF_EACH_MAX, KNOWN_MAX).await?;
                     Ok::<_, StoreError>((open, tx.list_paused_names(after.as_deref(), NAMES_MAX).await?))
                 })
             })
@@ -257,6 +334,7 @@ impl App {
                 wait.insert(key, !is_probing && !state.breaker.is_probe_due(now));
             }
         });
+        self.remove_stale_breakers(&open).await;
         let next = if names.len() < NAMES_MAX as usize { None } else { names.last().map(|(_, name)| name.clone()) };
         for (org, name) in names {
             let Some((workflow, version)) = parse_hold_key(&name) else {
@@ -266,7 +344,7 @@ impl App {
             let key = (org, workflow, version);
             if wait.get(&key) != Some(&true) {
                 // What is wrong with one must not keep the others back.
-                if let Err(error) = self.tend_breaker(key, name, now).await {
+                if let Err(error) = self.tend_breaker(key, name).await {
                     tracing::warn!(%org, %workflow, error = &error as &dyn std::error::Error, "a breaker was not looked at");
                 }
             }
@@ -274,15 +352,42 @@ impl App {
         Ok(next)
     }
 
-    async fn tend_breaker(&self, key: Key, name: String, now: Timestamp) -> Result<(), StoreError> {
+    /// Ends those that would stay open for ever: nobody starts a run that could tell whether it goes better.
+    async fn remove_stale_breakers(&self, open: &[(OrgId, BreakerState)]) {
+        let now = self.ambient().now();
+        for (org, state) in open.iter().filter(|(_, state)| state.breaker.is_stale(now)).take(REMOVED_MAX) {
+            let key = (*org, state.workflow, state.version);
+            let scope = SystemScope::new(SystemReason::Worker).for_org(*org);
+            let removed = self
+                .store()
+                // The breaker's row lock orders this against a run's end and against other nodes.
+                .write_locked(&scope, (key, self.ambient().clone()), |tx, (key, ambient)| {
+                    Box::pin(async move { remove_stale(tx, *key, ambient).await })
+                })
+                .await;
+            match removed {
+                Ok(true) => self.breaker_moved(&Moved { key, state: None, to: "closed" }),
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(%org, workflow = %state.workflow, error = &error as &dyn std::error::Error, "a breaker was not looked at");
+                }
+            }
+        }
+    }
+
+    async fn tend_breaker(&self, key: Key, name: String) -> Result<(), StoreError> {
         let (org, workflow, version) = key;
         let scope = SystemScope::new(SystemReason::Worker).for_org(org);
         let tended = self
             .store()
             // The breaker's row lock orders this against other nodes, which look as well.
-            .write_locked(&scope, (name, workflow, version, now), |tx, (name, workflow, version, now)| {
-                Box::pin(async move { tend(tx, name, *workflow, *version, *now).await })
-            })
+            .write_locked(
+                &scope,
+                (name, workflow, version, self.ambient().clone()),
+                |tx, (name, workflow, version, ambient)| {
+                    Box::pin(async move { tend(tx, name, *workflow, *version, ambient).await })
+                },
+            )
             .await?;
         match tended {
             Tended::LetGo { runs, state } => {
@@ -299,7 +404,8 @@ impl App {
         Ok(())
     }
 
-    /// Closes a workflow's breakers by hand: runs that wait go on within a second or two. Doing it twice is no error.
+    /// Closes a workflow's breakers by hand: runs that wait go on, the first within a second or two and a thousand in each
+    /// second. Doing it twice is no error.
     ///
     /// # Errors
     /// [`AppError::NotFound`].

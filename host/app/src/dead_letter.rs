@@ -220,10 +220,16 @@ impl App {
         retry: RetryRun,
     ) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::RunsControl)?;
-        let place = self.admit(&scope).await?;
+        let place = self.admit(&scope, None).await?;
         let letter = self.require_dead_letter(&scope, id).await?;
         let again = self.definition_of(&scope, &letter).await?;
-        place.write(self.decide_one(&scope, letter, Decision::Resume { again, retry })).await?;
+        let args = (letter, Decision::Resume { again, retry }, scope.actor().clone(), self.ambient().clone());
+        place
+            // The lock of what the entry is about orders this against others who decide.
+            .write(self.store(), &scope, args, |tx, (letter, decision, actor, ambient)| {
+                Box::pin(async move { write_decision(tx, letter, decision, actor, ambient).await })
+            })
+            .await?;
         count("resume", 1);
         self.wake_workers();
         self.wake_org(Lane::Interactive, org);
@@ -254,13 +260,22 @@ impl App {
         // The lock of what the entry is about orders this against others who decide.
         self.store()
             .write_locked(scope, args, |tx, (letter, decision, actor, ambient)| {
-                Box::pin(async move {
-                    let decided = decide(tx, letter, decision, (&actor.to_string(), PRIORITY), ambient).await?;
-                    Ok::<_, AppError>(tx.record_audit(&audit_of(letter, decision, &decided, actor), ambient).await?)
-                })
+                Box::pin(async move { write_decision(tx, letter, decision, actor, ambient).await })
             })
             .await
     }
+}
+
+/// Decides on one entry, and says who did.
+async fn write_decision(
+    tx: &mut Tx,
+    letter: &DeadLetter,
+    decision: &Decision,
+    actor: &Actor,
+    ambient: &Ambient,
+) -> Result<(), AppError> {
+    let decided = decide(tx, letter, decision, (&actor.to_string(), PRIORITY), ambient).await?;
+    Ok(tx.record_audit(&audit_of(letter, decision, &decided, actor), ambient).await?)
 }
 
 fn audit_of(letter: &DeadLetter, decision: &Decision, decided: &Decided, actor: &Actor) -> AuditEvent {

@@ -529,7 +529,12 @@ impl App {
         let letter = matches!(&commit.then, Then::Finish { status: RunStatus::Failed, error: Some(error), .. }
             if letter_of(&commit.run, error).is_some());
         // In memory alone: the commit of a healthy workflow's run asks nobody.
-        let breaker = self.breakers().is_known((scope.org(), commit.run.workflow, commit.run.version));
+        let key = (scope.org(), commit.run.workflow, commit.run.version);
+        let breaker = match (self.breakers().is_known(key), self.breakers().holds(key, commit.run.id)) {
+            (false, _) => KnownBreaker::None,
+            (true, true) => KnownBreaker::Open,
+            (true, false) => KnownBreaker::Probes,
+        };
         let args = (commit, breaker, self.ambient().clone());
         let committed = self
             .store()
@@ -614,11 +619,22 @@ fn job_letter(lease: &Lease, id: RunId, is_there: bool, why: &str) -> NewDeadLet
     }
 }
 
+/// What this node knows of the breaker of a run that is about to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum KnownBreaker {
+    /// Nothing: it is closed, or opened elsewhere a moment ago.
+    None,
+    /// It is open, and the run began before.
+    Open,
+    /// It is open, and this run is to tell whether it goes better.
+    Probes,
+}
+
 /// `breaker` says whether the workflow's breaker may be open.
 async fn write_commit(
     tx: &mut Tx,
     commit: &Commit,
-    breaker: bool,
+    breaker: KnownBreaker,
     ambient: &Ambient,
 ) -> Result<Committed, NotCommitted> {
     let (now, mut moved) = (commit.now, None);
@@ -693,12 +709,19 @@ async fn write_commit(
             let detail = json!({ "workflow": run.workflow, "version": run.version });
             tx.record_event(&format!("run.{}", status.as_str()), &run.id.to_string(), &detail, ambient).await?;
             moved = match (status, error) {
-                (RunStatus::Failed, Some(error)) => {
-                    breaker::run_failed(tx, commit.lease.org, &run, error, ambient).await?
-                }
-                (RunStatus::Succeeded, _) if breaker => {
-                    breaker::run_succeeded(tx, commit.lease.org, &run, ambient).await?
-                }
+                (RunStatus::Failed, Some(error)) if !breaker::is_stopped(error) => match breaker {
+                    KnownBreaker::None | KnownBreaker::Probes => {
+                        breaker::run_failed(tx, commit.lease.org, &run, error, ambient).await?
+                    }
+                    // It began before; nobody need wait for the row to learn that it says nothing.
+                    KnownBreaker::Open => None,
+                },
+                (RunStatus::Succeeded, _) | (RunStatus::Failed, Some(_)) => match breaker {
+                    KnownBreaker::None => None,
+                    KnownBreaker::Open | KnownBreaker::Probes => {
+                        breaker::run_succeeded(tx, commit.lease.org, &run, ambient).await?
+                    }
+                },
                 _ => None,
             };
         }

@@ -18,6 +18,7 @@ use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::{Map, Value, json};
+use tokio::sync::OwnedSemaphorePermit;
 
 use self::record::{log_event, read_state, read_trigger, save_record, state_text};
 use crate::admission::Place;
@@ -207,7 +208,7 @@ impl App {
     pub(crate) async fn start_run_in(
         &self,
         scope: &OrgScope,
-        place: &Place,
+        place: &Arc<Place>,
         start: StartRun,
     ) -> Result<RunId, AppError> {
         let state = run::begin(&start.definition, &start.variables).map_err(|error| {
@@ -238,13 +239,17 @@ impl App {
         };
         // Where nobody waits, this process takes the run up in the transaction that saves it: no claim, no commit for one.
         let held_for = self.hold_name(scope.org(), run.workflow, run.version);
+        if let Some(name) = &held_for
+            && let Err(refused) = self.admit_held(scope, place, (run.workflow, run.version), name).await
+        {
+            return self.started_before(scope, &run).await?.ok_or(refused);
+        }
         let reserved = if held_for.is_none() { self.wake().reserve(Lane::Interactive) } else { None };
         let worker = reserved.as_ref().map(Reserved::worker);
         let args = (run.clone(), group, audited, worker, held_for, self.ambient().clone());
-        let write = self
-            .store()
+        let (started, held) = place
             // Two starts with one dedupe key are ordered by its unique index.
-            .write_locked(scope, args, |tx, (run, group, audited, worker, held_for, ambient)| {
+            .write(self.store(), scope, args, |tx, (run, group, audited, worker, held_for, ambient)| {
                 Box::pin(async move {
                     let (started, held) =
                         insert_started(tx, run, group.as_ref(), *worker, held_for.as_deref(), ambient).await?;
@@ -254,8 +259,8 @@ impl App {
                     }
                     Ok::<_, AppError>((started, held))
                 })
-            });
-        let (started, held) = place.write(write).await?;
+            })
+            .await?;
         match reserved.zip(held) {
             Some((reserved, job)) => reserved.begin(job, run),
             None => self.wake_org(Lane::Interactive, scope.org()),
@@ -266,11 +271,38 @@ impl App {
     /// The run that a start with the same dedupe key made before.
     async fn started_before(&self, scope: &OrgScope, run: &Run) -> Result<Option<RunId>, AppError> {
         let Some(key) = run.dedupe_key.clone() else { return Ok(None) };
+        self.started_with(scope, run.workflow, key).await
+    }
+
+    async fn started_with(
+        &self,
+        scope: &OrgScope,
+        workflow: WorkflowId,
+        key: String,
+    ) -> Result<Option<RunId>, AppError> {
         self.store()
-            .read(scope, (run.workflow, key), |tx, (workflow, key)| {
+            .read(scope, (workflow, key), |tx, (workflow, key)| {
                 Box::pin(async move { Ok(tx.load_run_by_dedupe_key(*workflow, key).await?) })
             })
             .await
+    }
+
+    /// The run that the first start with this key made, for a repetition that there is no room for; else the refusal. Of an organization
+    /// only so many are looked up at once, by whoever has the right `looking`.
+    ///
+    /// # Errors
+    /// `refused`, or the store's.
+    pub(crate) async fn repeated_or(
+        &self,
+        scope: &OrgScope,
+        workflow: WorkflowId,
+        key: Option<String>,
+        looking: Option<OwnedSemaphorePermit>,
+        refused: AppError,
+    ) -> Result<RunId, AppError> {
+        let (AppError::TooMany { .. }, Some(key)) = (&refused, key) else { return Err(refused) };
+        let Some(_looking) = looking.or_else(|| self.may_look_up(scope.org())) else { return Err(refused) };
+        self.started_with(scope, workflow, key).await?.ok_or(refused)
     }
 
     /// Starts a run by hand (`POST workflows/{id}/runs`). The workflow need not be active: that is for triggers.
@@ -294,7 +326,11 @@ impl App {
             let message = format!("an Idempotency-Key has 1 to {IDEMPOTENCY_KEY_LEN_MAX} characters");
             return Err(AppError::invalid("invalid-idempotency-key", "", message));
         }
-        let place = self.admit(&scope).await?;
+        let dedupe_key = start.idempotency_key.map(|key| format!("api:{key}"));
+        let place = match self.admit(&scope, None).await {
+            Ok(place) => place,
+            Err(refused) => return self.repeated_or(&scope, workflow, dedupe_key, None, refused).await,
+        };
         let found = self
             .store()
             .read(&scope, workflow, |tx, id| {
@@ -317,7 +353,7 @@ impl App {
                     kind,
                     payload,
                     variables: start.variables,
-                    dedupe_key: start.idempotency_key.map(|key| format!("api:{key}")),
+                    dedupe_key,
                 };
                 return self.start_run_in(&scope, &place, start).await;
             }
@@ -466,7 +502,7 @@ impl App {
     /// [`AppError::Conflict`] `run-not-finished`; [`AppError::Invalid`] `unknown-step`; [`AppError::TooMany`].
     pub async fn retry_run(&self, caller: &Caller, org: OrgId, id: RunId, retry: RetryRun) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::RunsControl)?;
-        let place = self.admit(&scope).await?;
+        let place = self.admit(&scope, None).await?;
         let run = self
             .store()
             .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
@@ -475,13 +511,14 @@ impl App {
         let again = BeginAgain { run: id, retry, definition, letter: None, priority: PRIORITY };
         let args = (again, scope.actor().clone(), self.ambient().clone());
         // As above: the run's row lock.
-        let write = self.store().write_locked(&scope, args, |tx, (again, actor, ambient)| {
-            Box::pin(async move {
-                let begun = begin_again(tx, again, &actor.to_string(), ambient).await?;
-                Ok::<_, AppError>(tx.record_audit(&retried(again.run, &begun, actor), ambient).await?)
+        place
+            .write(self.store(), &scope, args, |tx, (again, actor, ambient)| {
+                Box::pin(async move {
+                    let begun = begin_again(tx, again, &actor.to_string(), ambient).await?;
+                    Ok::<_, AppError>(tx.record_audit(&retried(again.run, &begun, actor), ambient).await?)
+                })
             })
-        });
-        place.write(write).await?;
+            .await?;
         self.wake_org(Lane::Interactive, org);
         Ok(())
     }

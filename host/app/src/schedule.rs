@@ -409,8 +409,7 @@ impl App {
         match self.settle_schedule(lease, workflow, trigger).await {
             Ok(()) => Left::Settled,
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
-            // A tick that finds no room is put off, not lost.
-            Err(AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. }) => {
+            Err(AppError::Busy { retry_after_ms, .. }) => {
                 self.release(lease, Duration::from_millis(retry_after_ms), Attempt::DoesNotCount, None).await
             }
             // It does not get better by itself: somebody must know.
@@ -519,20 +518,20 @@ impl App {
             AppError::Quota(_) => AppError::Busy { what: "the history's quota", retry_after_ms: NO_ROOM_PAUSE_MS },
             error => error,
         })?;
-        let place = self.admit(&scope).await?;
+        // No bound on starts is asked: ticks are few by definition, and putting one off could lose it to the policy for missed ones.
         for _ in 0..PLANS_MAX {
             let plan = self.plan_firing(&scope, workflow, trigger).await?.map(Arc::new);
             let held_for = plan.as_ref().and_then(|plan| self.hold_name(lease.org, workflow, plan.seen_version));
             let args = (lease.clone(), workflow, trigger.clone(), plan.clone(), held_for, self.ambient().clone());
-            let write = self
+            let written = self
                 .store()
                 // The schedule's row lock orders this against whoever saves, activates or deactivates the workflow.
                 .write_locked(&scope, args, |tx, (lease, workflow, trigger, plan, held_for, ambient)| {
                     Box::pin(async move {
                         write_firing(tx, lease, *workflow, trigger, plan.as_deref(), held_for.as_deref(), ambient).await
                     })
-                });
-            let written = place.write(write).await?;
+                })
+                .await?;
             let started = match written {
                 Written::Stale => continue,
                 Written::Nothing => return Ok(()),

@@ -173,8 +173,6 @@ impl App {
         if recovered > 0 {
             tracing::info!(jobs = recovered, "took up the work of a process that ended");
         }
-        // Before the first claim, so that no run of an open one is taken up.
-        self.tend_breakers(None).await?;
         let lanes = [
             (Lane::System, config.slots.system),
             (Lane::Interactive, config.slots.interactive),
@@ -191,6 +189,10 @@ impl App {
         });
         if let Some(store) = config.heartbeat {
             self.node().has_heartbeat(heartbeat::spawn(Arc::clone(&worker.heartbeat), store, registering));
+        }
+        // Before the first claim, so that no run of an open one is taken up; under a heartbeat, since there may be many.
+        if let Err(error) = self.tend_breakers(None).await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "breakers were not looked at");
         }
         self.wake().0.worker.set(Arc::downgrade(&worker)).ok();
         let claiming = Arc::clone(&worker);

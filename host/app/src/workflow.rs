@@ -16,6 +16,7 @@ use bulkhead_store::workflow::{Workflow, WorkflowVersion, WorkflowVersionSummary
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
+use crate::breaker::breakers_shown;
 use crate::quota::check_active_workflows;
 use crate::schedule::{self, Upcoming};
 use crate::{App, AppError, Problem};
@@ -367,7 +368,7 @@ impl App {
         sort_missing(problems, workflow.active, &mut notes)?;
         let hooks = present.into_iter().chain(new_hooks).collect::<Vec<_>>();
         let hooks = self.hooks_shown(caller, org, &hooks)?;
-        Ok(WorkflowDetail { workflow, version, hooks, notes, breakers })
+        Ok(WorkflowDetail { workflow, version, hooks, notes, breakers: breakers_shown(caller, breakers) })
     }
 
     async fn present_of(&self, scope: &OrgScope, id: WorkflowId) -> Result<(Vec<Hook>, Vec<BreakerState>), AppError> {
@@ -448,7 +449,7 @@ impl App {
             })
             .await?;
         let hooks = self.hooks_shown(caller, org, &hooks)?;
-        Ok(WorkflowDetail { workflow, version, hooks, notes: Vec::new(), breakers })
+        Ok(WorkflowDetail { workflow, version, hooks, notes: Vec::new(), breakers: breakers_shown(caller, breakers) })
     }
 
     /// Versions without their definitions, newest first, below `before` when given.

@@ -38,7 +38,7 @@ pub(crate) struct BreakerView {
     /// The run that was let go and is not over.
     #[schema(value_type = Option<String>)]
     probe_run: Option<RunId>,
-    /// The last failure, as its run shows it.
+    /// The last failure, as its run shows it; its message only for those who may read runs.
     #[schema(value_type = serde_json::Value)]
     error: Option<Stored>,
 }

@@ -33,7 +33,7 @@ const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// How large the client says that its body is.
-pub(crate) fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
+fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok())
 }
 
@@ -47,6 +47,20 @@ pub(crate) async fn read_body(
     bytes_max: u64,
     time_max: Duration,
 ) -> Result<Bytes, Problem> {
+    read_body_while(request, what, bytes_max, time_max, |_| Ok(())).await
+}
+
+/// As [`read_body`]; `grow` is told how many bytes there are before they are kept, and may refuse them.
+///
+/// # Errors
+/// As [`read_body`], and what `grow` says.
+pub(crate) async fn read_body_while(
+    request: Request,
+    what: &str,
+    bytes_max: u64,
+    time_max: Duration,
+    grow: impl FnMut(u64) -> Result<(), AppError> + Send,
+) -> Result<Bytes, Problem> {
     let announced = announced_bytes(request.headers());
     let too_large = announced.is_some_and(|bytes| bytes > bytes_max);
     // A client that asks first has sent nothing yet.
@@ -54,11 +68,15 @@ pub(crate) async fn read_body(
         return Err(Problem::too_large(what, bytes_max));
     }
     let mut body = request.into_body();
-    match tokio::time::timeout(time_max, collect(&mut body, if too_large { 0 } else { bytes_max })).await {
-        Ok(Ok(Some(bytes))) => Ok(bytes),
-        Ok(Ok(None)) => {
+    match tokio::time::timeout(time_max, collect(&mut body, if too_large { 0 } else { bytes_max }, grow)).await {
+        Ok(Ok(Collected::Whole(bytes))) => Ok(bytes),
+        Ok(Ok(Collected::TooLarge)) => {
             read_away(body).await;
             Err(Problem::too_large(what, bytes_max))
+        }
+        Ok(Ok(Collected::Refused(refused))) => {
+            read_away(body).await;
+            Err(refused.into())
         }
         Ok(Err(_)) => Err(Problem::new(Kind::InvalidRequest, format!("the {what} broke off before its end"))),
         Err(_) => {
@@ -68,17 +86,31 @@ pub(crate) async fn read_body(
     }
 }
 
-/// The whole body; `None` when it is larger than `bytes_max`.
-async fn collect(body: &mut Body, bytes_max: u64) -> Result<Option<Bytes>, axum::Error> {
+enum Collected {
+    Whole(Bytes),
+    TooLarge,
+    Refused(AppError),
+}
+
+/// The whole body, unless it is larger than `bytes_max` or `grow` refuses it.
+async fn collect(
+    body: &mut Body,
+    bytes_max: u64,
+    mut grow: impl FnMut(u64) -> Result<(), AppError>,
+) -> Result<Collected, axum::Error> {
     let mut bytes = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
-        if (bytes.len() + data.len()) as u64 > bytes_max {
-            return Ok(None);
+        let length = (bytes.len() + data.len()) as u64;
+        if length > bytes_max {
+            return Ok(Collected::TooLarge);
+        }
+        if let Err(refused) = grow(length) {
+            return Ok(Collected::Refused(refused));
         }
         bytes.extend_from_slice(&data);
     }
-    Ok(Some(bytes.into()))
+    Ok(Collected::Whole(bytes.into()))
 }
 
 /// Reads on for a while without keeping anything: a client that is still sending when the connection closes would see a broken

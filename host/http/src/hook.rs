@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::{FromRequestParts, Query, Request, State};
 use bulkhead_app::AppError;
-use bulkhead_app::hook::{BODY_BYTES_MAX, Delivery, is_visible_header};
+use bulkhead_app::hook::{Accepted, BODY_BYTES_MAX, Delivery, Door, is_visible_header};
 use bulkhead_model::id::RunId;
 use http::{HeaderMap, StatusCode};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::HttpState;
 use crate::access::path_param;
-use crate::extract::{JSON_BODY_TIME, announced_bytes, discard, is_json, media_type, read_body};
+use crate::extract::{JSON_BODY_TIME, discard, is_json, media_type, read_body_while};
 use crate::problem::{Kind, Problem};
 
 /// Headers that name a delivery, in order of preference.
@@ -44,7 +44,7 @@ pub(crate) struct AcceptedView {
     responses((status = 202, body = AcceptedView)),
     extensions(("x-bulkhead-problems" = json!([
         "not-found", "workflow-inactive", "invalid-delivery-id", "quota-exceeded",
-        "too-many-starts", "too-many-waiting", "runs-per-minute"
+        "too-many-starts", "too-many-waiting", "too-many-held", "runs-per-minute"
     ]))),
 )]
 pub(crate) async fn receive_delivery(
@@ -56,13 +56,17 @@ pub(crate) async fn receive_delivery(
     let query = query(&mut parts).await?;
     let headers = parts.headers.clone();
     // Nothing of a stranger's body is read before the address is known.
-    let open = match state.app.open_hook(&token).await {
-        Ok(open) => open,
+    let id = delivery_id(&headers);
+    let open = match state.app.open_hook(&token, id.as_ref().ok().and_then(Option::as_deref)).await {
+        Ok(Door::Open(open)) => *open,
+        Ok(Door::Repeated(run)) => {
+            discard(Request::from_parts(parts, body)).await;
+            return Ok(taken(Accepted { run: Some(run), reason: None }));
+        }
         Err(refused @ AppError::TooMany { .. }) => return Err(refuse(parts, body, refused).await),
         Err(error) => return Err(error.into()),
     };
-    let announced = announced_bytes(&headers);
-    let kept = match state.app.keep_room_for_body(&open, announced) {
+    let mut kept = match state.app.keep_room_for_body(&open) {
         Ok(kept) => kept,
         Err(refused) => return Err(refuse(parts, body, refused).await),
     };
@@ -72,16 +76,20 @@ pub(crate) async fn receive_delivery(
         Some(kind) if is_json(kind) => false,
         Some(_) => return Err(unsupported()),
     };
-    let bytes = read_body(Request::from_parts(parts, body), "delivery", BODY_BYTES_MAX, JSON_BODY_TIME).await?;
+    let request = Request::from_parts(parts, body);
+    let grow = |arrived_bytes| kept.grow(arrived_bytes);
+    let bytes = read_body_while(request, "delivery", BODY_BYTES_MAX, JSON_BODY_TIME, grow).await?;
     let delivery = Delivery {
         body: if form { payload_of_form(&bytes)? } else { bytes.into() },
         headers: visible(&headers),
         query,
-        delivery_id: delivery_id(&headers)?,
+        delivery_id: id?,
     };
-    let accepted = state.app.receive_delivery(open, delivery).await?;
-    drop(kept);
-    Ok((StatusCode::ACCEPTED, Json(AcceptedView { run: accepted.run, reason: accepted.reason })))
+    Ok(taken(state.app.receive_delivery(open, delivery, kept).await?))
+}
+
+fn taken(accepted: Accepted) -> (StatusCode, Json<AcceptedView>) {
+    (StatusCode::ACCEPTED, Json(AcceptedView { run: accepted.run, reason: accepted.reason }))
 }
 
 /// A sender that keeps its connection can send the next delivery on it: the body of this one is read away, and not kept.

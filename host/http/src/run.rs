@@ -236,7 +236,7 @@ fn accepted(at: &OrgCaller, run: RunId) -> Response {
     responses((status = 202, body = StartedView)),
     extensions(("x-bulkhead-problems" = json!([
         "no-trigger", "invalid-variables", "invalid-idempotency-key", "invalid-header", "quota-exceeded",
-        "too-many-starts", "too-many-waiting", "runs-per-minute"
+        "too-many-starts", "too-many-waiting", "too-many-held", "runs-per-minute"
     ]))),
 )]
 pub(crate) async fn start_run(

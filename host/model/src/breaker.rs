@@ -47,7 +47,7 @@ pub struct Breaker {
     pub failures: u32,
     /// When the first of them happened.
     pub since: Timestamp,
-    /// Probes that failed since it opened.
+    /// Probes that failed since it opened, or were not over in time.
     pub probes: u32,
 }
 
@@ -103,14 +103,26 @@ impl Breaker {
         }
     }
 
-    /// Whether a run that waits may be let go now.
+    /// When a run that waits may be let go.
+    fn due_at(&self) -> Option<Timestamp> {
+        match self.stand {
+            Stand::Closed => None,
+            Stand::Open { probe_at, .. } => Some(probe_at),
+            Stand::Probing { until, .. } => Some(until),
+        }
+    }
+
+    /// Whether a run that waits may be let go now. A time further ahead than the longest distance was set by a clock that was ahead.
     #[must_use]
     pub fn is_probe_due(&self, now: Timestamp) -> bool {
-        match self.stand {
-            Stand::Closed => false,
-            Stand::Open { probe_at, .. } => probe_at <= now,
-            Stand::Probing { until, .. } => until <= now,
-        }
+        self.due_at().is_some_and(|at| at <= now || at.since(now) > PROBE_LAST)
+    }
+
+    /// Whether a run could have been let go for as long as the longest distance: if none waits, nobody starts any, and what is known of
+    /// the last ones says little.
+    #[must_use]
+    pub fn is_stale(&self, now: Timestamp) -> bool {
+        self.due_at().is_some_and(|at| now.since(at) >= PROBE_LAST)
     }
 
     /// A run failed.
@@ -150,12 +162,16 @@ impl Breaker {
 
     /// Lets a run go to see whether it goes better; nothing happens while it is closed.
     pub fn let_go(&mut self, run: RunId, now: Timestamp) {
-        match self.stand {
-            Stand::Closed => {}
-            Stand::Open { opened_at, .. } | Stand::Probing { opened_at, .. } => {
-                self.stand = Stand::Probing { opened_at, run, until: now.plus(PROBE_TIME_MAX) };
+        let opened_at = match self.stand {
+            Stand::Closed => return,
+            Stand::Open { opened_at, .. } => opened_at,
+            Stand::Probing { opened_at, .. } => {
+                // The last one is not over: it told nothing, and those that follow come no faster than if it had failed.
+                self.probes = self.probes.saturating_add(1);
+                opened_at
             }
-        }
+        };
+        self.stand = Stand::Probing { opened_at, run, until: now.plus(PROBE_TIME_MAX.max(distance(self.probes))) };
     }
 
     /// The probe ended without telling anything (it was cancelled): the next one may be let go at once.
@@ -251,6 +267,36 @@ mod tests {
         closed.let_go(run(1), at(0));
         closed.forget_probe(at(0));
         assert_eq!(closed, Breaker::new(at(0)));
+    }
+
+    #[test]
+    fn a_probe_that_is_not_over_in_time_lengthens_the_distance() {
+        let (mut breaker, mut now) = (opened(), at(30));
+        let mut distances = Vec::new();
+        for n in 0..8 {
+            breaker.let_go(run(n), now);
+            let Stand::Probing { until, .. } = breaker.stand else { panic!("{breaker:?}") };
+            distances.push(until.since(now).as_secs());
+            now = until;
+        }
+        assert_eq!(distances, [900, 900, 900, 900, 900, 960, 1_800, 1_800]);
+    }
+
+    #[test]
+    fn one_that_nobody_asks_of_is_stale_after_the_longest_distance() {
+        let mut breaker = opened();
+        assert!(!breaker.is_stale(at(0)) && !breaker.is_stale(at(30 + 1_799)) && breaker.is_stale(at(30 + 1_800)));
+        breaker.let_go(run(1), at(30));
+        assert!(!breaker.is_stale(at(930 + 1_799)) && breaker.is_stale(at(930 + 1_800)));
+        assert!(!Breaker::new(at(0)).is_stale(at(9_999_999)));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_holds_nothing_for_long() {
+        let mut breaker = opened();
+        breaker.open(at(1_000_000));
+        assert!(breaker.is_probe_due(at(0)) && !breaker.is_stale(at(0)));
+        assert!(!breaker.is_probe_due(at(1_000_000)));
     }
 
     #[test]

@@ -9,8 +9,11 @@ use crate::error::StoreError;
 use crate::sql::{Row, binds, sql, sql_postgres};
 use crate::tx::Tx;
 
-/// Of a workflow's newest runs that succeeded, so many are looked at.
-const SUCCEEDED_MAX: i64 = 50;
+/// Of a workflow's newest runs that succeeded, and of those that failed, so many are looked at.
+const ENDED_MAX: i64 = 50;
+/// What the error of a run says, as it is stored, that a `stop` step ended as failed on purpose. Quotes inside of a message are escaped,
+/// so that none can say so.
+const STOPPED: &str = "%\"code\":\"stopped\"%";
 
 /// A breaker with what it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,18 +145,27 @@ impl Tx {
         self.fetch(sql, binds![org, workflow]).await?.iter().map(read).collect()
     }
 
-    /// The breakers of all organizations that are not closed. Needs the scope of `SystemReason::Jobs`.
-    pub async fn list_open_breakers(&mut self, limit: u32) -> Result<Vec<(OrgId, BreakerState)>, StoreError> {
+    /// The breakers that are not closed, of each organization up to `of_each` and in all up to `limit`. The order is fixed, and an
+    /// organization's first comes before another's second. Needs the scope of `SystemReason::Jobs`.
+    pub async fn list_open_breakers(
+        &mut self,
+        of_each: u32,
+        limit: u32,
+    ) -> Result<Vec<(OrgId, BreakerState)>, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
         let sql = sql!(
             "select org_id, workflow_id, version, state, fingerprint, failures, since_at, opened_at, until_at, probe_run_id, probes, error
-             from breaker where state <> 'closed' limit $1"
+             from (select org_id, workflow_id, version, state, fingerprint, failures, since_at, opened_at, until_at, probe_run_id, probes,
+                     error, row_number() over (partition by org_id order by workflow_id, version) as place
+                 from breaker where state <> 'closed') as placed
+             where place <= $1 order by place, org_id limit $2"
         );
-        let rows = self.fetch(sql, binds![limit]).await?;
+        let rows = self.fetch(sql, binds![of_each, limit]).await?;
         rows.iter().map(|row| Ok((row.get("org_id")?, read(row)?))).collect()
     }
 
-    /// Whether one of the newest runs of a workflow's version that succeeded did so at `since` or after.
+    /// Whether one of the newest runs of a workflow's version that ended well did so at `since` or after: it succeeded, or a `stop`
+    /// step ended it as failed on purpose.
     pub async fn has_succeeded_since(
         &mut self,
         workflow: WorkflowId,
@@ -166,6 +178,14 @@ impl Tx {
              where version = $3 and finished_at >= $4 limit 1"
         );
         let org = self.org()?;
-        Ok(self.fetch_optional(sql, binds![org, workflow, version, since, SUCCEEDED_MAX]).await?.is_some())
+        if self.fetch_optional(sql, binds![org, workflow, version, since, ENDED_MAX]).await?.is_some() {
+            return Ok(true);
+        }
+        let sql = sql!(
+            "select version from (select version, finished_at, error from run
+                 where org_id = $1 and workflow_id = $2 and status = 'failed' order by id desc limit $5) as newest
+             where version = $3 and finished_at >= $4 and error like $6 limit 1"
+        );
+        Ok(self.fetch_optional(sql, binds![org, workflow, version, since, ENDED_MAX, STOPPED]).await?.is_some())
     }
 }

@@ -352,14 +352,13 @@ impl Tx {
         self.execute(sql, binds![id]).await.map(drop)
     }
 
-    /// How many runs of the organization wait for their turn, up to `most`; those that sleep until a time are not counted. Looks at
-    /// no more than `most` rows of each state.
+    /// How many runs of the organization wait for their turn, up to `most`; those that sleep until a time or wait for a breaker are not
+    /// counted. Looks at no more than `most` rows of each state.
     pub async fn count_waiting_runs(&mut self, most: u32) -> Result<u32, StoreError> {
         let sql = sql!(
             "select (select count(*) from (select 1 as one from job
                      where org_id = $1 and lane = 'interactive' and state = 'ready' limit $2) as ready)
                  + (select count(*) from (select 1 as one from job where org_id = $1 and state = 'blocked' limit $2) as blocked)
-                 + (select count(*) from (select 1 as one from job where org_id = $1 and state = 'paused' limit $2) as paused)
                  as waiting"
         );
         let org = self.org()?;

@@ -88,6 +88,8 @@ pub struct WriterStats {
     pub replacements: u64,
     /// Writes that ran again alone after their group was lost.
     pub reruns: u64,
+    /// Writes that wait to be begun.
+    pub waiting: usize,
 }
 
 pub(crate) enum Backend {

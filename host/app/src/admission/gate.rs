@@ -33,6 +33,7 @@ pub(super) enum Full {
 #[derive(Clone, Copy, Debug, Default)]
 struct Held {
     starts: usize,
+    bodies: usize,
     body_bytes: u64,
 }
 
@@ -46,6 +47,8 @@ pub(super) struct Gate {
     allowed: usize,
     starts: usize,
     body_bytes: u64,
+    /// Organizations that have bodies under way.
+    orgs_with_bodies: u64,
     by_org: HashMap<OrgId, Held>,
     /// When each write that is under way began.
     writing: BTreeMap<u64, Duration>,
@@ -64,6 +67,7 @@ impl Gate {
             allowed: most,
             starts: 0,
             body_bytes: 0,
+            orgs_with_bodies: 0,
             by_org: HashMap::new(),
             writing: BTreeMap::new(),
             next: 0,
@@ -115,12 +119,25 @@ impl Gate {
         self.give_back(org, |held| held.starts = held.starts.saturating_sub(1));
     }
 
-    /// Takes memory for a body that is about to be read. One organization gets at most half.
-    pub(super) fn hold_body(&mut self, org: OrgId, bytes: u64) -> Result<(), Full> {
-        let own = self.held(org).body_bytes;
-        // The first body is let in however small the bounds are, or nothing larger ever would be.
-        let fits = |held: u64, most: u64| held == 0 || held.saturating_add(bytes) <= most;
-        if !fits(own, self.body_bytes_max / 2) || !fits(self.body_bytes, self.body_bytes_max) {
+    /// A body is about to be read; it holds nothing yet.
+    pub(super) fn begin_body(&mut self, org: OrgId) {
+        let held = self.by_org.entry(org).or_default();
+        self.orgs_with_bodies += u64::from(held.bodies == 0);
+        held.bodies += 1;
+    }
+
+    /// Takes memory for more of a body that is being read. The rule is the one for starts: room for one organization more than are here,
+    /// and twice the bound for who has no other body.
+    pub(super) fn grow_body(&mut self, org: OrgId, bytes: u64) -> Result<(), Full> {
+        let own = self.held(org);
+        let is_only = own.bodies <= 1;
+        let share = self.body_bytes_max / (self.orgs_with_bodies + 1);
+        let most = if is_only { self.body_bytes_max.saturating_mul(2) } else { self.body_bytes_max };
+        // One body is let in however small the bounds are, or nothing larger ever would be.
+        let is_alone = is_only && self.body_bytes == own.body_bytes;
+        let fits = (is_only || own.body_bytes.saturating_add(bytes) <= share)
+            && (is_alone || self.body_bytes.saturating_add(bytes) <= most);
+        if !fits {
             return Err(Full::Bodies);
         }
         self.body_bytes += bytes;
@@ -128,15 +145,22 @@ impl Gate {
         Ok(())
     }
 
+    /// A body is over that held so many bytes.
     pub(super) fn drop_body(&mut self, org: OrgId, bytes: u64) {
         self.body_bytes = self.body_bytes.saturating_sub(bytes);
-        self.give_back(org, |held| held.body_bytes = held.body_bytes.saturating_sub(bytes));
+        self.give_back(org, |held| {
+            held.body_bytes = held.body_bytes.saturating_sub(bytes);
+            held.bodies = held.bodies.saturating_sub(1);
+        });
+        if self.held(org).bodies == 0 {
+            self.orgs_with_bodies = self.orgs_with_bodies.saturating_sub(1);
+        }
     }
 
     fn give_back(&mut self, org: OrgId, take: impl FnOnce(&mut Held)) {
         if let Some(held) = self.by_org.get_mut(&org) {
             take(held);
-            if held.starts == 0 && held.body_bytes == 0 {
+            if held.starts == 0 && held.bodies == 0 {
                 self.by_org.remove(&org);
             }
         }
@@ -149,7 +173,7 @@ impl Gate {
         self.next
     }
 
-    /// The write ended. `counts` says whether its wait tells of the database: one whose caller went away does not.
+    /// The write ended. `counts` says whether its wait tells of the database: one that failed does not.
     pub(super) fn wrote(&mut self, write: u64, now: Duration, counts: bool) {
         let Some(began) = self.writing.remove(&write) else { return };
         if !counts {
@@ -250,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waited_for_says_nothing() {
+    fn a_write_that_failed_says_nothing() {
         let mut gate = gate(256);
         for n in 0..50 {
             let write = gate.write(ms(n * 1_000));
@@ -274,19 +298,42 @@ mod tests {
         assert_eq!(gate.check(org(0), ms(501)), Ok(()));
     }
 
+    /// A body of so many bytes.
+    fn body(gate: &mut Gate, n: u128, bytes: u64) -> Result<(), Full> {
+        gate.begin_body(org(n));
+        let grown = gate.grow_body(org(n), bytes);
+        if grown.is_err() {
+            gate.drop_body(org(n), 0);
+        }
+        grown
+    }
+
     #[test]
     fn bodies_take_so_much_memory_and_no_more() {
         let mut gate = gate(8);
-        assert_eq!(gate.hold_body(org(0), 400), Ok(()));
-        assert_eq!(gate.hold_body(org(0), 101), Err(Full::Bodies));
-        assert_eq!(gate.hold_body(org(0), 100), Ok(()));
-        assert_eq!(gate.hold_body(org(1), 500), Ok(()));
-        assert_eq!(gate.hold_body(org(2), 1), Err(Full::Bodies));
-        gate.drop_body(org(1), 500);
+        assert_eq!(body(&mut gate, 0, 400), Ok(()));
+        assert_eq!(body(&mut gate, 0, 101), Err(Full::Bodies));
+        assert_eq!(body(&mut gate, 0, 100), Ok(()));
+        // A second organization that takes all that it may shuts nobody out who holds nothing.
+        assert_eq!(body(&mut gate, 1, 300), Ok(()));
+        assert_eq!(body(&mut gate, 1, 34), Err(Full::Bodies));
+        for n in 2..14 {
+            assert_eq!(body(&mut gate, n, 100), Ok(()), "{n}");
+            assert_eq!(body(&mut gate, n, 1_000), Err(Full::Bodies), "{n}");
+        }
+        assert_eq!(body(&mut gate, 20, 1), Err(Full::Bodies), "twice the bound is there");
+        gate.drop_body(org(1), 300);
+        assert_eq!(gate.orgs_with_bodies, 13);
+        assert_eq!(body(&mut gate, 20, 300), Ok(()));
+        gate.drop_body(org(20), 300);
         gate.drop_body(org(0), 400);
         gate.drop_body(org(0), 100);
-        assert!(gate.by_org.is_empty());
-        assert_eq!(gate.hold_body(org(2), 5_000), Ok(()), "one body always fits");
+        for n in 2..14 {
+            gate.drop_body(org(n), 100);
+        }
+        assert!(gate.by_org.is_empty() && gate.body_bytes == 0 && gate.orgs_with_bodies == 0);
+        assert_eq!(body(&mut gate, 2, 5_000), Ok(()), "one body always fits");
+        assert_eq!(gate.grow_body(org(2), 5_000), Ok(()));
     }
 
     proptest! {

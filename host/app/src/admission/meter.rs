@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 /// A node that was told of much room counts again after this long all the same: other nodes start runs too.
-const COUNT_HOLDS: Duration = Duration::from_mins(1);
+const COUNT_HOLDS: Duration = Duration::from_secs(2);
 /// While the organization is at its bound it is looked at again after this long.
 const FULL_HOLDS: Duration = Duration::from_millis(500);
 /// Of the room that a count found, one node uses this part before it counts again: eight nodes that count at the same moment stay within
@@ -148,8 +148,8 @@ mod tests {
         assert_eq!(waiting.ask(ms(509)), Room::No);
         assert_eq!(waiting.ask(ms(510)), Room::Count);
         waiting.counted(0, 0, 80, ms(510));
-        assert_eq!(waiting.ask(ms(60_509)), Room::Yes);
-        assert_eq!(waiting.ask(ms(60_510)), Room::Count);
+        assert_eq!(waiting.ask(ms(2_509)), Room::Yes);
+        assert_eq!(waiting.ask(ms(2_510)), Room::Count);
     }
 
     proptest! {

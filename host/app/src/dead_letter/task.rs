@@ -367,7 +367,7 @@ impl App {
             return Ok(BatchEnd::Over);
         };
         // Runs that begin again are starts as well; a batch counts as one.
-        let place = if task.action == DeadLetterAction::Resume { Some(self.admit(scope).await?) } else { None };
+        let place = if task.action == DeadLetterAction::Resume { Some(self.admit(scope, None).await?) } else { None };
         let cursor = letters.last().filter(|_| selection.ids.is_empty()).map(|letter| letter.id);
         let mut prepared = Vec::with_capacity(letters.len());
         for letter in letters {

@@ -49,6 +49,7 @@ kinds! {
     Busy = "busy", TOO_MANY_REQUESTS, "Too much at once";
     TooManyStarts = "too-many-starts", TOO_MANY_REQUESTS, "Too many starts at once";
     TooManyWaiting = "too-many-waiting", TOO_MANY_REQUESTS, "Too many runs wait already";
+    TooManyHeld = "too-many-held", TOO_MANY_REQUESTS, "Too many runs of the workflow wait for its breaker";
     RunsPerMinute = "runs-per-minute", TOO_MANY_REQUESTS, "Too many runs in a minute";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something failed on our side";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Temporarily unavailable";

@@ -393,7 +393,11 @@ impl Tx {
         self.require_reason(SystemReason::Jobs)?;
         if self.is_postgres() {
             // Only expired heartbeats (by the database's clock) are dead: other nodes live beside this one.
-            let sql = sql_postgres!("delete from worker where expires_at <= clock_timestamp() and id <> $1");
+            // `skip locked`: another node may be at it, or have stopped in the midst of it.
+            let sql = sql_postgres!(
+                "delete from worker where id in (select id from worker where expires_at <= clock_timestamp() and id <> $1
+                     for update skip locked)"
+            );
             self.execute(sql, binds![me]).await?;
         } else {
             let sql = sql!("delete from worker where id <> $1");

@@ -12,22 +12,18 @@ use crate::sql::{Row, binds, sql, sql_postgres};
 use crate::tx::Tx;
 
 impl Tx {
-    /// As [`enqueue`](Self::enqueue), but the job waits, under the name `held_for`, until somebody lets it go.
-    ///
-    /// # Errors
-    /// [`StoreError::Misuse`] for a job that is not due.
+    /// As [`enqueue`](Self::enqueue), but the job waits, under the name `held_for`, until somebody lets it go, whatever its time is: a
+    /// clock that steps back leaves one that is due in the future.
     pub async fn enqueue_paused(
         &mut self,
         job: &NewJob,
         held_for: &str,
         ambient: &Ambient,
     ) -> Result<Option<JobId>, StoreError> {
-        if job.run_at > ambient.now() {
-            return Err(StoreError::Misuse("a job that is not due cannot be paused"));
-        }
         let Some(id) = self.enqueue(job, ambient).await? else { return Ok(None) };
-        let sql =
-            sql!("update job set state = 'paused', held_for = $3 where org_id = $1 and id = $2 and state = 'ready'");
+        let sql = sql!(
+            "update job set state = 'paused', held_for = $3 where org_id = $1 and id = $2 and state in ('ready', 'future')"
+        );
         let org = self.org()?;
         self.execute(sql, binds![org, id, held_for]).await?;
         Ok(Some(id))
@@ -74,6 +70,25 @@ impl Tx {
             self.fetch(sql, binds![org, held_for, jobs]).await?
         };
         rows.iter().map(|row| Ok(row.get::<Option<String>>("dedupe_key")?.unwrap_or_default())).collect()
+    }
+
+    /// How many jobs of the organization wait under the name `held_for`, or under any without one; counts up to `most`.
+    pub async fn count_paused_runs(&mut self, held_for: Option<&str>, most: u32) -> Result<u32, StoreError> {
+        let org = self.org()?;
+        let row = if let Some(held_for) = held_for {
+            let sql = sql!(
+                "select count(*) as paused from (select 1 as one from job
+                     where org_id = $1 and held_for = $2 and state = 'paused' limit $3) as found"
+            );
+            self.fetch_optional(sql, binds![org, held_for, most]).await?
+        } else {
+            let sql = sql!(
+                "select count(*) as paused from (select 1 as one from job where org_id = $1 and state = 'paused' limit $2) as found"
+            );
+            self.fetch_optional(sql, binds![org, most]).await?
+        };
+        let paused: i64 = row.ok_or(StoreError::NotFound { what: "count" })?.get("paused")?;
+        Ok(u32::try_from(paused).unwrap_or(u32::MAX))
     }
 
     /// The names after `after` under which jobs wait, with their organizations, however many jobs each has. Needs the scope of

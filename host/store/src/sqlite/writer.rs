@@ -105,11 +105,14 @@ where
     fn answer(self: Box<Self>) {
         let result =
             self.result.unwrap_or_else(|| Err(StoreError::Misuse("a write was answered before it ran").into()));
+        // What the write held is given back before its caller goes on.
+        drop((self.args, self.closure));
         // A caller who no longer listens (a closed connection) loses only the answer.
         drop(self.reply.send(result));
     }
 
     fn fail(self: Box<Self>, error: StoreError) {
+        drop((self.args, self.closure));
         drop(self.reply.send(Err(error.into())));
     }
 }
@@ -155,6 +158,7 @@ impl Writes {
             commits: read(commits),
             replacements: read(replacements),
             reruns: read(reruns),
+            waiting: self.writes.max_capacity() - self.writes.capacity(),
         }
     }
 
