@@ -159,8 +159,15 @@ create table run (
     created_at     integer not null,
     updated_at     integer not null,
     finished_at    integer,
-    -- Of a run that ended: what it takes up, with its steps, its log and its calls.
+    -- What its trigger, its steps, its log and its calls take up, raised with each commit; and the logs of its calls alone.
+    held_bytes     integer not null default 0,
+    log_bytes      integer not null default 0,
+    -- Of a run that ended: what it takes up in all.
     history_bytes  integer not null default 0,
+    -- It is on the list of dead letters.
+    dead_letter    integer not null default 0 check (dead_letter in (0, 1)),
+    -- The job that removes has begun with it.
+    removing       integer not null default 0 check (removing in (0, 1)),
     primary key (org_id, id),
     foreign key (org_id, workflow_id, version) references workflow_version (org_id, workflow_id, version)
 ) strict;
@@ -169,7 +176,9 @@ create index run_by_workflow on run (org_id, workflow_id, id);
 create index run_by_workflow_status on run (org_id, workflow_id, status, id);
 create index run_by_status on run (org_id, status, id);
 -- What has ended, oldest first, and what it takes up: read without the rows.
-create index run_ended on run (org_id, status, finished_at, id, history_bytes) where finished_at is not null;
+create index run_ended on run (org_id, status, dead_letter, finished_at, id, history_bytes) where finished_at is not null;
+-- What runs hold that sleep: read without the rows.
+create index run_sleeping on run (org_id, held_bytes) where status = 'waiting';
 
 -- What happened in a run, in its own order.
 create table run_event (
@@ -230,7 +239,7 @@ create table call (
 ) strict;
 create index call_by_installation on call (org_id, installation_id, id);
 create index call_by_outcome on call (org_id, installation_id, outcome, id);
-create index call_by_run on call (org_id, run_id) where run_id is not null;
+create index call_by_run on call (org_id, run_id, id) where run_id is not null;
 create index call_by_hand on call (org_id, id) where run_id is null;
 
 -- Facts that leave a transaction for others to act on.
@@ -387,7 +396,7 @@ create table retention (
 ) strict;
 
 -- What has ended and is still kept, as the organization's 'prune_history' job last counted it; and what that job removed last. Only
--- the job writes here, so that no run's commit waits for another's.
+-- the job writes here, so that no run's commit waits for another's; but for `retried`, which each retry raises.
 create table history (
     org_id            blob not null references organization (id),
     runs              integer not null,
@@ -396,6 +405,9 @@ create table history (
     runs_counted_to   integer not null,
     calls_counted_to  blob not null,
     recounted_at      integer not null,
+    -- Runs that were begun again so far, and how many of them the last count from the beginning knew of.
+    retried           integer not null default 0,
+    retried_counted   integer not null default 0,
     looked_at         integer not null,
     -- Since when the quota is used up and nothing is left that may go.
     full_since        integer,

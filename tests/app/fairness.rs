@@ -87,6 +87,7 @@ async fn enqueue(app: &TestApp, ambient: &Ambient, org: OrgId, workflow: Workflo
                     error: None,
                     dedupe_key: None,
                     log_seq: 1,
+                    kept: bulkhead_store::run::Kept::default(),
                     waiting_until: None,
                     created_at: now,
                     updated_at: now,

@@ -3,25 +3,26 @@
 use std::time::Duration;
 
 use bulkhead_app::data::History;
-use bulkhead_app::run::StartByHand;
+use bulkhead_app::run::{RetryRun, StartByHand};
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
 use bulkhead_app::{App, AppError};
 use bulkhead_model::id::{RunId, WorkflowId};
-use bulkhead_model::permission::Permission;
+use bulkhead_model::permission::{Permission, SystemReason, SystemScope};
 use bulkhead_model::quota::Quota;
-use bulkhead_model::retention::{EVICTION_AGE_MIN, RetentionPolicy};
+use bulkhead_model::retention::{EVICTION_AGE_MIN, RUN_FULL, RUN_HISTORY_BYTES_MAX, RetentionPolicy};
 use bulkhead_model::run::RunStatus;
+use bulkhead_store::StoreError;
 use bulkhead_store::page::PageRequest;
 use bulkhead_test_support::wait::until_async;
 use serde_json::{Map, Value, json};
 
 use crate::guests::acme_echo;
-use crate::support::{Options, PATIENCE, Tenant, TestApp, problems};
+use crate::support::{Options, PATIENCE, Tenant, TestApp, conflict, problems};
 
 const DAY: Duration = Duration::from_hours(24);
-const A_LITTLE: Duration = Duration::from_mins(2);
+const A_LITTLE: Duration = Duration::from_mins(4);
 
 async fn work(app: &App) -> Supervisor {
     let supervisor = Supervisor::new();
@@ -195,6 +196,9 @@ on_both! {
         let error = try_start(&app, &acme, id, json!({}), None).await.unwrap_err();
         assert!(matches!(&error, AppError::Quota(over) if over.quota == Quota::HistoryBytes), "{error:?}");
 
+        let retry = RetryRun { from_step: Some("which".into()), new_generation: false };
+        let error = app.app.retry_run(&acme.caller, acme.org, runs[0], retry).await.unwrap_err();
+        assert!(matches!(&error, AppError::Quota(over) if over.quota == Quota::HistoryBytes), "{error:?}");
         let again = try_start(&app, &acme, id, json!({}), Some("delivery-0")).await;
         assert_eq!(again.unwrap(), runs[0], "what was accepted before is still answered");
 
@@ -215,6 +219,86 @@ on_both! {
         let page = PageRequest::default();
         let trimmed = app.app.list_events(&acme.caller, acme.org, Some("history.trimmed".into()), page).await.unwrap();
         assert!(!trimmed.items.is_empty());
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn a_run_that_is_begun_again_counts_once(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let id = workflow(&app, &acme).await;
+        let supervisor = work(&app.app).await;
+        app.app.set_quota(acme.org, Quota::HistoryBytes, 1024 * 1024).await.unwrap();
+        let run = try_start(&app, &acme, id, json!({ "how": "fail", "big": "x".repeat(700 * 1024) }), None).await.unwrap();
+        until_status(&app, &acme, run, RunStatus::Failed).await;
+        app.ambient.advance(A_LITTLE);
+        let before = look(&app, &acme, &RetentionPolicy::default()).await;
+        assert_eq!(before.runs, 1);
+        let retry = RetryRun { from_step: Some("which".into()), new_generation: false };
+        app.app.retry_run(&acme.caller, acme.org, run, retry).await.unwrap();
+        until_status(&app, &acme, run, RunStatus::Failed).await;
+        app.ambient.advance(2 * EVICTION_AGE_MIN);
+        let after = look(&app, &acme, &RetentionPolicy::default()).await;
+        assert_eq!((after.runs, after.full_since, after.pass), (1, None, None), "nothing goes for what counted twice");
+        assert!(after.bytes < 1024 * 1024 && is_there(&app, &acme, run).await, "{}", after.bytes);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn what_sleeps_takes_room_too(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let id = workflow(&app, &acme).await;
+        let supervisor = work(&app.app).await;
+        for _ in 0..3 {
+            let input = json!({ "how": "wait", "big": "x".repeat(400 * 1024) });
+            let run = try_start(&app, &acme, id, input, None).await.unwrap();
+            until_status(&app, &acme, run, RunStatus::Waiting).await;
+        }
+        app.app.set_quota(acme.org, Quota::HistoryBytes, 1024 * 1024).await.unwrap();
+        let error = try_start(&app, &acme, id, json!({}), None).await.unwrap_err();
+        assert!(matches!(&error, AppError::Quota(over) if over.hint.contains("sleep")), "{error:?}");
+        app.app.set_quota(acme.org, Quota::HistoryBytes, 2 * 1024 * 1024).await.unwrap();
+        try_start(&app, &acme, id, json!({}), None).await.unwrap();
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    /// A run that sleeps, given so many bytes as if its calls had taken them up, and woken.
+    async fn a_run_makes_no_call_beyond_its_bytes_and_much_that_ends_is_looked_at(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        app.install(&acme, acme_echo(), json!({})).await;
+        let definition = json!({
+            "schema": 1, "name": "it", "triggers": [{ "id": "api", "type": "api" }], "start": "wait",
+            "steps": {
+                "wait": { "type": "delay", "for": "1m", "next": "say" },
+                "say": { "type": "action", "use": "acme/echo#it", "with": {} },
+            },
+        });
+        let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+        let id = app.app.create_workflow(&acme.caller, acme.org, save).await.unwrap().workflow.id;
+        let supervisor = work(&app.app).await;
+        look(&app, &acme, &RetentionPolicy::default()).await;
+        let run = try_start(&app, &acme, id, json!({}), None).await.unwrap();
+        until_status(&app, &acme, run, RunStatus::Waiting).await;
+        let scope = SystemScope::new(SystemReason::Worker).for_org(acme.org);
+        let filled = app.store.write_locked(&scope, run, |tx, run| {
+            Box::pin(async move {
+                let mut run = tx.lock_run(*run).await?;
+                assert!(run.kept.held_bytes > 640, "its trigger and its log: {:?}", run.kept);
+                run.kept.held_bytes = RUN_HISTORY_BYTES_MAX;
+                Ok::<_, StoreError>(tx.update_run(&run).await?)
+            })
+        });
+        filled.await.unwrap();
+        app.ambient.advance(Duration::from_secs(61));
+        until_status(&app, &acme, run, RunStatus::Failed).await;
+        let ended = app.app.show_run(&acme.caller, acme.org, run).await.unwrap().run;
+        assert!(ended.error.as_ref().is_some_and(|error| error.contains(RUN_FULL)), "{ended:?}");
+        let refused = app.app.retry_run(&acme.caller, acme.org, run, RetryRun::default()).await;
+        assert_eq!(conflict(refused), RUN_FULL);
+        // Its end was much: the job does not sleep on for half an hour.
+        let soon = app.ambient.now().plus(A_LITTLE);
+        let looks = until_async(PATIENCE, async || {
+            let jobs = app.app.list_jobs(&acme.caller, acme.org, Some("future".into()), PageRequest::default()).await;
+            jobs.unwrap().items.iter().any(|job| job.kind == "prune_history" && job.run_at <= soon)
+        });
+        assert!(looks.await);
         assert!(supervisor.shut_down(PATIENCE).await);
     }
 

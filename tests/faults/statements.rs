@@ -205,6 +205,7 @@ async fn cannot_be_read(bench: &mut Bench, _: &str) -> Trial {
         error: None,
         dedupe_key: None,
         log_seq: 0,
+        kept: bulkhead_store::run::Kept::default(),
         waiting_until: None,
         created_at: now,
         updated_at: now,

@@ -11,6 +11,7 @@ use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{EndedRun, RetentionPolicy};
 use bulkhead_model::run::RunStatus;
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::call::CallBytes;
 use bulkhead_store::dead_letter::{DeadLetterFilter, NewDeadLetter};
 use bulkhead_store::job::Attempt;
 use bulkhead_store::job::look::LiveJob;
@@ -216,6 +217,7 @@ on_both! {
             assert!(tx.list_dead_letter_tasks(page).await?.items.is_empty());
             assert_eq!(tx.count_paused_runs(None, 9).await?, 0);
             assert_eq!(tx.count_paused_runs(Some(&a.hold_name()), 9).await?, 0);
+            assert_eq!(tx.count_sleeping_runs(9).await?, (0, 0));
             assert!(tx.list_events(None, page).await?.items.is_empty());
             assert!(tx.list_audit(None, None, page).await?.items.is_empty());
             assert!(tx.load_retention().await?.is_none());
@@ -269,7 +271,10 @@ on_both! {
             assert!(tx.resume_paused_jobs(&a.hold_name(), 9).await?.is_empty());
             assert!(matches!(tx.lock_run(a.run.id).await, Err(StoreError::NotFound { .. })));
             tx.update_run(&a.run).await?;
-            tx.delete_steps(a.run.id, 0).await?;
+            assert_eq!(tx.delete_steps(a.run.id, 0).await?, 0);
+            tx.raise_run_bytes(a.run.id, CallBytes { all: 9, log: 9 }).await?;
+            tx.note_retry().await?;
+            assert!(!tx.bring_job_forward("advance_run", &key, Timestamp::from_micros(0)).await?);
             assert!(!tx.hasten_job("advance_run", &key, *now).await?);
             assert!(!tx.remove_waiting_job("advance_run", &key).await?);
             assert!(!tx.is_job_held("advance_run", &key).await?);
@@ -314,12 +319,12 @@ on_both! {
         let run = tx!(test.write, &scope, [a], |tx| tx.insert_run(&a.run).await.map(drop));
         let step = tx!(test.write, &scope, [a], |tx| tx.save_step(a.run.id, &a.step).await);
         let event = tx!(test.write, &scope, [a], |tx| tx.record_run_event(a.run.id, &a.run_event).await);
-        let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await);
+        let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await.map(drop));
         let spent = tx!(test.write, &scope, [a, now], |tx| {
             tx.spend_key(a.run.id, a.workflow.id, "mine", *now, *now).await.map(drop)
         });
         let called = tx!(test.write, &scope, [a], |tx| {
-            tx.record_called_step(a.run.id, &a.call, &a.step, &a.run_event).await
+            tx.record_called_step(a.run.id, &a.call, &a.step, &a.run_event).await.map(drop)
         });
         let letter = tx!(test.write, &scope, [a, ambient], |tx| tx.record_dead_letter(&a.dead_letter, ambient).await);
         for result in [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent, called, letter] {

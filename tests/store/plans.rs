@@ -134,6 +134,7 @@ fn value(dialect: Dialect, table: &str, column: &Column) -> String {
              when n / 10 % 4 = 0 then 'failed' else 'succeeded' end"
                 .into()
         }
+        ("run", "dead_letter" | "removing") => "0".into(),
         ("step", "status") => "'succeeded'".into(),
         ("run", "dedupe_key") => when("n % 2 = 0", "'key-' || n"),
         ("job", "dedupe_key") => "'run_' || n".into(),

@@ -14,6 +14,7 @@ use bulkhead_model::id::{InstallationId, RunId};
 use bulkhead_model::job::{Lease, backoff};
 use bulkhead_model::name::PluginName;
 use bulkhead_model::permission::{OrgScope, SystemReason, SystemScope};
+use bulkhead_model::retention::{RUN_FULL, RUN_HISTORY_BYTES_MAX};
 use bulkhead_model::run::{
     self, Advance, CallResult, Next, PlannedCall, RunFacts, RunState, RunStatus, StepRecord, StepVerdict,
 };
@@ -23,7 +24,7 @@ use bulkhead_store::call::Call;
 use bulkhead_store::dead_letter::{self, NewDeadLetter};
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::job::{Attempt, ClaimedJob};
-use bulkhead_store::run::Run;
+use bulkhead_store::run::{Kept, Run};
 use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
 
@@ -341,6 +342,12 @@ impl App {
                     Err(NotCommitted::Revoked | NotCommitted::RunEnded) => self.finish(&journey.scope, lease).await,
                 };
             };
+            if journey.run.kept.held_bytes >= RUN_HISTORY_BYTES_MAX {
+                let (full, end) = journey.end_full();
+                records.extend(full);
+                next = end;
+                continue;
+            }
             if leash.hand_back() {
                 return Ok(self.release(&journey.lease, Duration::ZERO, Attempt::DoesNotCount, None).await);
             }
@@ -552,12 +559,22 @@ impl App {
         if run.status.is_final() {
             let (trigger, status) = (run.trigger_kind.clone(), run.status.as_str());
             metrics::counter!("bulkhead_workflow_runs_total", "trigger" => trigger, "status" => status).increment(1);
+            self.note_ended_bytes(scope, run.kept.held_bytes).await;
         }
         Ok(committed)
     }
 }
 
 impl Journey {
+    /// The run takes up as much as a run may: it makes no further call and fails where it stands.
+    fn end_full(&mut self) -> (Option<StepRecord>, Next) {
+        let held = self.run.kept.held_bytes;
+        let why = format!("the history quota of the run is used up: {held} of {RUN_HISTORY_BYTES_MAX} bytes");
+        let record = run::give_up(Some(&self.definition), &mut self.state, RUN_FULL, &why);
+        let error = self.state.ended.as_ref().and_then(|ended| ended.error.clone());
+        (record, Next::Finish { status: RunStatus::Failed, output: Value::Null, error })
+    }
+
     fn commit(
         &self,
         before: Vec<StepRecord>,
@@ -662,7 +679,8 @@ async fn write_commit(
     {
         return Err(NotCommitted::Revoked);
     }
-    let mut run = Run { log_seq: standing.log_seq, ..commit.run.clone() };
+    let kept = Kept { held_bytes: standing.held_bytes, log_bytes: standing.log_bytes, ..commit.run.kept };
+    let mut run = Run { log_seq: standing.log_seq, kept, ..commit.run.clone() };
     for record in &commit.before {
         save_record(tx, &commit.state, &mut run, record, None, now).await?;
     }

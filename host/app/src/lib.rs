@@ -89,6 +89,7 @@ pub struct App {
     admission: Arc<admission::Admission>,
     breakers: breaker::Breakers,
     rooms: quota::Rooms,
+    ended_bytes: quota::EndedBytes,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -121,6 +122,7 @@ impl App {
             admission: Arc::new(admission::Admission::new(StartLimits::default())),
             breakers: breaker::Breakers::default(),
             rooms: quota::rooms(),
+            ended_bytes: quota::ended_bytes(),
         }
     }
 
@@ -162,6 +164,10 @@ impl App {
 
     pub(crate) fn rooms(&self) -> &quota::Rooms {
         &self.rooms
+    }
+
+    pub(crate) fn ended_bytes(&self) -> &quota::EndedBytes {
+        &self.ended_bytes
     }
 
     pub(crate) fn in_flight(&self) -> &in_flight::InFlight {

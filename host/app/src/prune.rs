@@ -45,10 +45,12 @@ const BATCH_MAX: usize = 100;
 const BATCH_FIRST: usize = 10;
 const BATCH_SHORT: Duration = Duration::from_millis(8);
 const BATCH_LONG: Duration = Duration::from_millis(30);
+/// … and about so many bytes; a run that takes up more goes in parts.
+const BATCH_BYTES: i64 = 4 << 20;
 /// Events and keys removed in one transaction.
 const EVENTS_BATCH: u32 = 500;
-/// Runs that ended within this time are not counted yet: their commits may still come. Above the time that a write may take.
-const RUNS_LAG: Duration = Duration::from_mins(1);
+/// Runs that ended within this time are not counted yet: their commits may still come. Above [`ATTEMPT_DEADLINE`].
+const RUNS_LAG: Duration = Duration::from_mins(3);
 /// As much for calls by hand, which are named when they begin.
 const CALLS_LAG: Duration = Duration::from_mins(5);
 /// Free pages that SQLite keeps for what is written next (64 MiB); more go back to the file system.
@@ -73,6 +75,11 @@ pub(crate) async fn look_now(tx: &mut Tx, ambient: &Ambient) -> Result<(), Store
     tx.enqueue(&prune_job(ambient.now()), ambient).await.map(drop)
 }
 
+/// Lets it look when what ends now can be counted, unless it looks before: `true` if it would have been later.
+pub(crate) async fn look_soon(tx: &mut Tx, now: Timestamp) -> Result<bool, StoreError> {
+    tx.bring_job_forward(JOB_KIND, JOB_KEY, now.plus(RUNS_LAG)).await
+}
+
 /// Something that has ended and may go.
 #[derive(Clone, Debug)]
 pub(crate) enum Candidate {
@@ -92,6 +99,13 @@ impl Candidate {
         match self {
             Self::Run { row, .. } => row.bytes,
             Self::Call { bytes, .. } => *bytes,
+        }
+    }
+
+    fn with_bytes(&self, left: i64) -> Self {
+        match self {
+            Self::Run { row, due } => Self::Run { row: EndedRow { bytes: left, ..row.clone() }, due: *due },
+            Self::Call { id, due, .. } => Self::Call { id: *id, bytes: left, due: *due },
         }
     }
 
@@ -159,6 +173,8 @@ fn unseen(now: Timestamp) -> History {
         runs_counted_to: Timestamp::from_micros(0),
         calls_counted_to: CallId::first_at(Timestamp::from_micros(0)),
         recounted_at: now,
+        retried: 0,
+        retried_counted: 0,
         looked_at: now,
         full_since: None,
         pass: None,
@@ -228,17 +244,22 @@ impl App {
             began: Instant::now(),
             proved: Instant::now(),
         };
-        let came = match self.count_ended(&mut work, leash).await? {
-            Came::Through => self.remove_ended(&mut work, leash).await?,
-            other => other,
-        };
+        let anew = now.since(work.history.recounted_at) >= RECOUNT_EVERY;
+        let mut came = self.count_ended(&mut work, leash, anew).await?;
+        // A run that ended, was begun again and ended once more counts twice: nothing goes, and nobody is refused, for its sake.
+        let twice = work.history.retried > work.history.retried_counted;
+        if matches!(came, Came::Through) && twice && work.over() > 0 {
+            came = self.count_ended(&mut work, leash, true).await?;
+        }
+        if matches!(came, Came::Through) {
+            came = self.remove_ended(&mut work, leash).await?;
+        }
         self.leave_pruning(work, &came).await
     }
 
-    /// Counts what ended since the last look; everything, once a day.
-    async fn count_ended(&self, work: &mut Work, leash: &Leash) -> Result<Came, AppError> {
+    /// Counts what ended since the last look; everything where it is counted `anew`.
+    async fn count_ended(&self, work: &mut Work, leash: &Leash, anew: bool) -> Result<Came, AppError> {
         let now = self.ambient().now();
-        let anew = now.since(work.history.recounted_at) >= RECOUNT_EVERY;
         let runs_until = work.history.runs_counted_to.max(now.minus(RUNS_LAG));
         let calls_until = work.history.calls_counted_to.max(CallId::first_at(now.minus(CALLS_LAG)));
         let (runs_from, calls_from) = if anew {
@@ -289,6 +310,8 @@ impl App {
         let before = history.bytes;
         if anew {
             (history.runs, history.bytes, history.recounted_at) = (rows, bytes, now);
+            // As many as were known before the count began.
+            history.retried_counted = history.retried;
         } else {
             history.runs += rows;
             history.bytes += bytes;
@@ -312,7 +335,7 @@ impl App {
         Ok(leash.hand_back())
     }
 
-    /// Reads on in a line that is used up. `false`: there is nothing more in it.
+    /// Reads a page on in a line that is used up; all that is in it may go. `false`: there is nothing more in it.
     pub(crate) async fn fill_line(
         &self,
         scope: &OrgScope,
@@ -321,49 +344,42 @@ impl App {
         evict_before: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<bool, AppError> {
-        while line.waiting.is_empty() && !line.at_end {
-            let due_before = policy.ended_before(line.ended, now);
-            let dead_before = policy.dead_letters_before(now);
-            let before = due_before.max(evict_before.unwrap_or(due_before));
-            match line.ended {
-                Ended::Run(ended) => {
-                    let before =
-                        if ended == EndedRun::Failed { before.max(dead_before.unwrap_or(before)) } else { before };
-                    let (rows, at_end) = self
-                        .store()
-                        .read(scope, (ended, line.runs_after, before), |tx, (ended, after, before)| {
-                            Box::pin(async move { read_runs(tx, *ended, *after, *before).await })
+        if !line.waiting.is_empty() || line.at_end {
+            return Ok(!line.waiting.is_empty());
+        }
+        let due_before = policy.ended_before(line.ended, now);
+        let evict_before = evict_before.filter(|_| line.ended.may_make_room());
+        let before = due_before.max(evict_before.unwrap_or(due_before));
+        match line.ended {
+            Ended::Run(ended) => {
+                let rows = self
+                    .store()
+                    .read(scope, (ended, line.runs_after, before), |tx, (ended, after, before)| {
+                        Box::pin(async move {
+                            Ok::<_, AppError>(tx.list_removable_runs(*ended, *after, *before, LINE_PAGE).await?)
                         })
-                        .await?;
-                    line.at_end = at_end;
-                    for (row, is_dead) in rows {
-                        line.runs_after = row.place;
-                        let at = row.place.at;
-                        let (due, may_go) = if is_dead {
-                            let over = dead_before.is_some_and(|before| at < before);
-                            (over, over)
-                        } else {
-                            (at < due_before, at < due_before || evict_before.is_some_and(|before| at < before))
-                        };
-                        if may_go {
-                            line.waiting.push_back(Candidate::Run { row, due });
-                        }
-                    }
+                    })
+                    .await?;
+                line.at_end = rows.len() < LINE_PAGE as usize;
+                for row in rows {
+                    line.runs_after = row.place;
+                    let due = row.place.at < due_before;
+                    line.waiting.push_back(Candidate::Run { row, due });
                 }
-                Ended::Call => {
-                    let calls = self
-                        .store()
-                        .read(scope, (line.calls_after, CallId::first_at(before)), |tx, (after, before)| {
-                            Box::pin(async move {
-                                Ok::<_, AppError>(tx.list_calls_by_hand(*after, *before, LINE_PAGE).await?)
-                            })
-                        })
-                        .await?;
-                    line.at_end = calls.len() < LINE_PAGE as usize;
-                    for (id, bytes) in calls {
-                        line.calls_after = id;
-                        line.waiting.push_back(Candidate::Call { id, bytes, due: id.made_at() < due_before });
-                    }
+            }
+            Ended::Call => {
+                let calls = self
+                    .store()
+                    .read(scope, (line.calls_after, CallId::first_at(before)), |tx, (after, before)| {
+                        Box::pin(
+                            async move { Ok::<_, AppError>(tx.list_calls_by_hand(*after, *before, LINE_PAGE).await?) },
+                        )
+                    })
+                    .await?;
+                line.at_end = calls.len() < LINE_PAGE as usize;
+                for (id, bytes) in calls {
+                    line.calls_after = id;
+                    line.waiting.push_back(Candidate::Call { id, bytes, due: id.made_at() < due_before });
                 }
             }
         }
@@ -375,22 +391,26 @@ impl App {
         let evict_before = (work.over() > 0).then(|| now.minus(EVICTION_AGE_MIN));
         let mut lines = Ended::ALL.map(Line::new);
         let mut batch_max = BATCH_FIRST;
+        // What is left of a large run, which goes on first.
+        let mut rest = None;
         loop {
-            let mut batch = Vec::new();
-            let mut left = work.over();
-            while batch.len() < batch_max {
+            let mut batch: Vec<Candidate> = rest.take().into_iter().collect();
+            let mut bytes = batch.iter().map(Candidate::bytes).sum::<i64>();
+            let mut left = work.over() - bytes;
+            while batch.len() < batch_max && bytes < BATCH_BYTES {
                 for line in &mut lines {
                     self.fill_line(&work.scope, line, &work.policy, evict_before, now).await?;
                 }
                 let Some(candidate) = next(&mut lines, left > 0) else { break };
                 left -= candidate.bytes();
+                bytes = bytes.saturating_add(candidate.bytes());
                 batch.push(candidate);
             }
             if batch.is_empty() {
                 break;
             }
             let began = Instant::now();
-            self.remove(work, batch).await?;
+            rest = self.remove(work, batch).await?;
             batch_max = match began.elapsed() {
                 short if short < BATCH_SHORT => (batch_max * 2).min(BATCH_MAX),
                 long if long > BATCH_LONG => (batch_max / 2).max(1),
@@ -434,30 +454,32 @@ impl App {
         Ok(Came::Through)
     }
 
-    /// Removes a batch in one transaction, under the lease.
-    async fn remove(&self, work: &mut Work, batch: Vec<Candidate>) -> Result<(), AppError> {
+    /// Removes a batch in one transaction, under the lease. Answers what is left of a large run.
+    async fn remove(&self, work: &mut Work, batch: Vec<Candidate>) -> Result<Option<Candidate>, AppError> {
         let args = (work.lease.clone(), Arc::new(batch), work.history.clone(), self.ambient().clone());
-        let (history, promised_bytes) = self
+        let (history, promised_bytes, rest) = self
             .store()
             // The job's row orders this against other holders; each run's row lock against whoever begins it again.
             .write_locked(&work.scope, args, |tx, (lease, batch, history, ambient)| {
                 Box::pin(async move {
                     let now = ambient.now();
                     tx.hold_lease(lease, ATTEMPT_DEADLINE, now).await?;
-                    let (mut history, mut promised_bytes) = (history.clone(), 0);
+                    let (mut history, mut promised_bytes, mut rest) = (history.clone(), 0, None);
                     for candidate in batch.iter() {
-                        if remove_one(tx, candidate, &mut history, now).await? == Removal::KeySpent {
-                            promised_bytes += candidate.bytes();
+                        match remove_one(tx, candidate, &mut history, now).await? {
+                            Removal::Removed | Removal::Changed => {}
+                            Removal::KeySpent => promised_bytes += candidate.bytes(),
+                            Removal::Part { left } => rest = Some(candidate.with_bytes(left)),
                         }
                     }
                     tx.save_history(&history).await?;
-                    Ok::<_, AppError>((history, promised_bytes))
+                    Ok::<_, AppError>((history, promised_bytes, rest))
                 })
             })
             .await?;
         (work.history, work.proved) = (history, Instant::now());
         work.promised_bytes += promised_bytes;
-        Ok(())
+        Ok(rest)
     }
 
     /// Removes events and keys whose time is over. Answers how many of the kind of which there were more.
@@ -539,22 +561,6 @@ fn spread(org: OrgId) -> Duration {
     Duration::from_micros(u64::try_from(org.uuid().as_u128() % of).unwrap_or(0))
 }
 
-async fn read_runs(
-    tx: &mut Tx,
-    ended: EndedRun,
-    after: EndedPlace,
-    before: Timestamp,
-) -> Result<(Vec<(EndedRow, bool)>, bool), AppError> {
-    let rows = tx.list_removable_runs(ended, after, before, LINE_PAGE).await?;
-    let at_end = rows.len() < LINE_PAGE as usize;
-    let mut found = Vec::with_capacity(rows.len());
-    for row in rows {
-        let is_dead = ended == EndedRun::Failed && tx.is_dead_letter(row.place.run).await?;
-        found.push((row, is_dead));
-    }
-    Ok((found, at_end))
-}
-
 /// What goes next: what is due; then, over the quota, what is oldest.
 fn next(lines: &mut [Line], over: bool) -> Option<Candidate> {
     let head = |line: &Line| line.waiting.front().cloned();
@@ -585,19 +591,20 @@ async fn remove_one(
         Candidate::Call { id, .. } if tx.remove_call_by_hand(*id).await? => Removal::Removed,
         Candidate::Call { .. } => Removal::Changed,
     };
-    if removal != Removal::Removed {
-        return Ok(removal);
-    }
-    let bytes = candidate.bytes();
-    history.runs = history.runs.saturating_sub(1).max(0);
+    let (whole, bytes) = match removal {
+        Removal::Removed => (true, candidate.bytes()),
+        Removal::Part { left } => (false, candidate.bytes().saturating_sub(left)),
+        Removal::KeySpent | Removal::Changed => return Ok(removal),
+    };
+    history.runs = history.runs.saturating_sub(i64::from(whole)).max(0);
     history.bytes = history.bytes.saturating_sub(bytes).max(0);
     let pass = pass_of(history, now);
     match candidate {
-        Candidate::Run { .. } => pass.runs += 1,
-        Candidate::Call { .. } => pass.calls += 1,
+        Candidate::Run { .. } => pass.runs += i64::from(whole),
+        Candidate::Call { .. } => pass.calls += i64::from(whole),
     }
     pass.bytes += bytes;
-    pass.evicted += i64::from(!candidate.is_due());
+    pass.evicted += i64::from(whole && !candidate.is_due());
     Ok(removal)
 }
 

@@ -2,12 +2,15 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::quota::{Quota, Quotas};
+use bulkhead_model::retention::{LOOK_AFTER_BYTES, SLEEPING_RUNS_MAX};
 use bulkhead_store::Tx;
 use bulkhead_store::call::Call;
 use serde_json::json;
@@ -54,8 +57,32 @@ pub struct QuotaUse {
 #[derive(Clone, Debug)]
 pub(crate) struct Room {
     payload_bytes_max: u64,
-    /// The history's quota is used up, and nothing is left that may go.
+    /// The history's quota is used up, and nothing is left that may go; or runs that sleep hold as much.
     full: Option<QuotaExceeded>,
+    /// As many runs sleep as may.
+    too_many_sleep: bool,
+}
+
+impl Room {
+    fn check(self) -> Result<(), AppError> {
+        if let Some(full) = self.full {
+            return Err(AppError::Quota(full));
+        }
+        if self.too_many_sleep {
+            let message = format!(
+                "{SLEEPING_RUNS_MAX} runs of the organization sleep until a time: cancel some, or start it when some have ended"
+            );
+            return Err(AppError::TooMany { code: "too-many-waiting", message, retry_after_ms: NO_ROOM_PAUSE_MS });
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the runs that ended on this node since their organization's job was last told to look.
+pub(crate) type EndedBytes = moka::sync::Cache<OrgId, Arc<AtomicI64>>;
+
+pub(crate) fn ended_bytes() -> EndedBytes {
+    moka::sync::Cache::new(ROOMS_MAX)
 }
 
 /// Rooms that are known, by organization.
@@ -78,6 +105,8 @@ impl App {
                     let limit = quotas.history_bytes_max;
                     let used = history.as_ref().map_or(0, |history| history.bytes.unsigned_abs());
                     let is_full = history.is_some_and(|history| history.full_since.is_some()) && used > limit;
+                    let (sleeping, asleep) = tx.count_sleeping_runs(SLEEPING_RUNS_MAX).await?;
+                    let asleep = asleep.unsigned_abs();
                     let full = is_full.then_some(QuotaExceeded {
                         quota: Quota::HistoryBytes,
                         used,
@@ -85,7 +114,13 @@ impl App {
                         hint: "see to failed runs on the dead-letter list, or ask the operator for a higher quota; what ended \
                                some minutes ago makes room by itself",
                     });
-                    Ok::<_, AppError>(Room { payload_bytes_max: quotas.payload_bytes_max, full })
+                    let full = full.or_else(|| {
+                        let hint = "runs that sleep until a time hold as much as the history may: cancel some of them, or ask the \
+                                    operator for a higher quota";
+                        (asleep > limit).then_some(QuotaExceeded { quota: Quota::HistoryBytes, used: asleep, limit, hint })
+                    });
+                    let too_many_sleep = sleeping >= i64::from(SLEEPING_RUNS_MAX);
+                    Ok::<_, AppError>(Room { payload_bytes_max: quotas.payload_bytes_max, full, too_many_sleep })
                 })
             })
             .await?;
@@ -96,9 +131,35 @@ impl App {
     /// Asks whether the organization's history has room for what is about to be recorded.
     ///
     /// # Errors
-    /// [`AppError::Quota`] when its quota is used up and nothing is left that may go.
+    /// [`AppError::Quota`] when its quota is used up and nothing is left that may go; [`AppError::TooMany`] when as many runs sleep as
+    /// may.
     pub(crate) async fn require_room(&self, scope: &OrgScope) -> Result<(), AppError> {
-        self.room(scope).await?.full.map_or(Ok(()), |full| Err(AppError::Quota(full)))
+        self.room(scope).await?.check()
+    }
+
+    /// Adds up what ended on this node, and lets the organization's job look sooner when it is much: it looks seldom where little
+    /// ends.
+    pub(crate) async fn note_ended_bytes(&self, scope: &OrgScope, bytes: i64) {
+        let sum = self.ended_bytes().get_with(scope.org(), Arc::default);
+        if sum.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes) < LOOK_AFTER_BYTES {
+            return;
+        }
+        sum.store(0, Ordering::Relaxed);
+        let now = self.ambient().now();
+        let hastened = self
+            .store()
+            .write_locked(scope, now, |tx, now| Box::pin(async move { prune::look_soon(tx, *now).await }))
+            .await;
+        match hastened {
+            Ok(true) => self.wake_workers(),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "the history's job was not told to look sooner"
+                );
+            }
+        }
     }
 
     /// Asks whether a run may start with a trigger of so many bytes.
@@ -106,14 +167,15 @@ impl App {
     /// # Errors
     /// [`AppError::Quota`], for the payload or the history.
     pub(crate) async fn require_room_for_start(&self, scope: &OrgScope, trigger_bytes: usize) -> Result<(), AppError> {
-        let Room { payload_bytes_max, full } = self.room(scope).await?;
+        let room = self.room(scope).await?;
+        let payload_bytes_max = room.payload_bytes_max;
         let used = trigger_bytes as u64;
         if used > payload_bytes_max.saturating_add(TRIGGER_BESIDE_PAYLOAD_BYTES) {
             let hint = "send less, and let the workflow fetch the rest";
             let over = QuotaExceeded { quota: Quota::PayloadBytes, used, limit: payload_bytes_max, hint };
             return Err(AppError::Quota(over));
         }
-        full.map_or(Ok(()), |full| Err(AppError::Quota(full)))
+        room.check()
     }
 
     /// Every quota of the organization with what is held of it.
@@ -205,7 +267,11 @@ pub(crate) async fn check_active_workflows(tx: &mut Tx) -> Result<(), AppError> 
 /// Records a call with as much of its log as the run's quota leaves.
 pub(crate) async fn record_call(tx: &mut Tx, call: &Call) -> Result<(), AppError> {
     let call = within_log(tx, call).await?;
-    Ok(tx.record_call(&call).await?)
+    let bytes = tx.record_call(&call).await?;
+    if let Some(run) = call.run {
+        tx.raise_run_bytes(run, bytes).await?;
+    }
+    Ok(())
 }
 
 /// The call with as much of its log as the run's quota leaves.

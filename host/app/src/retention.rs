@@ -139,7 +139,7 @@ impl App {
             match ended {
                 Ended::Run(EndedRun::Succeeded) => removable.succeeded = rows,
                 Ended::Run(EndedRun::Cancelled) => removable.cancelled = rows,
-                Ended::Run(EndedRun::Failed) => removable.failed = rows,
+                Ended::Run(EndedRun::Failed | EndedRun::DeadLetter) => removable.failed += rows,
                 Ended::Call => removable.calls = rows,
             }
         }

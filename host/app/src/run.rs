@@ -9,13 +9,14 @@ use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkerId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
+use bulkhead_model::retention::{RUN_FULL, RUN_HISTORY_BYTES_MAX};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
 use bulkhead_store::dead_letter::{self, DeadLetter};
 use bulkhead_store::job::{ClaimedJob, JobGroup, NewJob};
 use bulkhead_store::page::{Page, PageRequest};
-use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
+use bulkhead_store::run::{Kept, Run, RunEvent, RunSummary, Step, StepSizes};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::{Map, Value, json};
 use tokio::sync::OwnedSemaphorePermit;
@@ -118,13 +119,15 @@ pub(crate) fn run_group(definition: &Definition, workflow: WorkflowId, trigger: 
 /// A run that is about to begin in `state`.
 pub(crate) fn new_run(start: StartRun, state: &RunState, ambient: &Ambient) -> Result<Run, AppError> {
     let now = ambient.now();
+    let trigger_data = start.payload.to_string();
+    let kept = Kept::begun(&trigger_data);
     Ok(Run {
         id: RunId::new(ambient),
         workflow: start.workflow,
         version: start.version,
         status: RunStatus::Queued,
         trigger_kind: start.kind.as_str().to_owned(),
-        trigger_data: start.payload.to_string(),
+        trigger_data,
         state: state_text(state)?,
         generation: i64::from(state.generation),
         output: None,
@@ -135,6 +138,7 @@ pub(crate) fn new_run(start: StartRun, state: &RunState, ambient: &Ambient) -> R
         created_at: now,
         updated_at: now,
         finished_at: None,
+        kept,
     })
 }
 
@@ -499,10 +503,12 @@ impl App {
     /// Begins an ended run again from a step; what came before it is kept.
     ///
     /// # Errors
-    /// [`AppError::Conflict`] `run-not-finished`; [`AppError::Invalid`] `unknown-step`; [`AppError::TooMany`].
+    /// [`AppError::Conflict`] `run-not-finished`, `run-history-full`; [`AppError::Invalid`] `unknown-step`; [`AppError::TooMany`];
+    /// [`AppError::Quota`]; [`AppError::NotFound`], also for a run that is being removed.
     pub async fn retry_run(&self, caller: &Caller, org: OrgId, id: RunId, retry: RetryRun) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::RunsControl)?;
         let place = self.admit(&scope, None).await?;
+        self.require_room(&scope).await?;
         let run = self
             .store()
             .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
@@ -572,6 +578,14 @@ pub(crate) async fn begin_again(
         let message = format!("the run has not ended yet ({}): cancel it first", run.status.as_str());
         return Err(AppError::conflict("run-not-finished", message));
     }
+    if run.kept.removing {
+        return Err(AppError::NotFound { what: "run" });
+    }
+    if run.kept.held_bytes >= RUN_HISTORY_BYTES_MAX {
+        let held = run.kept.held_bytes;
+        let message = format!("the run's history takes up {held} of {RUN_HISTORY_BYTES_MAX} bytes: start another run");
+        return Err(AppError::conflict(RUN_FULL, message));
+    }
     let before = read_state(&run)?;
     let step = retry_step(retry, &before)?;
     let state = run::rewind(definition, &before, &step, retry.new_generation)
@@ -595,10 +609,12 @@ pub(crate) async fn begin_again(
     let detail = json!({ "by": by, "from_step": step, "generation": state.generation });
     log_event(tx, &mut run, "retried", &detail, now).await?;
     // Rows of what is forgotten would tell of the generation before; their calls and the log stay.
-    tx.delete_steps(*id, i64::try_from(state.steps.len()).unwrap_or(i64::MAX)).await?;
+    let gone = tx.delete_steps(*id, i64::try_from(state.steps.len()).unwrap_or(i64::MAX)).await?;
+    run.kept.take(gone);
     tx.update_run(&run).await?;
     tx.remove_waiting_job("advance_run", &key).await?;
     tx.delete_dead_letter_of(dead_letter::RUN, &key).await?;
+    tx.note_retry().await?;
     let job = NewJob { priority: *priority, ..advance_job(*id, now, group) };
     if tx.enqueue(&job, ambient).await?.is_none() {
         // Under the run's lock nobody else makes or takes its job.

@@ -378,7 +378,7 @@ pub(crate) struct RetryInput {
     request_body = RetryInput,
     responses((status = 202, body = StartedView)),
     extensions(("x-bulkhead-problems" = json!([
-        "run-not-finished", "unknown-step", "too-many-starts", "too-many-waiting", "runs-per-minute"
+        "run-not-finished", "run-history-full", "unknown-step", "quota-exceeded", "too-many-starts", "too-many-waiting", "runs-per-minute"
     ]))),
 )]
 pub(crate) async fn retry_run(

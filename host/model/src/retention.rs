@@ -29,6 +29,18 @@ pub const LOOK_PAUSE_MAX: Duration = Duration::from_mins(15);
 /// … where nothing ended since the last look.
 pub const LOOK_PAUSE_IDLE: Duration = Duration::from_mins(30);
 
+/// A run makes no further call once its trigger, its steps, its log and its calls take up so many bytes (256 MiB: two hundred calls of
+/// the largest size): it ends as failed, with the code [`RUN_FULL`], and is not begun again.
+pub const RUN_HISTORY_BYTES_MAX: i64 = 256 << 20;
+/// The code of a run that ended so.
+pub const RUN_FULL: &str = "run-history-full";
+
+/// Runs of one organization that may sleep until a time; with more, none is started.
+pub const SLEEPING_RUNS_MAX: u32 = 100_000;
+
+/// When so many bytes of one organization's runs have ended on a node, the job looks at once (64 MiB).
+pub const LOOK_AFTER_BYTES: i64 = 64 << 20;
+
 /// What has ended is counted anew after this long, so that no mistake in counting lasts.
 pub const RECOUNT_EVERY: Duration = Duration::from_hours(24);
 
@@ -82,24 +94,42 @@ pub enum EndedRun {
     Succeeded,
     Cancelled,
     Failed,
+    /// Failed, and on the list of dead letters.
+    DeadLetter,
 }
 
 impl EndedRun {
-    pub const ALL: [Self; 3] = [Self::Succeeded, Self::Cancelled, Self::Failed];
+    pub const ALL: [Self; 4] = [Self::Succeeded, Self::Cancelled, Self::Failed, Self::DeadLetter];
 
     #[must_use]
     pub const fn status(self) -> RunStatus {
         match self {
             Self::Succeeded => RunStatus::Succeeded,
             Self::Cancelled => RunStatus::Cancelled,
-            Self::Failed => RunStatus::Failed,
+            Self::Failed | Self::DeadLetter => RunStatus::Failed,
         }
+    }
+
+    #[must_use]
+    pub const fn is_dead_letter(self) -> bool {
+        matches!(self, Self::DeadLetter)
     }
 }
 
 impl Ended {
-    pub const ALL: [Self; 4] =
-        [Self::Run(EndedRun::Succeeded), Self::Run(EndedRun::Cancelled), Self::Run(EndedRun::Failed), Self::Call];
+    pub const ALL: [Self; 5] = [
+        Self::Run(EndedRun::Succeeded),
+        Self::Run(EndedRun::Cancelled),
+        Self::Run(EndedRun::Failed),
+        Self::Run(EndedRun::DeadLetter),
+        Self::Call,
+    ];
+
+    /// Whether it may go before its time, for the quota's sake: a dead letter waits for somebody.
+    #[must_use]
+    pub const fn may_make_room(self) -> bool {
+        !matches!(self, Self::Run(EndedRun::DeadLetter))
+    }
 }
 
 fn days_before(now: Timestamp, days: u32) -> Timestamp {
@@ -133,6 +163,9 @@ impl RetentionPolicy {
         let days = match what {
             Ended::Run(EndedRun::Succeeded | EndedRun::Cancelled) => self.succeeded_days,
             Ended::Run(EndedRun::Failed) => self.failed_days,
+            Ended::Run(EndedRun::DeadLetter) => {
+                return self.dead_letters_before(now).unwrap_or(Timestamp::from_micros(0));
+            }
             Ended::Call => self.calls_days,
         };
         days_before(now, days)
@@ -225,10 +258,13 @@ mod tests {
         assert_eq!(age(policy.ended_before(Ended::Run(EndedRun::Cancelled), now)), DAY);
         assert_eq!(age(policy.ended_before(Ended::Run(EndedRun::Failed), now)), 2 * DAY);
         assert_eq!(policy.dead_letters_before(now).map(age), Some(3 * DAY));
+        assert_eq!(age(policy.ended_before(Ended::Run(EndedRun::DeadLetter), now)), 3 * DAY);
         assert_eq!(age(policy.ended_before(Ended::Call, now)), 4 * DAY);
         assert_eq!(age(policy.events_before(now)), 5 * DAY);
         let kept = RetentionPolicy { dead_letter_days: None, ..RetentionPolicy::default() };
         assert_eq!(kept.dead_letters_before(now), None);
+        assert_eq!(kept.ended_before(Ended::Run(EndedRun::DeadLetter), now), Timestamp::from_micros(0));
+        assert!(Ended::ALL.iter().all(|ended| ended.may_make_room() != (*ended == Ended::Run(EndedRun::DeadLetter))));
     }
 
     #[test]

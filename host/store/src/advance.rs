@@ -9,7 +9,7 @@ use bulkhead_model::job::Lease;
 use bulkhead_model::run::RunStatus;
 use bulkhead_model::time::Timestamp;
 
-use crate::call::{Call, CallTexts};
+use crate::call::{Call, CallBytes, CallTexts};
 use crate::error::StoreError;
 use crate::installation::InstallationState;
 use crate::job::micros;
@@ -23,6 +23,9 @@ pub struct Standing {
     pub status: RunStatus,
     /// The number of the run's newest log entry.
     pub log_seq: i64,
+    /// As in [`Kept`](crate::run::Kept).
+    pub held_bytes: i64,
+    pub log_bytes: i64,
     /// `None`: not asked for, or not there.
     pub installation: Option<(GrantVersion, InstallationState)>,
 }
@@ -37,6 +40,8 @@ fn read_standing(row: &Row) -> Result<Standing, StoreError> {
     Ok(Standing {
         status: row.parsed("status", RunStatus::parse)?,
         log_seq: row.get("log_seq")?,
+        held_bytes: row.get("held_bytes")?,
+        log_bytes: row.get("log_bytes")?,
         installation: installation.transpose()?,
     })
 }
@@ -67,7 +72,7 @@ impl Tx {
                  where org_id = $1 and id = $2 and worker_id is not distinct from $3 and fence = $4 and state = 'leased' returning id),
              of_call as materialized (
                  select grant_version, state from installation where org_id = $1 and id = $8 and (select count(*) from held) = 1 for share)
-             select status, log_seq, (select grant_version from of_call) as grant_version, (select state from of_call) as state
+             select status, log_seq, held_bytes, log_bytes, (select grant_version from of_call) as grant_version, (select state from of_call) as state
              from run where org_id = $1 and id = $7 and (select count(*) from held) = 1 for update"
         );
         let values = binds![org, lease.job, lease.worker, lease.fence, micros(deadline), now, run, installation];
@@ -93,33 +98,34 @@ impl Tx {
             let sql = sql_postgres!(
                 "with of_call as materialized (
                      select grant_version, state from installation where org_id = $1 and id = $3 for share)
-                 select status, log_seq, (select grant_version from of_call) as grant_version, (select state from of_call) as state
+                 select status, log_seq, held_bytes, log_bytes, (select grant_version from of_call) as grant_version, (select state from of_call) as state
                  from run where org_id = $1 and id = $2 for update"
             );
             let row = self.fetch_optional(sql, binds![org, run, installation]).await?;
             return read_standing(&row.ok_or(StoreError::NotFound { what: "run" })?);
         }
-        let (status, log_seq) = self.lock_run_place(run).await?;
+        let standing = self.lock_run_place(run).await?;
         let installation = match installation {
             Some(installation) => self.lock_installation_version(installation).await?,
             None => None,
         };
-        Ok(Standing { status, log_seq, installation })
+        Ok(Standing { installation, ..standing })
     }
 
     /// A finished call, its step's row and its line in the run's log: [`record_call`](Self::record_call),
-    /// [`save_step`](Self::save_step), [`record_run_event`](Self::record_run_event).
+    /// [`save_step`](Self::save_step), [`record_run_event`](Self::record_run_event). Answers what the call takes up.
     pub async fn record_called_step(
         &mut self,
         run: RunId,
         call: &Call,
         step: &Step,
         event: &RunEvent,
-    ) -> Result<(), StoreError> {
+    ) -> Result<CallBytes, StoreError> {
         if !self.is_postgres() {
-            self.record_call(call).await?;
+            let bytes = self.record_call(call).await?;
             self.save_step(run, step).await?;
-            return self.record_run_event(run, event).await;
+            self.record_run_event(run, event).await?;
+            return Ok(bytes);
         }
         let texts = CallTexts::of(call)?;
         // One round trip for three; the rows do not see each other, and need not.
@@ -180,6 +186,7 @@ impl Tx {
             &event.detail,
             event.created_at
         ];
-        self.execute(sql, values).await.map(drop)
+        self.execute(sql, values).await?;
+        Ok(texts.bytes(call))
     }
 }

@@ -99,10 +99,40 @@ impl CallTexts {
     }
 }
 
+/// What a call's row takes up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallBytes {
+    pub all: i64,
+    /// … of it, its log.
+    pub log: i64,
+}
+
+impl CallTexts {
+    pub(crate) fn bytes(&self, call: &Call) -> CallBytes {
+        // Besides its texts: columns, and entries of its indexes.
+        const ROW_BYTES: usize = 256;
+        let some = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let all = ROW_BYTES
+            + call.input.len()
+            + some(&call.report.output)
+            + some(&self.error)
+            + self.usage.len()
+            + self.limits.len()
+            + self.log.len()
+            + self.egress.len()
+            + self.refusals.len();
+        let number = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+        CallBytes { all: number(all), log: number(self.log.len()) }
+    }
+}
+
 impl Tx {
-    pub async fn record_call(&mut self, call: &Call) -> Result<(), StoreError> {
+    /// Answers what the call's row takes up.
+    pub async fn record_call(&mut self, call: &Call) -> Result<CallBytes, StoreError> {
         let report = &call.report;
-        let CallTexts { error, usage, limits, log, egress, refusals } = CallTexts::of(call)?;
+        let texts = CallTexts::of(call)?;
+        let bytes = texts.bytes(call);
+        let CallTexts { error, usage, limits, log, egress, refusals } = texts;
         let sql = sql!(
             "insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version,
                  outcome, input, output, error, usage, limits, log, egress, refusals, created_at)
@@ -130,14 +160,14 @@ impl Tx {
             &refusals,
             call.created_at
         ];
-        self.execute(sql, values).await.map(drop)
+        self.execute(sql, values).await?;
+        Ok(bytes)
     }
 
     /// Bytes that the logs of the run's calls take up, and how many they may.
     pub async fn load_log_use(&mut self, run: RunId) -> Result<(u64, u64), StoreError> {
         let sql = sql!(
-            "select log_bytes_max, cast(coalesce((select sum(octet_length(log)) from call where org_id = $1 and run_id = $2), 0)
-                 as bigint) as used
+            "select log_bytes_max, coalesce((select log_bytes from run where org_id = $1 and id = $2), 0) as used
              from organization where id = $1"
         );
         let org = self.org()?;

@@ -153,7 +153,11 @@ impl Tx {
             &message,
             ambient.now()
         ];
-        self.execute(sql, values).await.map(drop)
+        self.execute(sql, values).await?;
+        let Some(run) = new.run else { return Ok(()) };
+        // The run's row says so too: what may be removed is found without a look at the list.
+        let sql = sql!("update run set dead_letter = 1 where org_id = $1 and id = $2");
+        self.execute(sql, binds![org, run]).await.map(drop)
     }
 
     pub async fn load_dead_letter(&mut self, id: DeadLetterId) -> Result<Option<DeadLetter>, StoreError> {
@@ -284,15 +288,25 @@ impl Tx {
 
     /// Takes an entry off the list: `true` if it was there.
     pub async fn delete_dead_letter(&mut self, id: DeadLetterId) -> Result<bool, StoreError> {
-        let sql = sql!("delete from dead_letter where org_id = $1 and id = $2");
         let org = self.org()?;
+        let sql = sql!(
+            "update run set dead_letter = 0 where org_id = $1
+                 and id = (select run_id from dead_letter where org_id = $1 and id = $2)"
+        );
+        self.execute(sql, binds![org, id]).await?;
+        let sql = sql!("delete from dead_letter where org_id = $1 and id = $2");
         Ok(self.execute(sql, binds![org, id]).await? > 0)
     }
 
     /// Takes the entry off the list that stands for a run or a job: `true` if it was there.
     pub async fn delete_dead_letter_of(&mut self, kind: &str, subject: &str) -> Result<bool, StoreError> {
-        let sql = sql!("delete from dead_letter where org_id = $1 and kind = $2 and subject = $3");
         let org = self.org()?;
+        let sql = sql!(
+            "update run set dead_letter = 0 where org_id = $1
+                 and id = (select run_id from dead_letter where org_id = $1 and kind = $2 and subject = $3)"
+        );
+        self.execute(sql, binds![org, kind, subject]).await?;
+        let sql = sql!("delete from dead_letter where org_id = $1 and kind = $2 and subject = $3");
         Ok(self.execute(sql, binds![org, kind, subject]).await? > 0)
     }
 }

@@ -142,6 +142,16 @@ impl Tx {
         Ok(self.execute(sql, binds![org, kind, dedupe_key, now]).await? > 0)
     }
 
+    /// Brings the waiting job of this kind and key forward to a moment: `true` if it would have come later.
+    pub async fn bring_job_forward(&mut self, kind: &str, dedupe_key: &str, at: Timestamp) -> Result<bool, StoreError> {
+        let sql = sql!(
+            "update job set run_at = $4
+             where org_id = $1 and kind = $2 and dedupe_key = $3 and state = 'future' and state <> 'dead' and run_at > $4"
+        );
+        let org = self.org()?;
+        Ok(self.execute(sql, binds![org, kind, dedupe_key, at]).await? > 0)
+    }
+
     /// Removes the job of this kind and key unless a worker holds it: `true` if there was one.
     pub async fn remove_waiting_job(&mut self, kind: &str, dedupe_key: &str) -> Result<bool, StoreError> {
         // Dead letters are in an index of their own.

@@ -18,6 +18,10 @@ use crate::tx::Tx;
 /// Above the time that a write may take.
 const KEY_SPENT_BEFORE: Duration = Duration::from_secs(30);
 
+/// Of one run, so many bytes and rows are removed in one transaction, so that it takes about as long as a usual commit.
+const PIECE_BYTES: i64 = 4 << 20;
+const PIECE_ROWS: u32 = 500;
+
 /// A place among the runs that ended in one way: the order in which they go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EndedPlace {
@@ -64,6 +68,10 @@ pub enum Removal {
     KeySpent,
     /// It was begun again, or somebody changes it at this moment.
     Changed,
+    /// A part of a large one is gone; so many bytes are left for the next transactions.
+    Part {
+        left: i64,
+    },
 }
 
 fn add_up<P>(rows: &[Row], place: impl Fn(&Row) -> Result<P, StoreError>) -> Result<Counted<P>, StoreError> {
@@ -74,6 +82,19 @@ fn add_up<P>(rows: &[Row], place: impl Fn(&Row) -> Result<P, StoreError>) -> Res
     }
     counted.last = rows.last().map(place).transpose()?;
     Ok(counted)
+}
+
+/// The last of the first rows that together take up a piece, and what they take up.
+fn piece(rows: &[Row]) -> Result<Option<(&Row, i64)>, StoreError> {
+    let (mut bytes, mut last) = (0, None);
+    for row in rows {
+        if bytes >= PIECE_BYTES {
+            break;
+        }
+        bytes += row.get::<i64>("bytes")?;
+        last = Some(row);
+    }
+    Ok(last.map(|last| (last, bytes)))
 }
 
 fn read_place(row: &Row) -> Result<EndedPlace, StoreError> {
@@ -91,11 +112,13 @@ impl Tx {
     ) -> Result<Counted<EndedPlace>, StoreError> {
         let sql = sql!(
             "select finished_at, id, history_bytes as bytes from run
-             where org_id = $1 and status = $2 and finished_at is not null and (finished_at, id) > ($3, $4) and finished_at <= $5
+             where org_id = $1 and status = $2 and dead_letter = $7 and finished_at is not null and (finished_at, id) > ($3, $4)
+                 and finished_at <= $5
              order by finished_at, id limit $6"
         );
         let org = self.org()?;
-        let values = binds![org, ended.status().as_str(), after.at, after.run, until, i64::from(limit)];
+        let (status, dead) = (ended.status().as_str(), i64::from(ended.is_dead_letter()));
+        let values = binds![org, status, after.at, after.run, until, i64::from(limit), dead];
         add_up(&self.fetch(sql, values).await?, read_place)
     }
 
@@ -142,11 +165,13 @@ impl Tx {
     ) -> Result<Vec<EndedRow>, StoreError> {
         let sql = sql!(
             "select finished_at, id, workflow_id, dedupe_key, created_at, history_bytes from run
-             where org_id = $1 and status = $2 and finished_at is not null and (finished_at, id) > ($3, $4) and finished_at < $5
+             where org_id = $1 and status = $2 and dead_letter = $7 and finished_at is not null and (finished_at, id) > ($3, $4)
+                 and finished_at < $5
              order by finished_at, id limit $6"
         );
         let org = self.org()?;
-        let values = binds![org, ended.status().as_str(), after.at, after.run, before, i64::from(limit)];
+        let (status, dead) = (ended.status().as_str(), i64::from(ended.is_dead_letter()));
+        let values = binds![org, status, after.at, after.run, before, i64::from(limit), dead];
         let rows = self.fetch(sql, values).await?;
         rows.iter()
             .map(|row| {
@@ -169,7 +194,8 @@ impl Tx {
     }
 
     /// Removes a run that ended, with its steps, its log, its calls and its dead letter; unless it was changed since it was listed. A
-    /// key of its that must be remembered for longer is kept apart first.
+    /// key of its that must be remembered for longer is kept apart first. A large one goes in parts, a transaction each, its row last;
+    /// from the first part on it is not begun again.
     pub async fn remove_run(&mut self, row: &EndedRow, now: Timestamp) -> Result<Removal, StoreError> {
         let (org, run) = (self.org()?, row.place.run);
         let found = if self.is_postgres() {
@@ -190,6 +216,15 @@ impl Tx {
                 return Ok(Removal::KeySpent);
             }
         }
+        if row.bytes > PIECE_BYTES {
+            let gone = self.remove_piece(run).await?;
+            if gone > 0 {
+                let left = row.bytes.saturating_sub(gone).max(0);
+                let sql = sql!("update run set removing = 1, history_bytes = $3 where org_id = $1 and id = $2");
+                self.execute(sql, binds![org, run, left]).await?;
+                return Ok(Removal::Part { left });
+            }
+        }
         self.execute(sql!("delete from step where org_id = $1 and run_id = $2"), binds![org, run]).await?;
         self.execute(sql!("delete from run_event where org_id = $1 and run_id = $2"), binds![org, run]).await?;
         self.execute(sql!("delete from call where org_id = $1 and run_id = $2"), binds![org, run]).await?;
@@ -198,6 +233,44 @@ impl Tx {
         self.execute(dead, binds![org, &run.to_string()]).await?;
         self.execute(sql!("delete from run where org_id = $1 and id = $2"), binds![org, run]).await?;
         Ok(Removal::Removed)
+    }
+
+    /// Removes the first of a run's calls, or of its steps, or of its log. Answers what they took up: zero when nothing is left.
+    async fn remove_piece(&mut self, run: RunId) -> Result<i64, StoreError> {
+        let org = self.org()?;
+        let sql = sql!(
+            "select id, cast(256 + octet_length(input) + coalesce(octet_length(output), 0) + coalesce(octet_length(error), 0)
+                 + octet_length(usage) + octet_length(limits) + octet_length(log) + octet_length(egress)
+                 + octet_length(refusals) as bigint) as bytes
+             from call where org_id = $1 and run_id = $2 order by id limit $3"
+        );
+        let rows = self.fetch(sql, binds![org, run, i64::from(PIECE_ROWS)]).await?;
+        if let Some((last, bytes)) = piece(&rows)? {
+            let sql = sql!("delete from call where org_id = $1 and run_id = $2 and id <= $3");
+            self.execute(sql, binds![org, run, last.get::<CallId>("id")?]).await?;
+            return Ok(bytes);
+        }
+        let sql = sql!(
+            "select step_id, iteration, cast(192 + coalesce(octet_length(input), 0) + coalesce(octet_length(output), 0)
+                 + coalesce(octet_length(error), 0) + coalesce(octet_length(usage), 0) as bigint) as bytes
+             from step where org_id = $1 and run_id = $2 order by step_id, iteration limit $3"
+        );
+        let rows = self.fetch(sql, binds![org, run, i64::from(PIECE_ROWS)]).await?;
+        if let Some((last, bytes)) = piece(&rows)? {
+            let sql = sql!("delete from step where org_id = $1 and run_id = $2 and (step_id, iteration) <= ($3, $4)");
+            let (step, iteration) = (last.get::<String>("step_id")?, last.get::<i64>("iteration")?);
+            self.execute(sql, binds![org, run, &step, iteration]).await?;
+            return Ok(bytes);
+        }
+        let sql = sql!(
+            "select seq, cast(96 + octet_length(detail) as bigint) as bytes from run_event
+             where org_id = $1 and run_id = $2 order by seq limit $3"
+        );
+        let rows = self.fetch(sql, binds![org, run, i64::from(PIECE_ROWS)]).await?;
+        let Some((last, bytes)) = piece(&rows)? else { return Ok(0) };
+        let sql = sql!("delete from run_event where org_id = $1 and run_id = $2 and seq <= $3");
+        self.execute(sql, binds![org, run, last.get::<i64>("seq")?]).await?;
+        Ok(bytes)
     }
 
     /// Remembers the key of a run that started at `started_at` beyond the run. `false`: only since now, so the run has to stay for a

@@ -31,6 +31,10 @@ pub struct History {
     pub calls_counted_to: CallId,
     /// When everything was last counted from the beginning.
     pub recounted_at: Timestamp,
+    /// Runs that were begun again so far, which [`note_retry`](Tx::note_retry) alone raises …
+    pub retried: i64,
+    /// … and how many of them the last count from the beginning knew of. A run that is begun again counts twice until the next one.
+    pub retried_counted: i64,
     pub looked_at: Timestamp,
     /// Since when the quota is used up with nothing left that may go.
     pub full_since: Option<Timestamp>,
@@ -98,8 +102,8 @@ impl Tx {
 
     pub async fn load_history(&mut self) -> Result<Option<History>, StoreError> {
         let sql = sql!(
-            "select runs, bytes, runs_counted_to, calls_counted_to, recounted_at, looked_at, full_since, pass_began_at,
-                 pass_ended_at, pass_runs, pass_calls, pass_events, pass_bytes, pass_evicted
+            "select runs, bytes, runs_counted_to, calls_counted_to, recounted_at, looked_at, full_since, retried, retried_counted,
+                 pass_began_at, pass_ended_at, pass_runs, pass_calls, pass_events, pass_bytes, pass_evicted
              from history where org_id = $1"
         );
         let org = self.org()?;
@@ -122,6 +126,8 @@ impl Tx {
             runs_counted_to: row.get("runs_counted_to")?,
             calls_counted_to: row.get("calls_counted_to")?,
             recounted_at: row.get("recounted_at")?,
+            retried: row.get("retried")?,
+            retried_counted: row.get("retried_counted")?,
             looked_at: row.get("looked_at")?,
             full_since: row.get("full_since")?,
             pass,
@@ -132,14 +138,15 @@ impl Tx {
     pub async fn save_history(&mut self, history: &History) -> Result<(), StoreError> {
         let sql = sql!(
             "insert into history (org_id, runs, bytes, runs_counted_to, calls_counted_to, recounted_at, looked_at, full_since,
-                 pass_began_at, pass_ended_at, pass_runs, pass_calls, pass_events, pass_bytes, pass_evicted)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                 pass_began_at, pass_ended_at, pass_runs, pass_calls, pass_events, pass_bytes, pass_evicted,
+                 retried_counted)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
              on conflict (org_id) do update set runs = excluded.runs, bytes = excluded.bytes,
                  runs_counted_to = excluded.runs_counted_to, calls_counted_to = excluded.calls_counted_to,
                  recounted_at = excluded.recounted_at, looked_at = excluded.looked_at, full_since = excluded.full_since,
                  pass_began_at = excluded.pass_began_at, pass_ended_at = excluded.pass_ended_at, pass_runs = excluded.pass_runs,
                  pass_calls = excluded.pass_calls, pass_events = excluded.pass_events, pass_bytes = excluded.pass_bytes,
-                 pass_evicted = excluded.pass_evicted"
+                 pass_evicted = excluded.pass_evicted, retried_counted = excluded.retried_counted"
         );
         let (org, pass) = (self.org()?, history.pass.as_ref());
         let count = |of: fn(&Pass) -> i64| pass.map_or(0, of);
@@ -158,9 +165,17 @@ impl Tx {
             count(|pass| pass.calls),
             count(|pass| pass.events),
             count(|pass| pass.bytes),
-            count(|pass| pass.evicted)
+            count(|pass| pass.evicted),
+            history.retried_counted
         ];
         self.execute(sql, values).await.map(drop)
+    }
+
+    /// Notes that a run was begun again, which may have been counted as one that ended.
+    pub async fn note_retry(&mut self) -> Result<(), StoreError> {
+        let sql = sql!("update history set retried = retried + 1 where org_id = $1");
+        let org = self.org()?;
+        self.execute(sql, binds![org]).await.map(drop)
     }
 
     /// Organizations whose job that sees to their history is not in the queue (never was, or was given up), by id. Needs the scope of

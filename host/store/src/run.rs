@@ -7,6 +7,8 @@ use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_model::time::Timestamp;
 use uuid::Uuid;
 
+use crate::advance::Standing;
+use crate::call::CallBytes;
 use crate::error::StoreError;
 use crate::page::{Page, PageRequest};
 use crate::sql::{Row, binds, sql, sql_postgres};
@@ -35,6 +37,68 @@ pub struct Run {
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     pub finished_at: Option<Timestamp>,
+    pub kept: Kept,
+}
+
+/// What a run takes up. Its row holds it, each commit raises it under the row's lock, so that nothing is added up at the end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Bytes of its trigger, its steps, its log and its calls, with what each takes beside its texts.
+    pub held_bytes: i64,
+    /// … of these, the logs of its calls.
+    pub log_bytes: i64,
+    /// It is on the list of dead letters; what is put there and taken away changes it.
+    pub dead_letter: bool,
+    /// The job that removes has begun with it.
+    pub removing: bool,
+}
+
+/// Besides its texts a run's row takes about so many bytes, with the first entry of its log: columns, and entries of its indexes.
+const ROW_BYTES: i64 = 640;
+const STEP_BYTES: i64 = 192;
+const EVENT_BYTES: i64 = 96;
+
+fn bytes_of(text: &str) -> i64 {
+    i64::try_from(text.len()).unwrap_or(i64::MAX)
+}
+
+fn bytes_of_some(text: Option<&String>) -> i64 {
+    text.map_or(0, |text| bytes_of(text))
+}
+
+impl Kept {
+    /// A run that begins with this trigger.
+    #[must_use]
+    pub fn begun(trigger: &str) -> Self {
+        Self { held_bytes: ROW_BYTES + bytes_of(trigger), ..Self::default() }
+    }
+
+    pub fn add_event(&mut self, event: &RunEvent) {
+        self.held_bytes = self.held_bytes.saturating_add(EVENT_BYTES + bytes_of(&event.detail));
+    }
+
+    /// A step is saved once for each attempt, into one row: its input counts with the first, its results with the last.
+    pub fn add_step(&mut self, step: &Step) {
+        let mut bytes = 0;
+        if step.attempts <= 1 {
+            bytes += STEP_BYTES + bytes_of_some(step.input.as_ref());
+        }
+        if step.status.is_final() {
+            let results = [&step.output, &step.error, &step.usage];
+            bytes += results.into_iter().map(|text| bytes_of_some(text.as_ref())).sum::<i64>();
+        }
+        self.held_bytes = self.held_bytes.saturating_add(bytes);
+    }
+
+    pub fn add_call(&mut self, call: CallBytes) {
+        self.held_bytes = self.held_bytes.saturating_add(call.all);
+        self.log_bytes = self.log_bytes.saturating_add(call.log);
+    }
+
+    /// What was removed while the run stays.
+    pub fn take(&mut self, bytes: i64) {
+        self.held_bytes = self.held_bytes.saturating_sub(bytes).max(0);
+    }
 }
 
 /// A run without its payloads, for lists.
@@ -106,6 +170,12 @@ fn read(row: &Row) -> Result<Run, StoreError> {
         created_at: row.get("created_at")?,
         updated_at: row.get("updated_at")?,
         finished_at: row.get("finished_at")?,
+        kept: Kept {
+            held_bytes: row.get("held_bytes")?,
+            log_bytes: row.get("log_bytes")?,
+            dead_letter: row.get::<i64>("dead_letter")? != 0,
+            removing: row.get::<i64>("removing")? != 0,
+        },
     })
 }
 
@@ -146,8 +216,8 @@ impl Tx {
     pub async fn insert_run(&mut self, run: &Run) -> Result<bool, StoreError> {
         let sql = sql!(
             "insert into run (org_id, id, workflow_id, version, status, trigger_kind, trigger_data, state, generation,
-                 dedupe_key, log_seq, created_at, updated_at)
-             select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13 where not exists (
+                 dedupe_key, log_seq, created_at, updated_at, held_bytes)
+             select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14 where not exists (
                  select 1 from spent_key where org_id = $1 and workflow_id = $3 and dedupe_key = $10)
              on conflict (org_id, workflow_id, dedupe_key) where dedupe_key is not null do nothing"
         );
@@ -165,7 +235,8 @@ impl Tx {
             &run.dedupe_key,
             run.log_seq,
             run.created_at,
-            run.updated_at
+            run.updated_at,
+            run.kept.held_bytes
         ];
         Ok(self.execute(sql, values).await? > 0)
     }
@@ -187,7 +258,7 @@ impl Tx {
     pub async fn load_run(&mut self, id: RunId) -> Result<Option<Run>, StoreError> {
         let sql = sql!(
             "select id, workflow_id, version, status, trigger_kind, trigger_data, state, generation, output, error, dedupe_key,
-                 log_seq, waiting_until, created_at, updated_at, finished_at
+                 log_seq, waiting_until, created_at, updated_at, finished_at, held_bytes, log_bytes, dead_letter, removing
              from run where org_id = $1 and id = $2"
         );
         let org = self.org()?;
@@ -209,65 +280,44 @@ impl Tx {
         self.require_run(id).await
     }
 
-    /// Where the run stands (its status and the number of its newest log entry), its row locked as by [`lock_run`](Self::lock_run):
-    /// all that a worker's commit needs to know, which carries the rest itself.
-    pub async fn lock_run_place(&mut self, id: RunId) -> Result<(RunStatus, i64), StoreError> {
+    /// Where the run stands, its row locked as by [`lock_run`](Self::lock_run): all that a worker's commit needs to know, which carries
+    /// the rest itself.
+    pub async fn lock_run_place(&mut self, id: RunId) -> Result<Standing, StoreError> {
         let org = self.org()?;
         let row = if self.is_postgres() {
-            let sql = sql_postgres!("select status, log_seq from run where org_id = $1 and id = $2 for update");
+            let sql = sql_postgres!(
+                "select status, log_seq, held_bytes, log_bytes from run where org_id = $1 and id = $2 for update"
+            );
             self.fetch_optional(sql, binds![org, id]).await?
         } else {
-            let sql = sql!("select status, log_seq from run where org_id = $1 and id = $2");
+            let sql = sql!("select status, log_seq, held_bytes, log_bytes from run where org_id = $1 and id = $2");
             self.fetch_optional(sql, binds![org, id]).await?
         };
         let row = row.ok_or(StoreError::NotFound { what: "run" })?;
-        Ok((row.parsed("status", RunStatus::parse)?, row.get("log_seq")?))
+        Ok(Standing {
+            status: row.parsed("status", RunStatus::parse)?,
+            log_seq: row.get("log_seq")?,
+            held_bytes: row.get("held_bytes")?,
+            log_bytes: row.get("log_bytes")?,
+            installation: None,
+        })
     }
 
-    /// Saves what changes while a run goes on. With the end of a run goes what it takes up, added up from its rows.
+    /// Saves what changes while a run goes on, and with its end what it takes up in all. What it holds is the caller's to raise, who
+    /// has its lock.
     pub async fn update_run(&mut self, run: &Run) -> Result<(), StoreError> {
-        if run.finished_at.is_some() {
-            return self.finish_run(run).await;
-        }
         let sql = sql!(
             "update run set status = $3, state = $4, generation = $5, output = $6, error = $7, log_seq = $8, waiting_until = $9,
-                 updated_at = $10, finished_at = null, history_bytes = 0
+                 updated_at = $10, finished_at = $11, history_bytes = $12, held_bytes = $13, log_bytes = $14
              where org_id = $1 and id = $2"
         );
         let org = self.org()?;
-        let values = binds![
-            org,
-            run.id,
-            run.status.as_str(),
-            &run.state,
-            run.generation,
-            &run.output,
-            &run.error,
-            run.log_seq,
-            run.waiting_until,
-            run.updated_at
-        ];
-        self.execute(sql, values).await.map(drop)
-    }
-
-    async fn finish_run(&mut self, run: &Run) -> Result<(), StoreError> {
-        // Besides its texts a row takes about so many bytes: columns, and entries of its indexes.
-        let sql = sql!(
-            "update run set status = $3, state = $4, generation = $5, output = $6, error = $7, log_seq = $8, waiting_until = $9,
-                 updated_at = $10, finished_at = $11, history_bytes = 512 + octet_length(trigger_data) + $12
-                 + coalesce((select sum(192 + coalesce(octet_length(input), 0) + coalesce(octet_length(output), 0)
-                         + coalesce(octet_length(error), 0) + coalesce(octet_length(usage), 0))
-                     from step where org_id = $1 and run_id = $2), 0)
-                 + coalesce((select sum(96 + octet_length(detail)) from run_event where org_id = $1 and run_id = $2), 0)
-                 + coalesce((select sum(256 + octet_length(input) + coalesce(octet_length(output), 0)
-                         + coalesce(octet_length(error), 0) + octet_length(usage) + octet_length(limits) + octet_length(log)
-                         + octet_length(egress) + octet_length(refusals))
-                     from call where org_id = $1 and run_id = $2), 0)
-             where org_id = $1 and id = $2"
-        );
-        let org = self.org()?;
-        let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        let own = run.state.len() + length(&run.output) + length(&run.error);
+        let history_bytes = if run.finished_at.is_some() {
+            let own = bytes_of(&run.state) + bytes_of_some(run.output.as_ref()) + bytes_of_some(run.error.as_ref());
+            run.kept.held_bytes.saturating_add(own)
+        } else {
+            0
+        };
         let values = binds![
             org,
             run.id,
@@ -280,9 +330,33 @@ impl Tx {
             run.waiting_until,
             run.updated_at,
             run.finished_at,
-            i64::try_from(own).unwrap_or(i64::MAX)
+            history_bytes,
+            run.kept.held_bytes,
+            run.kept.log_bytes
         ];
         self.execute(sql, values).await.map(drop)
+    }
+
+    /// Adds a call to what a run holds that its worker has no hold of any more, ended or not.
+    pub async fn raise_run_bytes(&mut self, run: RunId, call: CallBytes) -> Result<(), StoreError> {
+        let sql = sql!(
+            "update run set held_bytes = held_bytes + $3, log_bytes = log_bytes + $4,
+                 history_bytes = case when finished_at is null then 0 else history_bytes + $3 end
+             where org_id = $1 and id = $2"
+        );
+        let org = self.org()?;
+        self.execute(sql, binds![org, run, call.all, call.log]).await.map(drop)
+    }
+
+    /// The organization's runs that sleep until a time: how many, and what they hold. At most `limit` are counted.
+    pub async fn count_sleeping_runs(&mut self, limit: u32) -> Result<(i64, i64), StoreError> {
+        let sql = sql!(
+            "select count(*) as runs, cast(coalesce(sum(held_bytes), 0) as bigint) as bytes from (
+                 select held_bytes from run where org_id = $1 and status = 'waiting' limit $2) as sleeping"
+        );
+        let org = self.org()?;
+        let row = self.fetch_optional(sql, binds![org, i64::from(limit)]).await?;
+        row.map_or(Ok((0, 0)), |row| Ok((row.get("runs")?, row.get("bytes")?)))
     }
 
     /// Newest first; `status` and `workflow` narrow when given.
@@ -421,11 +495,21 @@ impl Tx {
         self.execute(sql, values).await.map(drop)
     }
 
-    /// Removes the rows of steps at this position and after it: the run begins again there.
-    pub async fn delete_steps(&mut self, run: RunId, position_min: i64) -> Result<(), StoreError> {
-        let sql = sql!("delete from step where org_id = $1 and run_id = $2 and position >= $3");
+    /// Removes the rows of steps at this position and after it: the run begins again there. Answers what they took up.
+    pub async fn delete_steps(&mut self, run: RunId, position_min: i64) -> Result<i64, StoreError> {
+        let sql = sql!(
+            "select count(*) as steps, cast(coalesce(sum(coalesce(octet_length(input), 0) + coalesce(octet_length(output), 0)
+                 + coalesce(octet_length(error), 0) + coalesce(octet_length(usage), 0)), 0) as bigint) as bytes
+             from step where org_id = $1 and run_id = $2 and position >= $3"
+        );
         let org = self.org()?;
-        self.execute(sql, binds![org, run, position_min]).await.map(drop)
+        let row = self.fetch_optional(sql, binds![org, run, position_min]).await?;
+        let taken = row.map_or(Ok(0), |row| {
+            Ok::<_, StoreError>(row.get::<i64>("steps")? * STEP_BYTES + row.get::<i64>("bytes")?)
+        })?;
+        let sql = sql!("delete from step where org_id = $1 and run_id = $2 and position >= $3");
+        self.execute(sql, binds![org, run, position_min]).await?;
+        Ok(taken)
     }
 
     /// In the order in which they were begun. Inputs above [`STEP_INPUT_LISTED_BYTES_MAX`] and outputs above

@@ -21,6 +21,7 @@ pub(crate) async fn log_event(
 ) -> Result<(), StoreError> {
     run.log_seq += 1;
     let event = RunEvent { seq: run.log_seq, kind: kind.to_owned(), detail: detail.to_string(), created_at: now };
+    run.kept.add_event(&event);
     tx.record_run_event(run.id, &event).await
 }
 
@@ -75,13 +76,17 @@ pub(crate) async fn save_record(
     if let Some(fields) = detail.as_object_mut() {
         fields.shift_remove("output");
     }
+    run.kept.add_step(&step);
     let Some(call) = call else {
         tx.save_step(run.id, &step).await?;
         return Ok(log_event(tx, run, "step", &detail, now).await?);
     };
     run.log_seq += 1;
     let event = RunEvent { seq: run.log_seq, kind: "step".to_owned(), detail: detail.to_string(), created_at: now };
-    Ok(tx.record_called_step(run.id, call, &step, &event).await?)
+    run.kept.add_event(&event);
+    let bytes = tx.record_called_step(run.id, call, &step, &event).await?;
+    run.kept.add_call(bytes);
+    Ok(())
 }
 
 /// What a failed run puts on the list of dead letters; nothing where its definition ended it so (`stop` with `failed`), which no
