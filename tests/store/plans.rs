@@ -37,6 +37,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "jobs that are held now: as many as workers have slots",
     ),
     (
+        "job/look",
+        "select lane, kind, count(*) as jobs from job where org_id = $1 and lane = $2 and state = 'leased'",
+        "jobs that are held now: as many as workers have slots",
+    ),
+    (
         "node",
         "with recursive found (org_id) as ( select (select org_id from run order by org_id limit 1)",
         "the index's first entry",

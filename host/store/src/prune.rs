@@ -211,10 +211,10 @@ impl Tx {
         if found.is_none() {
             return Ok(Removal::Changed);
         }
-        if let Some(key) = row.dedupe_key.as_ref().filter(|_| key_kept_until(row.created_at) > now) {
-            if !self.spend_key(run, row.workflow, key, row.created_at, now).await? {
-                return Ok(Removal::KeySpent);
-            }
+        if let Some(key) = row.dedupe_key.as_ref().filter(|_| key_kept_until(row.created_at) > now)
+            && !self.spend_key(run, row.workflow, key, row.created_at, now).await?
+        {
+            return Ok(Removal::KeySpent);
         }
         if row.bytes > PIECE_BYTES {
             let gone = self.remove_piece(run).await?;
@@ -335,6 +335,7 @@ impl Tx {
 
     /// Gives up to so many of SQLite's free pages back to the file system, while more than `reserve` are free: these are taken first
     /// for what is written next. Answers how many pages were free. PostgreSQL's autovacuum sees to its own.
+    #[expect(clippy::unused_async, reason = "as every other move of a transaction")]
     pub async fn give_back_space(&mut self, reserve: u32) -> Result<u32, StoreError> {
         self.give_back_pages(reserve)
     }
