@@ -252,7 +252,7 @@ on_both! {
             Ok((letters.iter().map(|l| l.id).collect::<Vec<_>>(), jobs.iter().map(|job| job.id).collect::<Vec<_>>()))
         })
         .unwrap();
-        assert_eq!((own_letter.len(), own_job.len()), (1, 1));
+        assert_eq!((own_letter.len(), own_job.len()), (1, 2));
         tx!(test.write, &scope, [a, now, ended, by_hand, own_letter, own_job], |tx| {
             let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
             assert!(!tx.revoke_api_key(a.api_key.id, *now).await?);
