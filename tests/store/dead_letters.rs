@@ -169,7 +169,7 @@ on_both! {
     async fn a_message_may_hold_anything(test: TestStore) {
         let tenant = test.tenant("acme").await;
         let mut letter = of_job("a", tenant.workflow.id, &format!("\0{}", "ä".repeat(5_000)));
-        letter.code = "a\0b".to_owned();
+        "a\0b".clone_into(&mut letter.code);
         record(&test, &tenant, vec![letter]).await;
         let found = tx!(test.read, &tenant.scope(), [], |tx| tx.load_dead_letter_of("fire_schedule", "a").await).unwrap().unwrap();
         assert_eq!((found.new.code.as_str(), found.new.message.chars().count()), ("a\u{fffd}b", 2_000));

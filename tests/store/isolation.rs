@@ -203,7 +203,7 @@ on_both! {
             assert!(tx.list_blocked_groups(9).await?.is_empty());
             assert!(tx.list_group_runs(&wf.to_string(), 9).await?.is_empty());
             assert_eq!(tx.count_group_held(&wf.to_string()).await?, 0);
-            assert_eq!(tx.count_jobs_ahead(Lane::Interactive, &last).await?, 0);
+            assert_eq!(tx.count_jobs_ahead(Lane::Interactive, last).await?, 0);
             assert_eq!(tx.load_lane_use(Lane::Interactive).await?.held, 0);
             let (letter, task) = (&a.dead_letter, a.dead_letter_task.id);
             assert!(tx.list_dead_letters(&DeadLetterFilter::default(), page).await?.items.is_empty());

@@ -200,15 +200,15 @@ async fn a_stopped_nodes_open_transaction_holds_up_only_its_own_row() {
         .execute(&mut conn)
         .await
         .unwrap();
-    let mut open = sqlx::Connection::begin(&mut conn).await.unwrap();
+    sqlx::query("begin").execute(&mut conn).await.unwrap();
     let org = sqlx::query("select set_config('app.org_id', $1, true)").bind(tenant.org.uuid().to_string());
-    org.execute(&mut *open).await.unwrap();
+    org.execute(&mut conn).await.unwrap();
     let locking = sqlx::query("select id from job where id = $1 for update").bind(held[0].lease.job.uuid());
-    assert_eq!(locking.fetch_all(&mut *open).await.unwrap().len(), 1);
+    assert_eq!(locking.fetch_all(&mut conn).await.unwrap().len(), 1);
 
     let me = WorkerId::new(&test.ambient);
     let recover = async || tx!(test.write_locked, &JOBS, [me, now], |tx| tx.recover_jobs(*me, *now).await).unwrap();
     assert_eq!(recover().await, held.len() as u64 - 1);
-    open.rollback().await.unwrap();
+    sqlx::query("rollback").execute(&mut conn).await.unwrap();
     assert_eq!(recover().await, 1, "what was held up is taken by the next look");
 }

@@ -128,6 +128,7 @@ const JOB_STATE: &str = "(case when n % 1000 = 0 then 'leased' when n % 10 < 4 t
      when n % 10 < 8 then 'blocked' when n % 10 < 9 then 'paused' else 'dead' end)";
 
 /// The column's value in the row number `n`.
+#[expect(clippy::match_same_arms, reason = "a line for each column")]
 fn value(dialect: Dialect, table: &str, column: &Column) -> String {
     let org = format!("n % {ORGS}");
     // Three rows of a run follow each other.
@@ -198,6 +199,7 @@ fn fill(dialect: Dialect, table: &str, columns: &[Column], rows: u32) -> String 
 }
 
 /// What the store would bind at `$number`, by the column that it is compared with, and else by its type.
+#[expect(clippy::match_same_arms, reason = "a line for each column")]
 fn bound(sql: &str, number: usize, kind: &str) -> String {
     let (org, some) = (Dialect::Postgres.id("2"), Dialect::Postgres.id("10007"));
     let marker = format!("${number}");

@@ -214,7 +214,7 @@ on_both! {
         assert_eq!(remove(&test, &tenant, &row).await, Removal::Removed);
         assert_eq!(start(&test, &tenant, "delivery-1").await, (false, Some(first.id)), "the run is gone, its key is not");
 
-        test.ambient.advance(KEY_KEPT - 2 * HOUR);
+        test.ambient.advance(KEY_KEPT.checked_sub(2 * HOUR).unwrap());
         let (now, later) = (test.ambient.now(), test.ambient.now().plus(HOUR));
         let removed = tx!(test.write, &tenant.scope(), [now, later], |tx| {
             Ok((tx.remove_spent_keys(*now, 9).await?, tx.remove_spent_keys(*later, 9).await?))

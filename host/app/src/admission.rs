@@ -389,12 +389,12 @@ impl App {
         held_for: Option<&str>,
     ) -> Result<(), AppError> {
         let admission = self.admission();
-        let (most, full) = match held_for {
-            None => (admission.limits.waiting_max, Refusal::Waiting { most: admission.limits.waiting_max }),
-            Some(_) => {
-                let most = (admission.limits.waiting_max / HELD_PART).max(1);
-                (most, Refusal::Held { most })
-            }
+        let waiting_max = admission.limits.waiting_max;
+        let (most, full) = if held_for.is_none() {
+            (waiting_max, Refusal::Waiting { most: waiting_max })
+        } else {
+            let most = (waiting_max / HELD_PART).max(1);
+            (most, Refusal::Held { most })
         };
         let mut counting = None;
         for _ in 0..ROOM_ASKED_MAX {

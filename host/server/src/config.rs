@@ -148,6 +148,7 @@ impl Default for WorkerSection {
 }
 
 /// `[starts]`: how many runs may be started; what is beyond is answered 429.
+#[expect(clippy::struct_field_names, reason = "the names are those of the file's keys")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct StartsSection {

@@ -1,5 +1,6 @@
 //! Rows 6 and 7: runs one after the other and many at once, beside the disk (SQLite) and the same writes by `pgbench` (PostgreSQL).
 
+use std::fmt::Write as _;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result};
@@ -182,7 +183,8 @@ fn reference(database: &Database<'_>, tenant: &Tenant) -> Result<String> {
         } else {
             format!("delete from job where org_id = {org} and id = {job} and fence = 1;\n")
         };
-        script += &format!(
+        write!(
+            script,
             "begin;\n{job_statement}\
              insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version, outcome, input, \
                  output, usage, limits, log, egress, refusals, created_at) values ({org}, {call}, {installation}, {plugin}, {run}, 's{step}', 1, \
@@ -191,19 +193,24 @@ fn reference(database: &Database<'_>, tenant: &Tenant) -> Result<String> {
                  started_at, finished_at) values ({org}, {run}, 's{step}', 0, {step}, 'succeeded', 'returned', 1, {input}, {input}, {usage}, \
                  {call}, now(), now());\n{}",
             event(step + 1, "step", &detail)
-        );
+        )
+        .expect("a string takes everything");
         if step == 3 {
             script += &event(5, "succeeded", "'{}'");
-            script += &format!(
+            writeln!(
+                script,
                 "insert into event (org_id, id, kind, subject, detail, created_at) values ({org}, {run}, 'run.succeeded', cast({run} as text), \
-                 '{{}}', now());\n"
-            );
+                 '{{}}', now());"
+            )
+            .expect("a string takes everything");
         }
         let status = if step == 3 { "succeeded" } else { "running" };
-        script += &format!(
+        write!(
+            script,
             "update run set status = '{status}', state = {state}, log_seq = {step}, updated_at = now() where org_id = {org} and id = {run};\n\
              commit;\n"
-        );
+        )
+        .expect("a string takes everything");
     }
     Ok(script)
 }
