@@ -268,7 +268,9 @@ impl Tenant {
         let plugin = plugin(ambient, "acme/echo", "1.0.0", digest);
         let installation = installation(ambient, plugin.id);
         let workflow = workflow(ambient, "Greet");
-        let run = run(ambient, workflow.id, None);
+        let mut run = run(ambient, workflow.id, None);
+        // Its letter is recorded with it.
+        run.kept.dead_letter = true;
         Self {
             org,
             api_key: api_key(ambient, "ci"),
