@@ -1,6 +1,8 @@
 //! The worker of this process: claims jobs, carries them out in bounded slots per lane and recovers what dead workers left. While
 //! its heartbeat is overdue ([`heartbeat`](crate::heartbeat)) it claims nothing.
 
+mod upkeep;
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
@@ -26,26 +28,12 @@ use crate::turns::{Planned, Turns};
 
 /// Without a wake-up the queue is looked at this often.
 const POLL_EVERY: Duration = Duration::from_millis(250);
-/// Dead workers and stuck jobs are looked for this often.
-const RECOVER_EVERY: Duration = Duration::from_secs(1);
-/// A heartbeat is looked at so long after its end.
-const RECOVER_MARGIN: Duration = Duration::from_millis(10);
 /// Future jobs promoted in one statement.
 const PROMOTE_MAX: u32 = 1_000;
 /// Jobs claimed in one transaction.
 const CLAIM_MAX: usize = 64;
 /// Organizations with ready work that one look at the queue tells of; the next look goes on from there.
 const LISTED_MAX: u32 = 2_000;
-/// Groups of blocked jobs are looked through this often, for room that no job's end told of.
-const ADMIT_EVERY: Duration = Duration::from_secs(5);
-/// The jobs that see to each organization's history are looked for after a minute, then this often: where one is missing (a new
-/// organization, one that was given up) it is made.
-const ARM_EVERY: Duration = Duration::from_mins(10);
-const ARM_FIRST: Duration = Duration::from_mins(1);
-/// Jobs that nobody here works on although this worker holds them are looked for this often.
-const RELEASE_EVERY: Duration = Duration::from_secs(5);
-/// Schedules that lost their job are looked for this often.
-const REARM_EVERY: Duration = Duration::from_mins(1);
 /// A job of a kind that this binary does not know is left for a newer node, and looked at again after this long.
 const UNKNOWN_KIND_PAUSE: Duration = Duration::from_secs(30);
 
@@ -143,6 +131,7 @@ struct Worker {
     held: Mutex<HashSet<(JobId, i64)>>,
 }
 
+/// Of what a worker does for all organizations.
 const SCOPE: SystemScope = SystemScope::new(SystemReason::Jobs);
 
 impl App {
@@ -197,8 +186,7 @@ impl App {
         self.wake().0.worker.set(Arc::downgrade(&worker)).ok();
         let claiming = Arc::clone(&worker);
         supervisor.spawn_loop("claim", move || Arc::clone(&claiming).claim_loop());
-        let recovering = Arc::clone(&worker);
-        supervisor.spawn_loop("recover", move || Arc::clone(&recovering).recover_loop());
+        upkeep::start(&worker, supervisor);
         self.measure_queue(supervisor);
         self.node().works_as(id);
         Ok(id)
@@ -433,6 +421,10 @@ impl Worker {
                 let left = self.app.fire_schedule(&job, workflow, &trigger).await;
                 tracing::debug!(job = %job.lease.job, %workflow, %trigger, ?left, "left a job");
             }
+            // It may be what kills its worker; it is made anew some minutes later.
+            Ok(JobPayload::PruneHistory) if job.lease.attempt > job.attempts_max => {
+                self.bury(&job, "exhausted", "its worker died at every attempt".to_owned()).await;
+            }
             Ok(JobPayload::PruneHistory) => {
                 let left = self.app.prune_history(&job.lease, &leash).await;
                 tracing::debug!(job = %job.lease.job, ?left, "left a job");
@@ -446,48 +438,14 @@ impl Worker {
                 let why = format!("this version does not know jobs of the kind {}: {error}", job.kind);
                 self.app.release(&job.lease, UNKNOWN_KIND_PAUSE, Attempt::Counts, Some(why)).await;
             }
-            Err(error) => self.bury(&job, format!("the payload does not decode: {error}")).await,
+            Err(error) => self.bury(&job, "undecodable", format!("the payload does not decode: {error}")).await,
         }
     }
 
-    /// Hands back jobs that this worker holds by the database and not by itself: a claim whose answer was lost. Only those that
-    /// were so at the last look as well (`before`), since a claim may be under way. Answers what to look at next time.
-    async fn release_strays(&self, before: &HashSet<(JobId, i64)>) -> HashSet<(JobId, i64)> {
-        let listed = self
-            .app
-            .store()
-            .read(&SCOPE, self.id, |tx, id| Box::pin(async move { tx.list_held_jobs(*id).await }))
-            .await;
-        let leases = match listed {
-            Ok(leases) => leases,
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "held jobs could not be listed");
-                return HashSet::new();
-            }
-        };
-        let (mut strays, mut to_release) = (HashSet::new(), Vec::new());
-        for lease in leases {
-            let key = (lease.job, lease.fence);
-            if self.held().contains(&key) {
-                continue;
-            }
-            if before.contains(&key) {
-                to_release.push(lease);
-            } else {
-                strays.insert(key);
-            }
-        }
-        for lease in to_release {
-            tracing::warn!(job = %lease.job, "a claimed job was never begun: handing it back");
-            self.app.release(&lease, Duration::ZERO, Attempt::DoesNotCount, None).await;
-        }
-        strays
-    }
-
-    async fn bury(&self, job: &ClaimedJob, error: String) {
+    async fn bury(&self, job: &ClaimedJob, code: &str, error: String) {
         tracing::error!(job = %job.lease.job, kind = %job.kind, error = %error, "a job goes to the dead letters");
         let scope = SystemScope::new(SystemReason::Worker).for_org(job.lease.org);
-        let (kind, code) = (job.kind.as_str(), "undecodable");
+        let kind = job.kind.as_str();
         metrics::counter!("bulkhead_jobs_dead_total", "kind" => job.kind.clone()).increment(1);
         let letter = NewDeadLetter {
             fingerprint: Fault { kind, code, step: None, message: &error }.fingerprint(),
@@ -514,101 +472,6 @@ impl Worker {
         if let Err(error) = buried {
             tracing::warn!(job = %job.lease.job, error = &error as &dyn std::error::Error, "a job could not be buried; trying again later");
             self.app.release(&job.lease, UNKNOWN_KIND_PAUSE, Attempt::Counts, None).await;
-        }
-    }
-
-    async fn recover_loop(self: Arc<Self>) {
-        let stop = self.supervisor.stop_token();
-        let (mut admitted_at, mut blocked_after) = (Instant::now(), None::<String>);
-        let (mut released_at, mut strays) = (Instant::now(), HashSet::new());
-        let mut tended_after = None::<String>;
-        let mut rearmed_at = None::<Instant>;
-        let mut pause = RECOVER_EVERY;
-        let (mut armed_at, mut arm_after) = (Instant::now(), ARM_FIRST);
-        while !stop.is_cancelled() {
-            tokio::select! {
-                () = tokio::time::sleep(std::mem::replace(&mut pause, RECOVER_EVERY)) => {}
-                () = stop.cancelled() => return,
-            }
-            if !self.has_heartbeat_thread {
-                match self.heartbeat.renew(self.app.store()).await {
-                    Ok(true) => {}
-                    Ok(false) => self.app.in_flight().hand_back_all(),
-                    Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "the heartbeat failed"),
-                }
-            }
-            if self.heartbeat.is_fenced() {
-                continue;
-            }
-            let args = (self.id, self.app.ambient().clone());
-            let recovered = self
-                .app
-                .store()
-                .write_locked(&SCOPE, args, |tx, (id, ambient)| {
-                    Box::pin(async move {
-                        let now = ambient.now();
-                        let jobs = tx.recover_jobs(*id, now).await? + tx.free_stuck_jobs(now).await?;
-                        Ok::<_, StoreError>((jobs, tx.next_heartbeat_end(*id).await?))
-                    })
-                })
-                .await;
-            match recovered {
-                Ok((jobs, ends_in)) => {
-                    if jobs > 0 {
-                        tracing::info!(jobs, "took up jobs of dead or stuck workers");
-                        self.app.wake_workers();
-                    }
-                    // A node that died is noticed when its heartbeat ends, not up to a second later.
-                    pause = ends_in.map_or(pause, |ends_in| pause.min(ends_in + RECOVER_MARGIN));
-                }
-                Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "recovery failed; trying again"),
-            }
-            match self.app.tend_breakers(tended_after.take()).await {
-                Ok(after) => tended_after = after,
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "breakers were not looked at");
-                }
-            }
-            if admitted_at.elapsed() >= ADMIT_EVERY {
-                admitted_at = Instant::now();
-                let asked = blocked_after.take();
-                let admitted = self
-                    .app
-                    .store()
-                    .write_locked(&SCOPE, asked, |tx, after| {
-                        Box::pin(async move { tx.admit_blocked_jobs(after.as_deref()).await })
-                    })
-                    .await;
-                match admitted {
-                    Ok(after) => blocked_after = after,
-                    Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "blocked jobs were not looked at");
-                    }
-                }
-            }
-            if released_at.elapsed() >= RELEASE_EVERY {
-                released_at = Instant::now();
-                strays = self.release_strays(&strays).await;
-            }
-            if armed_at.elapsed() >= arm_after {
-                (armed_at, arm_after) = (Instant::now(), ARM_EVERY);
-                if let Err(error) = self.app.arm_pruning().await {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "jobs that remove history could not be made"
-                    );
-                }
-            }
-            if rearmed_at.is_none_or(|at| at.elapsed() >= REARM_EVERY) {
-                rearmed_at = Some(Instant::now());
-                match self.app.rearm_lost_schedules().await {
-                    Ok(0) => {}
-                    Ok(_) => self.app.wake_workers(),
-                    Err(error) => {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "lost schedules were not looked for");
-                    }
-                }
-            }
         }
     }
 }
