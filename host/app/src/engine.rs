@@ -654,21 +654,21 @@ async fn write_commit(
     breaker: KnownBreaker,
     ambient: &Ambient,
 ) -> Result<Committed, NotCommitted> {
-    let (now, mut moved) = (commit.now, None);
+    let now = commit.now;
     let made = commit.call.as_ref();
     let call = made.and_then(|(made, _)| if let Made::Call(call) = made { Some(&**call) } else { None });
     // A call whose grants are known to have changed is recorded as such, whatever holds now.
     let bound = call.filter(|call| call.report.outcome != Outcome::Revoked);
-    let (id, installation) = (commit.run.id, bound.map(|call| call.installation));
+    let (id, used) = (commit.run.id, bound.map(|call| call.installation));
     let standing = match &commit.then {
-        Then::Continue { .. } => tx.hold_standing(&commit.lease, ATTEMPT_DEADLINE, now, id, installation).await?,
+        Then::Continue { .. } => tx.hold_standing(&commit.lease, ATTEMPT_DEADLINE, now, id, used).await?,
         Then::Wait { until } => {
             tx.release_job(&commit.lease, *until, Attempt::StartsAnew, None, now).await?;
-            tx.lock_standing(id, installation).await?
+            tx.lock_standing(id, used).await?
         }
         Then::Finish { .. } => {
             tx.finish_job(&commit.lease).await?;
-            tx.lock_standing(id, installation).await?
+            tx.lock_standing(id, used).await?
         }
     };
     if standing.status.is_final() {
@@ -698,11 +698,11 @@ async fn write_commit(
     run.state = state_text(&commit.state)?;
     run.updated_at = now;
     run.waiting_until = None;
-    let mut following = None;
+    let (mut installation, mut moved) = (None, None);
     match &commit.then {
-        Then::Continue { plugin, installation } => {
+        Then::Continue { plugin, installation: used } => {
             run.status = RunStatus::Running;
-            following = match tx.load_installation_of(plugin, *installation).await {
+            installation = match tx.load_installation_of(plugin, *used).await {
                 // What is wrong with the next call's installation is for that call to say.
                 Err(StoreError::Corrupt { .. }) => None,
                 found => found?,
@@ -716,34 +716,44 @@ async fn write_commit(
         Then::Finish { status, output, error } => {
             run.status = *status;
             run.output = Some(output.to_string());
-            run.error = error.as_ref().map(|error| json!(error).to_string());
             run.finished_at = Some(now);
-            log_event(tx, &mut run, status.as_str(), &json!({ "error": error }), now).await?;
-            let letter =
-                error.as_ref().filter(|_| *status == RunStatus::Failed).and_then(|error| letter_of(&run, error));
-            if let Some(letter) = letter {
-                tx.record_dead_letter(&letter, ambient).await?;
-            }
-            let detail = json!({ "workflow": run.workflow, "version": run.version });
-            tx.record_event(&format!("run.{}", status.as_str()), &run.id.to_string(), &detail, ambient).await?;
-            moved = match (status, error) {
-                (RunStatus::Failed, Some(error)) if !breaker::is_stopped(error) => match breaker {
-                    KnownBreaker::None | KnownBreaker::Probes => {
-                        breaker::run_failed(tx, commit.lease.org, &run, error, ambient).await?
-                    }
-                    // It began before; nobody need wait for the row to learn that it says nothing.
-                    KnownBreaker::Open => None,
-                },
-                (RunStatus::Succeeded, _) | (RunStatus::Failed, Some(_)) => match breaker {
-                    KnownBreaker::None => None,
-                    KnownBreaker::Open | KnownBreaker::Probes => {
-                        breaker::run_succeeded(tx, commit.lease.org, &run, ambient).await?
-                    }
-                },
-                _ => None,
-            };
+            moved = write_end(tx, commit, &mut run, error.as_ref(), breaker, ambient).await?;
         }
     }
     tx.update_run(&run).await?;
-    Ok(Committed { run, installation: following, moved })
+    Ok(Committed { run, installation, moved })
+}
+
+/// What the end of a run brings with it: its log's last line, a dead letter where it failed, the event, and what the breaker learns.
+async fn write_end(
+    tx: &mut Tx,
+    commit: &Commit,
+    run: &mut Run,
+    error: Option<&run::StepError>,
+    breaker: KnownBreaker,
+    ambient: &Ambient,
+) -> Result<Option<Moved>, StoreError> {
+    let status = run.status;
+    run.error = error.map(|error| json!(error).to_string());
+    log_event(tx, run, status.as_str(), &json!({ "error": error }), commit.now).await?;
+    if let Some(error) = error.filter(|_| status == RunStatus::Failed)
+        && let Some(letter) = letter_of(run, error)
+    {
+        tx.record_dead_letter(&letter, ambient).await?;
+    }
+    let detail = json!({ "workflow": run.workflow, "version": run.version });
+    tx.record_event(&format!("run.{}", status.as_str()), &run.id.to_string(), &detail, ambient).await?;
+    let org = commit.lease.org;
+    match (status, error, breaker) {
+        // It began before the breaker opened; nobody need wait for the row to learn that it says nothing.
+        (RunStatus::Failed, Some(error), KnownBreaker::Open) if !breaker::is_stopped(error) => Ok(None),
+        (RunStatus::Failed, Some(error), _) if !breaker::is_stopped(error) => {
+            breaker::run_failed(tx, org, run, error, ambient).await
+        }
+        (RunStatus::Succeeded, ..) | (RunStatus::Failed, Some(_), _) => match breaker {
+            KnownBreaker::None => Ok(None),
+            KnownBreaker::Open | KnownBreaker::Probes => breaker::run_succeeded(tx, org, run, ambient).await,
+        },
+        _ => Ok(None),
+    }
 }
