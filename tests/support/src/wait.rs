@@ -1,6 +1,8 @@
 //! Waiting with a deadline, and ports.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long between two looks at a condition. Short beside any test, long beside a look.
@@ -38,23 +40,46 @@ pub async fn until_async(within: Duration, mut condition: impl AsyncFnMut() -> b
     }
 }
 
-/// A TCP port of 127.0.0.1 that was free a moment ago.
-///
-/// Another process may take it before the caller does: bind port 0 where the code under test allows it, and be ready to
-/// try again where it does not.
+/// Ports from which [`free_port`] chooses: below those that systems give to outgoing connections (Linux from 32768, IANA from 49152), of
+/// which a suite makes thousands while a server starts.
+const PORTS: std::ops::Range<u16> = 15_000..32_000;
+
+/// A TCP port of 127.0.0.1 for a server that must be told its port. No other process that asks here gets it while this one lives, and
+/// no outgoing connection does. Bind port 0 where the code under test allows it.
 ///
 /// # Panics
-/// When the machine has no loopback port left.
+/// When the machine has no such port left.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a machine that runs tests has a free loopback port")
-        .port()
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    let folder = std::env::temp_dir().join("bulkhead-test-ports");
+    std::fs::create_dir_all(&folder).expect("a machine that runs tests has a folder for temporary files");
+    // Spread, so that processes that start together do not try the same ones.
+    let (first, count) = (std::process::id().wrapping_mul(7_919), u32::from(PORTS.end - PORTS.start));
+    for number in 0..count {
+        let Ok(offset) = u16::try_from(first.wrapping_add(number) % count) else { continue };
+        let port = PORTS.start + offset;
+        let Ok(lock) = File::create(folder.join(port.to_string())) else { continue };
+        if lock.try_lock().is_ok() && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            held.push(lock);
+            return port;
+        }
+    }
+    panic!("none of the ports {PORTS:?} is free");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_port_is_given_once() {
+        let mut ports: Vec<u16> = (0..50).map(|_| free_port()).collect();
+        assert!(ports.iter().all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()));
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), 50);
+    }
 
     #[test]
     fn a_condition_that_comes_true_is_seen() {
