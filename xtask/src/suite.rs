@@ -132,6 +132,17 @@ fn run_tests(filters: &[String], postgres: &Postgres, skipped: &Path) -> Result<
     let mut command = tools::cargo();
     if with_nextest {
         command.args(["nextest", "run", "--no-fail-fast"]);
+        if tools::under_ci() {
+            // Logs of continuous integration are cut: a thousand lines of what passed would push out why one did not.
+            command.args([
+                "--status-level",
+                "slow",
+                "--final-status-level",
+                "slow",
+                "--failure-output",
+                "immediate-final",
+            ]);
+        }
     } else {
         eprintln!("nextest is not installed: `cargo test` runs the suites one after another");
         command.args(["test", "--no-fail-fast", "--lib", "--bins", "--tests", "--examples"]);
