@@ -160,7 +160,7 @@ on_both! {
         assert!(breakers(&app.app, &acme, workflow).await.is_empty());
         let closed = app.audit(&acme, "workflow.breaker_closed").await;
         assert_eq!(closed.len(), 1);
-        assert_eq!(closed[0].actor, acme.caller.key().to_string());
+        assert_eq!(closed[0].actor, acme.caller.actor().to_string());
         assert!(supervisor.shut_down(PATIENCE).await);
     }
 

@@ -243,7 +243,7 @@ impl Tenant {
     pub(crate) fn only(&self, permissions: &[Permission]) -> Caller {
         let held = permissions.iter().copied().collect();
         let now = Timestamp::from_micros(START_MICROS);
-        Caller::from_verified_key(self.org, self.caller.key(), held, None, None, now).unwrap()
+        Caller::from_verified_key(self.org, self.caller.key().unwrap(), held, None, None, now).unwrap()
     }
 }
 

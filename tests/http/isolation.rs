@@ -1,6 +1,7 @@
 //! Who may do what: every operation of the OpenAPI document, driven as nobody, as another organization, and as a key of each
 //! single permission. The whole matrix is a text file that reviews see change.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use bulkhead_model::permission::Permission;
@@ -102,12 +103,17 @@ on_both! {
         let (victim, attacker) = (server.tenant("acme").await, server.tenant("other").await);
         let things = Things::of(&server, &victim).await;
         let before = snapshot(&server, &victim).await;
+        let declared = declared();
         let mut keys = Vec::new();
-        for permission in Permission::ALL {
-            keys.push((*permission, server.key(&victim, &[*permission]).await));
+        for permission in &declared {
+            keys.push((permission.to_string(), server.key(&victim, &[*permission]).await));
         }
+        // What no route asks for opens none.
+        let of_organization = Permission::ALL.iter().copied().filter(|permission| !permission.is_of_platform());
+        let others: Vec<Permission> = of_organization.filter(|permission| !declared.contains(permission)).collect();
+        keys.push(("all others".to_owned(), server.key(&victim, &others).await));
         let before_keys = server.get(&victim, "api-keys").await.json(200);
-        let mut matrix = heading();
+        let mut matrix = heading(&declared);
         let mut allowed = Vec::new();
         for (method, path, operation) in operations(&bulkhead_http::openapi()) {
             let at = format!("{method} {path}");
@@ -129,7 +135,7 @@ on_both! {
             }
             let mut row = String::new();
             for (held, key) in &keys {
-                if held.as_str() == permission {
+                if held == permission {
                     row.push('x');
                     allowed.push((at.clone(), make(&victim.org).key(key)));
                     continue;
@@ -175,14 +181,23 @@ async fn snapshot(server: &TestServer, tenant: &Tenant) -> Vec<Value> {
     found
 }
 
-fn heading() -> String {
+/// The permissions that routes ask for.
+fn declared() -> BTreeSet<Permission> {
+    let operations = operations(&bulkhead_http::openapi());
+    let named = operations.iter().filter_map(|(_, _, operation)| operation["x-bulkhead-permission"].as_str());
+    named.map(|name| name.parse().unwrap()).collect()
+}
+
+fn heading(declared: &BTreeSet<Permission>) -> String {
     let mut text = String::from(
-        "Who may do what. One column per permission, in the order below: `x` passes, `.` is refused with 403.\n\
+        "Who may do what. One column per permission that a route asks for, in the order below, and one for a key of all others: `x` passes, \
+         `.` is refused with 403.\n\
          Nobody gets 401 from each of these, and another organization's key 404.\n\n",
     );
-    for (at, permission) in Permission::ALL.iter().enumerate() {
+    for (at, permission) in declared.iter().enumerate() {
         writeln!(text, "{:>3} {permission}", at + 1).unwrap();
     }
+    writeln!(text, "{:>3} all others", declared.len() + 1).unwrap();
     text.push('\n');
     text
 }

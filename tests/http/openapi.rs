@@ -1,9 +1,11 @@
 //! The OpenAPI document: complete, current, and true.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
-use bulkhead_model::permission::Permission;
+use bulkhead_model::permission::{Category, Permission};
+use bulkhead_model::role::BuiltIn;
 use serde_json::Value;
 
 use crate::support::{TestServer, ask};
@@ -37,6 +39,40 @@ fn openapi_snapshot() {
     let mut text = serde_json::to_string_pretty(&bulkhead_http::openapi()).unwrap();
     text.push('\n');
     compare_with_file(&text, "docs/openapi.json");
+}
+
+/// Who holds what, for people who read no code, and how many operations ask for it.
+#[test]
+fn openapi_snapshot_of_permissions() {
+    let mut asked: BTreeMap<String, usize> = BTreeMap::new();
+    for (_, _, operation) in operations(&bulkhead_http::openapi()) {
+        if let Some(permission) = operation["x-bulkhead-permission"].as_str() {
+            *asked.entry(permission.to_owned()).or_default() += 1;
+        }
+    }
+    let mut text = String::from(
+        "# Who may do what\n\n\
+         Written by `cargo xtask openapi`; a change to it is a change to who may do what.\n\n\
+         A role is a set of permissions. These are the built-in ones; an organization makes further ones of its own, which hold what it ticks and \
+         what the roles hold that they inherit from. The last column says how many operations of the API ask for the permission.\n\n",
+    );
+    for role in BuiltIn::ALL {
+        writeln!(text, "- **{}** (`{role}`, {} permissions): {}", role.title(), role.permissions().len(), role.says())
+            .unwrap();
+    }
+    for category in Category::ALL {
+        writeln!(text, "\n## {}\n", category.title()).unwrap();
+        let titles: Vec<&str> = BuiltIn::ALL.iter().map(|role| role.title()).collect();
+        writeln!(text, "| Permission | What it lets people do | {} | Operations |", titles.join(" | ")).unwrap();
+        writeln!(text, "| --- | --- |{} ---: |", " :-: |".repeat(titles.len())).unwrap();
+        for permission in Permission::ALL.iter().filter(|permission| permission.category() == *category) {
+            let held = |role: &BuiltIn| if permission.is_held_by(*role) { "yes" } else { "–" };
+            let held: Vec<&str> = BuiltIn::ALL.iter().map(held).collect();
+            let operations = asked.get(permission.as_str()).map_or_else(|| "none yet".to_owned(), usize::to_string);
+            writeln!(text, "| `{permission}` | {} | {} | {operations} |", permission.says(), held.join(" | ")).unwrap();
+        }
+    }
+    compare_with_file(&text, "docs/permissions.md");
 }
 
 #[test]

@@ -11,5 +11,12 @@ pub(crate) fn chore() -> Result<()> {
     test.args(["test", "--package", "bulkhead-http", "--test", "http", "--", "openapi_snapshot", "isolation"])
         .env("UPDATE_SNAPSHOTS", "1");
     tools::run(&mut test)?;
-    tools::run(tools::program("git").args(["status", "--short", "--", "docs/openapi.json", "tests/http"]))
+    tools::run(tools::program("git").args([
+        "status",
+        "--short",
+        "--",
+        "docs/openapi.json",
+        "docs/permissions.md",
+        "tests/http",
+    ]))
 }

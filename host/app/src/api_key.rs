@@ -49,7 +49,7 @@ impl App {
                 "a key cannot hold a permission that its maker does not hold",
             ));
         }
-        self.insert_api_key(&scope, new, Some(caller.key())).await
+        self.insert_api_key(&scope, new, caller.key()).await
     }
 
     /// Makes an organization's first key, with every permission. For the operator only.
@@ -79,6 +79,10 @@ impl App {
                 "/permissions",
                 "a key needs at least one permission",
             ));
+        }
+        if let Some(foreign) = new.permissions.without(PermissionSet::all()).iter().next() {
+            let message = format!("{foreign} is the platform's: no key of an organization holds it");
+            return Err(AppError::invalid("invalid-permissions", "/permissions", message));
         }
         let days = new.expires_in_days.unwrap_or(EXPIRY_DAYS_DEFAULT);
         if !(1..=EXPIRY_DAYS_MAX).contains(&days) {
@@ -155,7 +159,7 @@ impl App {
     /// [`AppError::NotFound`]; [`AppError::Conflict`] `own-key`.
     pub async fn revoke_api_key(&self, caller: &Caller, org: OrgId, id: ApiKeyId) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::ApiKeysWrite)?;
-        if id == caller.key() {
+        if caller.key() == Some(id) {
             return Err(AppError::conflict("own-key", "a key cannot revoke itself: use another one"));
         }
         self.revoke_key_in(&scope, id).await

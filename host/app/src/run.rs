@@ -233,7 +233,7 @@ impl App {
         }
         // A hook's deliveries are told by the run itself; what a person starts is told with who it was.
         let audited = match scope.actor() {
-            Actor::ApiKey(_) => Some(AuditEvent {
+            Actor::ApiKey(_) | Actor::User(_) => Some(AuditEvent {
                 action: "run.started",
                 target: run.id.to_string(),
                 actor: scope.actor().clone(),

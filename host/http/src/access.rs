@@ -81,7 +81,7 @@ impl FromRequestParts<HttpState> for OrgCaller {
         let identity = state.app.authenticate(presented).await?;
         let span = tracing::Span::current();
         span.record("org_id", tracing::field::display(identity.org.id));
-        span.record("user_id", tracing::field::display(identity.caller.key()));
+        span.record("user_id", tracing::field::display(identity.caller.actor()));
         let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
         let org = identity.resolve(&named)?;
         if !identity.caller.permissions().contains(permission) {

@@ -129,6 +129,14 @@ macro_rules! ids {
 ids! {
     /// An organization: the tenant.
     OrgId = "org";
+    /// A role of an organization's own.
+    RoleId = "role";
+    /// A member's having a role.
+    AssignmentId = "asg";
+    /// A request to have a role for some hours.
+    RoleRequestId = "rreq";
+    /// A team inside an organization.
+    TeamId = "team";
     /// An API key's row (never the secret).
     ApiKeyId = "key";
     /// A plugin version that an organization uploaded: name, version, digest.
@@ -157,6 +165,8 @@ ids! {
     DeadLetterId = "dl";
     /// The resuming or discarding of many of them.
     DeadLetterTaskId = "dlt";
+    /// A person.
+    UserId = "user";
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //!
 //! | question | file |
 //! | --- | --- |
-//! | who may do it? | [`permission`] |
+//! | who may do it? | [`permission`], and [`role`] for where that comes from |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
@@ -29,6 +29,7 @@ pub mod name;
 pub mod permission;
 pub mod quota;
 pub mod retention;
+pub mod role;
 pub mod run;
 pub mod schedule;
 pub mod stuck;

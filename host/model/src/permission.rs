@@ -5,128 +5,20 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
-use crate::id::{ApiKeyId, OrgId};
+use crate::id::{ApiKeyId, OrgId, TeamId, UserId};
+use crate::role::assignment::Within;
 use crate::time::Timestamp;
 
-macro_rules! permissions {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
-        /// What a caller may do inside one organization. The text form is what API keys, the API and the audit log show.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u8)]
-        pub enum Permission { $($(#[$doc])* $name,)* }
+pub use self::catalogue::{Category, Permission, PermissionSet, UnknownPermission};
 
-        impl Permission {
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-
-            #[must_use]
-            pub const fn as_str(self) -> &'static str {
-                match self { $(Self::$name => $text,)* }
-            }
-        }
-    };
-}
-
-permissions! {
-    OrgRead = "org.read",
-    ApiKeysRead = "api_keys.read",
-    ApiKeysWrite = "api_keys.write",
-    PluginsRead = "plugins.read",
-    /// Uploads packages.
-    PluginsUpload = "plugins.upload",
-    /// Installs, configures, disables and removes.
-    PluginsInstall = "plugins.install",
-    /// Decides what an installation may do.
-    PluginsGrant = "plugins.grant",
-    /// Makes single calls by hand.
-    PluginsCall = "plugins.call",
-    CallsRead = "calls.read",
-    /// Stores and removes secrets (nobody reads them).
-    SecretsWrite = "secrets.write",
-    WorkflowsRead = "workflows.read",
-    WorkflowsWrite = "workflows.write",
-    /// Activates, deactivates, rotates hooks.
-    WorkflowsActivate = "workflows.activate",
-    RunsRead = "runs.read",
-    RunsStart = "runs.start",
-    /// Cancels and retries.
-    RunsControl = "runs.control",
-    JobsRead = "jobs.read",
-    EventsRead = "events.read",
-    AuditRead = "audit.read",
-    /// Decides how long what has ended is kept.
-    RetentionWrite = "retention.write",
-}
-
-impl fmt::Display for Permission {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl std::str::FromStr for Permission {
-    type Err = UnknownPermission;
-
-    fn from_str(text: &str) -> Result<Self, UnknownPermission> {
-        Self::ALL.iter().copied().find(|p| p.as_str() == text).ok_or_else(|| UnknownPermission(text.to_owned()))
-    }
-}
-
-impl Serialize for Permission {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl<'de> Deserialize<'de> for Permission {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
-}
-
-/// No permission has this name.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown permission {0:?}")]
-pub struct UnknownPermission(pub String);
-
-/// A set of permissions, as bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PermissionSet(u64);
-
-impl PermissionSet {
-    pub const EMPTY: Self = Self(0);
-
-    #[must_use]
-    pub fn all() -> Self {
-        Permission::ALL.iter().copied().collect()
-    }
-
-    #[must_use]
-    pub const fn contains(self, permission: Permission) -> bool {
-        self.0 & (1 << permission as u8) != 0
-    }
-
-    #[must_use]
-    pub const fn is_subset_of(self, other: Self) -> bool {
-        self.0 & !other.0 == 0
-    }
-
-    pub fn iter(self) -> impl Iterator<Item = Permission> {
-        Permission::ALL.iter().copied().filter(move |p| self.contains(*p))
-    }
-}
-
-impl FromIterator<Permission> for PermissionSet {
-    fn from_iter<T: IntoIterator<Item = Permission>>(permissions: T) -> Self {
-        Self(permissions.into_iter().fold(0, |bits, p| bits | (1 << p as u8)))
-    }
-}
+mod catalogue;
 
 /// Who acts: shown in audit entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Actor {
     ApiKey(ApiKeyId),
+    /// A person, by a session or by a token that one gave.
+    User(UserId),
     /// The host itself, with the reason of its [`SystemScope`].
     System(SystemReason),
 }
@@ -135,17 +27,28 @@ impl fmt::Display for Actor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::ApiKey(id) => write!(f, "{id}"),
+            Self::User(id) => write!(f, "{id}"),
             Self::System(reason) => write!(f, "system:{}", reason.as_str()),
         }
     }
 }
 
-/// An authenticated caller: one API key of one organization, with the permissions that the key holds now.
+/// Who stands behind a caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    Key(ApiKeyId),
+    Member(UserId),
+}
+
+/// An authenticated caller in one organization: an API key of it or a member, with the permissions that are held now.
 #[derive(Clone, Debug)]
 pub struct Caller {
     org: OrgId,
-    key: ApiKeyId,
+    subject: Subject,
+    /// In the organization as a whole.
     permissions: PermissionSet,
+    /// What is held beside them on what belongs to single teams.
+    teams: Vec<(TeamId, PermissionSet)>,
 }
 
 /// Why a caller may not.
@@ -174,7 +77,21 @@ impl Caller {
         if revoked_at.is_some() || expires_at.is_some_and(|at| at <= now) {
             return Err(KeyNotValid);
         }
-        Ok(Self { org, key, permissions })
+        Ok(Self { org, subject: Subject::Key(key), permissions, teams: Vec::new() })
+    }
+
+    /// The caller that a member of the organization is who has just proven who they are. Only authentication calls this, with the
+    /// permissions that follow from the rows it read.
+    #[must_use]
+    pub fn from_member(org: OrgId, user: UserId, permissions: PermissionSet) -> Self {
+        Self { org, subject: Subject::Member(user), permissions, teams: Vec::new() }
+    }
+
+    /// The same with what roles that were given for single teams add on those teams' things.
+    #[must_use]
+    pub fn with_teams(mut self, teams: Vec<(TeamId, PermissionSet)>) -> Self {
+        self.teams = teams;
+        self
     }
 
     #[must_use]
@@ -182,14 +99,49 @@ impl Caller {
         self.org
     }
 
+    /// The API key, if that is what calls.
     #[must_use]
-    pub fn key(&self) -> ApiKeyId {
-        self.key
+    pub fn key(&self) -> Option<ApiKeyId> {
+        match self.subject {
+            Subject::Key(key) => Some(key),
+            Subject::Member(_) => None,
+        }
     }
 
+    /// The person, if one calls.
+    #[must_use]
+    pub fn user(&self) -> Option<UserId> {
+        match self.subject {
+            Subject::Key(_) => None,
+            Subject::Member(user) => Some(user),
+        }
+    }
+
+    /// As audit entries name the caller.
+    #[must_use]
+    pub fn actor(&self) -> Actor {
+        match self.subject {
+            Subject::Key(key) => Actor::ApiKey(key),
+            Subject::Member(user) => Actor::User(user),
+        }
+    }
+
+    /// What the caller may in the organization as a whole.
     #[must_use]
     pub fn permissions(&self) -> PermissionSet {
         self.permissions
+    }
+
+    /// What the caller may there.
+    #[must_use]
+    pub fn permissions_within(&self, within: Within) -> PermissionSet {
+        match within {
+            Within::Organization => self.permissions,
+            Within::Team(team) => {
+                let of_team = self.teams.iter().filter(|(of, _)| *of == team);
+                of_team.fold(self.permissions, |set, (_, more)| set.union(*more))
+            }
+        }
     }
 
     /// The permission rule.
@@ -197,13 +149,21 @@ impl Caller {
     /// # Errors
     /// [`Refused`] when the organization is not the caller's or the permission is missing.
     pub fn authorize(&self, org: OrgId, permission: Permission) -> Result<OrgScope, Refused> {
+        self.authorize_within(org, permission, Within::Organization)
+    }
+
+    /// The permission rule for what belongs to one team, where a role that was given for that team counts as well.
+    ///
+    /// # Errors
+    /// As [`authorize`](Self::authorize).
+    pub fn authorize_within(&self, org: OrgId, permission: Permission, within: Within) -> Result<OrgScope, Refused> {
         if org != self.org {
             return Err(Refused::OtherOrg);
         }
-        if !self.permissions.contains(permission) {
+        if !self.permissions_within(within).contains(permission) {
             return Err(Refused::Lacks(permission));
         }
-        Ok(OrgScope { org, actor: Actor::ApiKey(self.key) })
+        Ok(OrgScope { org, actor: self.actor() })
     }
 }
 
@@ -317,13 +277,26 @@ mod tests {
 
     proptest! {
         #[test]
-        fn exactly_the_held_permissions_pass(bits: u64) {
-            let held: PermissionSet = Permission::ALL.iter().copied().filter(|p| bits & (1 << *p as u8) != 0).collect();
-            let caller = caller(held);
-            for permission in Permission::ALL {
-                prop_assert_eq!(caller.authorize(caller.org(), *permission).is_ok(), held.contains(*permission));
+        fn exactly_the_held_permissions_pass(bits: u128, more: u128) {
+            let set = |bits: u128| -> PermissionSet {
+                Permission::ALL.iter().copied().filter(|p| bits & (1 << *p as u8) != 0).collect()
+            };
+            let (held, more) = (set(bits), set(more));
+            let key = caller(held);
+            let ambient = Ambient::manual(Timestamp::from_micros(0), 3);
+            let (user, team, other) = (UserId::new(&ambient), TeamId::new(&ambient), TeamId::new(&ambient));
+            let member = Caller::from_member(key.org(), user, held).with_teams(vec![(team, more)]);
+            for permission in Permission::ALL.iter().copied() {
+                let holds = held.contains(permission);
+                prop_assert_eq!(key.authorize(key.org(), permission).is_ok(), holds);
+                prop_assert_eq!(member.authorize(key.org(), permission).is_ok(), holds);
+                let within = |team| member.authorize_within(key.org(), permission, Within::Team(team)).is_ok();
+                prop_assert_eq!(within(team), holds || more.contains(permission));
+                prop_assert_eq!(within(other), holds);
             }
             prop_assert_eq!(held.iter().collect::<PermissionSet>(), held);
+            prop_assert_eq!(held.union(more).without(more), held.without(more));
+            prop_assert!(held.intersection(more).is_subset_of(held) && held.is_subset_of(held.union(more)));
         }
     }
 }

@@ -27,8 +27,12 @@ fn read(row: &Row) -> Result<ApiKey, StoreError> {
         id: row.get("id")?,
         name: row.get("name")?,
         secret_hash: SecretHash(row.get("secret_hash")?),
-        // A permission that this version no longer knows gives nothing.
-        permissions: permissions.iter().filter_map(|text| text.parse::<Permission>().ok()).collect(),
+        // A permission that this version no longer knows gives nothing, and one of the platform's neither.
+        permissions: permissions
+            .iter()
+            .filter_map(|text| text.parse::<Permission>().ok())
+            .collect::<PermissionSet>()
+            .intersection(PermissionSet::all()),
         created_at: row.get("created_at")?,
         expires_at: row.get("expires_at")?,
         revoked_at: row.get("revoked_at")?,

@@ -130,8 +130,8 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
                     .push(Finding::new(place(), format!("`{}`: {}", rule.word.trim_end_matches('('), rule.instead)));
             }
         }
-        if path == "host/model/src/permission.rs" && index < tests_from && line.trim_start().starts_with("_ =>") {
-            findings.push(Finding::new(place(), "a wildcard arm in the permission rule: name every case"));
+        if decides_rights(path) && index < tests_from && line.trim_start().starts_with("_ =>") {
+            findings.push(Finding::new(place(), "a wildcard arm where rights are decided: name every case"));
         }
     }
     for (index, line) in text.lines().enumerate() {
@@ -141,6 +141,12 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Where it is decided who may do what: here a forgotten case is a hole (Kanidm, GHSA-xxwr-vvr3-2g9f).
+fn decides_rights(path: &str) -> bool {
+    let homes = ["host/model/src/permission", "host/model/src/role", "host/app/src/access", "host/http/src/access"];
+    homes.iter().any(|home| path.starts_with(home))
 }
 
 impl Rule {
