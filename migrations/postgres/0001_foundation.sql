@@ -588,3 +588,69 @@ create policy schedule_jobs on schedule for select using ((select app_scope()) =
 -- The queue is counted organization by organization, and no further than a cap.
 create index job_future_of_org on job (org_id, lane, run_at) where state = 'future';
 create index job_dead_of_org on job (org_id, lane, id) where state = 'dead';
+
+-- Audit entries that have no place in the chain yet. One that has its place stays until a checkpoint covers it: it says that there is
+-- something to do for the organization.
+create table audit_waiting (
+    org_id  uuid not null references organization (id),
+    id      uuid not null,
+    primary key (org_id, id),
+    foreign key (org_id, id) references audit (org_id, id)
+);
+
+-- Where an organization's log ends, and the key that signs it.
+create table audit_log (
+    org_id           uuid not null primary key references organization (id),
+    size             bigint not null check (size >= 0),
+    last_leaf        bytea not null,
+    -- Roots of the tree's full subtrees, largest first, 32 bytes each.
+    edge             bytea not null,
+    verifier_key     text not null,
+    key_version      bigint not null,
+    -- The signing key's seed, sealed.
+    signing_key      bytea not null,
+    checkpoint_size  bigint not null,
+    checkpoint_at    timestamptz not null
+);
+
+-- Entries at their place. Rows are never changed.
+create table audit_entry (
+    org_id       uuid not null references organization (id),
+    seq          bigint not null check (seq >= 0),
+    id           uuid not null,
+    -- The canonical bytes that were hashed and signed.
+    record       text collate "C" not null,
+    leaf         bytea not null,
+    key_id       bytea not null,
+    signature    bytea not null,
+    endorsement  bytea,
+    -- Roots of the subtrees that this entry made full, from level 1 up, 32 bytes each.
+    completed    bytea not null,
+    salt         bytea not null,
+    primary key (org_id, seq),
+    unique (org_id, id),
+    foreign key (org_id, id) references audit (org_id, id)
+);
+
+create table audit_checkpoint (
+    org_id      uuid not null references organization (id),
+    size        bigint not null check (size > 0),
+    -- A signed note (C2SP tlog-checkpoint).
+    note        text not null,
+    created_at  timestamptz not null,
+    primary key (org_id, size)
+);
+alter table audit_waiting enable row level security;
+alter table audit_waiting force row level security;
+create policy audit_waiting_of_org on audit_waiting using (org_id = (select app_org())) with check (org_id = (select app_org()));
+alter table audit_log enable row level security;
+alter table audit_log force row level security;
+create policy audit_log_of_org on audit_log using (org_id = (select app_org())) with check (org_id = (select app_org()));
+alter table audit_entry enable row level security;
+alter table audit_entry force row level security;
+create policy audit_entry_of_org on audit_entry using (org_id = (select app_org())) with check (org_id = (select app_org()));
+alter table audit_checkpoint enable row level security;
+alter table audit_checkpoint force row level security;
+create policy audit_checkpoint_of_org on audit_checkpoint using (org_id = (select app_org())) with check (org_id = (select app_org()));
+-- Whose log there is something to do in. Nothing of an entry is in it.
+create policy audit_waiting_jobs on audit_waiting for select using ((select app_scope()) = 'jobs');

@@ -494,3 +494,55 @@ create index schedule_due on schedule (next_tick, org_id, workflow_id, trigger_i
 -- The queue is counted organization by organization, and no further than a cap.
 create index job_future_of_org on job (org_id, lane, run_at) where state = 'future';
 create index job_dead_of_org on job (org_id, lane, id) where state = 'dead';
+
+-- Audit entries that have no place in the chain yet. One that has its place stays until a checkpoint covers it: it says that there is
+-- something to do for the organization.
+create table audit_waiting (
+    org_id  blob not null references organization (id),
+    id      blob not null,
+    primary key (org_id, id),
+    foreign key (org_id, id) references audit (org_id, id)
+) strict;
+
+-- Where an organization's log ends, and the key that signs it.
+create table audit_log (
+    org_id           blob not null primary key references organization (id),
+    size             integer not null check (size >= 0),
+    last_leaf        blob not null,
+    -- Roots of the tree's full subtrees, largest first, 32 bytes each.
+    edge             blob not null,
+    verifier_key     text not null,
+    key_version      integer not null,
+    -- The signing key's seed, sealed.
+    signing_key      blob not null,
+    checkpoint_size  integer not null,
+    checkpoint_at    integer not null
+) strict;
+
+-- Entries at their place. Rows are never changed.
+create table audit_entry (
+    org_id       blob not null references organization (id),
+    seq          integer not null check (seq >= 0),
+    id           blob not null,
+    -- The canonical bytes that were hashed and signed.
+    record       text not null,
+    leaf         blob not null,
+    key_id       blob not null,
+    signature    blob not null,
+    endorsement  blob,
+    -- Roots of the subtrees that this entry made full, from level 1 up, 32 bytes each.
+    completed    blob not null,
+    salt         blob not null,
+    primary key (org_id, seq),
+    unique (org_id, id),
+    foreign key (org_id, id) references audit (org_id, id)
+) strict;
+
+create table audit_checkpoint (
+    org_id      blob not null references organization (id),
+    size        integer not null check (size > 0),
+    -- A signed note (C2SP tlog-checkpoint).
+    note        text not null,
+    created_at  integer not null,
+    primary key (org_id, size)
+) strict;

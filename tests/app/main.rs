@@ -9,6 +9,7 @@
 mod support;
 
 mod admission;
+mod audit_log;
 mod breakers;
 mod calls;
 mod dead_letters;

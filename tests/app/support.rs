@@ -64,7 +64,7 @@ pub(crate) struct TestApp {
 }
 
 enum Place {
-    Sqlite(#[expect(dead_code, reason = "held for what its drop does")] tempfile::TempDir),
+    Sqlite(tempfile::TempDir),
     Postgres(TestDatabase<'static>),
 }
 
@@ -178,6 +178,19 @@ impl TestApp {
     pub(crate) async fn node(&self, ambient: &Ambient) -> App {
         let store = Store::open(self.store_config(None)).await.unwrap();
         app(&store, ambient, Options::default())
+    }
+
+    /// Changes the database behind the application's back, as its administrator can.
+    pub(crate) fn tamper(&self, statement: &str) {
+        match &self.place {
+            Place::Sqlite(directory) => {
+                let connection = rusqlite::Connection::open(directory.path().join("bulkhead.sqlite")).unwrap();
+                connection.execute_batch(statement).unwrap();
+            }
+            Place::Postgres(database) => {
+                database.execute(statement).unwrap();
+            }
+        }
     }
 
     /// Another application on the same store, as after a restart or on another node.

@@ -136,6 +136,10 @@ fn a_part_goes_on_where_the_last_one_ended() {
     let by_checkpoint = verify(&log.range(8), Expectation { kept: kept.clone(), ..strict(&[key(1).verifier()]) });
     assert!(by_checkpoint.is_sound(), "{:?}", by_checkpoint.faults);
     assert_eq!(by_checkpoint.kept_agreed, [5]);
+    let where_it_was_kept = verify(&log.range(5), Expectation { kept: kept.clone(), ..strict(&[key(1).verifier()]) });
+    assert!(where_it_was_kept.is_sound() && where_it_was_kept.kept_agreed == [5], "{:?}", where_it_was_kept.faults);
+    let elsewhere = verify(&other.range(5), Expectation { kept: kept.clone(), ..strict(&[key(1).verifier()]) });
+    assert_eq!(elsewhere.faults[0].kind, FaultKind::KeptFork { size: 5, agreed: 5 });
     let forked = verify(&other.range(8), Expectation { kept, ..strict(&[key(1).verifier()]) });
     assert_eq!(forked.faults[0].kind, FaultKind::KeptUnproven { size: 5 });
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests stop at the first surprise")]
 
 mod api;
+mod audit;
 mod backup;
 mod bad_input;
 mod demo;

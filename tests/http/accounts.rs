@@ -117,6 +117,22 @@ on_both! {
         }
     }
 
+    async fn the_audit_log_is_taken_away_with_its_proof(server: TestServer) {
+        let tenant = server.tenant("acme").await;
+        assert_eq!(server.get(&tenant, "audit/checkpoint").await.problem(404), "not-found");
+        let answer = server.get(&tenant, "audit/bundles/0").await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, "application/jsonl"));
+        let bundle = answer.text();
+        assert!(bundle.starts_with("{\"log\":{") && bundle.ends_with("}\n"), "{bundle}");
+        assert!(bundle.contains("audit.exported") && bundle.contains("audit.log_opened"), "{bundle}");
+        let shown = server.get(&tenant, "audit/checkpoint").await.json(200);
+        assert!(bundle.contains(&shown["checkpoint"].to_string()), "the newest checkpoint ends the bundle");
+        assert!(shown["verifier_key"].as_str().unwrap().starts_with(&format!("bulkhead/audit/{}+", tenant.org)));
+        for number in ["1000000", "00", "-1", "x", "99999999999999999999"] {
+            assert_eq!(server.get(&tenant, &format!("audit/bundles/{number}")).await.problem(404), "not-found", "{number}");
+        }
+    }
+
     async fn what_was_done_is_in_the_audit_log(server: TestServer) {
         let tenant = server.tenant("acme").await;
         let made = server.post(&tenant, "api-keys", &json!({ "name": "ci", "permissions": ["org.read"] })).await.json(201);

@@ -11,6 +11,7 @@ use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{EndedRun, RetentionPolicy};
 use bulkhead_model::run::RunStatus;
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::audit_log::AuditLog;
 use bulkhead_store::call::CallBytes;
 use bulkhead_store::dead_letter::{DeadLetterFilter, NewDeadLetter};
 use bulkhead_store::job::Attempt;
@@ -22,12 +23,13 @@ use bulkhead_store::prune::{EndedPlace, Removal};
 use bulkhead_store::{STATEMENT_SOURCES, StoreError};
 use serde_json::json;
 
-use crate::support::{JOBS, Tenant, TestStore};
+use crate::support::{JOBS, Tenant, TestStore, sealed_audit};
 
 /// Methods that name no row of a tenant's, or are the queue's and the operator's own (their scope is checked in
 /// `the_queues_own_methods_need_the_queues_scope`). May only shrink.
 const WITHOUT_ROWS: &[&str] = &[
     "admit_blocked_jobs",
+    "list_audit_waiting_orgs",
     "claim_jobs",
     "list_held_jobs",
     "list_ready_orgs",
@@ -97,6 +99,10 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.load_history().await?));
         rows.push(format!("{:?}", tx.load_run_by_dedupe_key(tenant.workflow.id, "spent").await?));
         rows.push(format!("{:?}", tx.load_quotas().await?));
+        rows.push(format!("{:?}", tx.load_audit_log().await?));
+        rows.push(format!("{:?}", tx.list_audit_waiting(9).await?));
+        rows.push(format!("{:?}", tx.list_audit_entries(0, 9).await?));
+        rows.push(format!("{:?}", tx.list_audit_checkpoints(0, 9).await?));
         Ok(rows.join("\n"))
     })
     .unwrap()
@@ -232,6 +238,12 @@ on_both! {
             assert!(!tx.is_dead_letter(run).await?);
             assert!(tx.load_run_by_dedupe_key(wf, "spent").await?.is_none());
             assert_eq!(tx.load_quotas().await?, Quotas::default());
+            assert!(tx.load_audit_log().await?.is_none());
+            assert!(tx.list_audit_waiting(9).await?.is_empty());
+            assert!(tx.list_audit_entries(0, 9).await?.is_empty());
+            assert!(tx.load_audit_node(0).await?.is_none());
+            assert!(tx.load_audit_checkpoint(9).await?.is_none());
+            assert!(tx.list_audit_checkpoints(0, 9).await?.is_empty());
             assert_eq!(tx.require_org().await?.slug.as_str(), "b");
             Ok(())
         })
@@ -342,6 +354,13 @@ on_both! {
             assert!(tx.save_retention(&RetentionPolicy::default(), 0, *now).await?);
             tx.save_history(&crate::support::history(*now)).await?;
             tx.insert_dead_letter_task(&a.dead_letter_task).await?;
+            assert!(tx.lock_audit_log().await?.is_none());
+            tx.save_audit_log(&AuditLog { size: 9, ..a.audit_log.clone() }).await?;
+            assert_eq!(tx.settle_audit_waiting(None).await?, 0);
+            assert!(tx.insert_audit_log(&AuditLog { size: 7, ..a.audit_log.clone() }).await?);
+            tx.record_audit_checkpoint(1, "another", *now).await?;
+            let opening = tx.record_audit_opening(&a.audit, ambient).await?;
+            tx.insert_audit_entry(&sealed_audit(0, opening.id)).await?;
             tx.record_audit(&a.audit, ambient).await
         })
         .unwrap();
@@ -411,6 +430,7 @@ on_both! {
                 ($scope:expr) => {
                     refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, &[], *now, *minute).await);
                     refused!($scope, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await);
+                    refused!($scope, [], |tx| tx.list_audit_waiting_orgs(9).await);
                     refused!($scope, [], |tx| tx.admit_blocked_jobs(None).await);
                     refused!($scope, [], |tx| tx.list_open_breakers(9, 9).await);
                     refused!($scope, [], |tx| tx.list_paused_names(None, 9).await);

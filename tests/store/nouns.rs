@@ -563,7 +563,7 @@ on_both! {
     async fn audit_and_events_are_read_by_what_narrows_them(test: TestStore) {
         let tenant = test.tenant("acme").await;
         let (scope, ambient) = (tenant.scope(), test.ambient.clone());
-        for (action, target) in [("grants.changed", "inst_1"), ("grants.changed", "inst_2"), ("key.created", "inst_1")] {
+        for (action, target) in [("grants.changed", "inst_1"), ("grants.changed", "inst_2"), ("api_key.created", "inst_1")] {
             ambient.advance(Duration::from_millis(1));
             let entry = audit(action, target);
             tx!(test.write, &scope, [entry, ambient], |tx| {
@@ -575,8 +575,8 @@ on_both! {
             walk!(test, scope, |tx, page| tx.list_audit(action, target, *page).await, |e| format!("{} {}", e.action, e.target))
         };
         assert_eq!(found(Some("grants.changed"), None).await, ["grants.changed inst_2", "grants.changed inst_1"]);
-        assert_eq!(found(None, Some("inst_1")).await, ["key.created inst_1", "grants.changed inst_1"]);
-        assert_eq!(found(Some("key.created"), Some("inst_2")).await, Vec::<String>::new());
+        assert_eq!(found(None, Some("inst_1")).await, ["api_key.created inst_1", "grants.changed inst_1"]);
+        assert_eq!(found(Some("api_key.created"), Some("inst_2")).await, Vec::<String>::new());
         assert_eq!(found(None, None).await.len(), 4);
         let kinds = walk!(test, scope, |tx, page| tx.list_events(Some("grants.changed"), *page).await, |e| e.subject.clone());
         assert_eq!(kinds, ["inst_2", "inst_1"]);

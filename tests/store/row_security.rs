@@ -12,6 +12,7 @@ use crate::support::{APP_ROLE, GLOBAL_TABLES, TestStore};
 const ADMITTED: &[(&str, &str)] = &[
     ("admin", "organization"),
     ("jobs", "breaker"),
+    ("jobs", "audit_waiting"),
     ("jobs", "job"),
     ("jobs", "organization"),
     ("jobs", "schedule"),

@@ -3,6 +3,9 @@
 use std::path::Path;
 use std::time::Duration;
 
+use bulkhead_audit::hash::Hash;
+use bulkhead_audit::key::KeyId;
+use bulkhead_audit::payload::Salt;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::breaker::{Breaker, hold_key};
@@ -10,8 +13,8 @@ use bulkhead_model::call::{CallReport, Outcome};
 use bulkhead_model::fault::Fault;
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
-    ApiKeyId, CallId, DeadLetterId, DeadLetterTaskId, HookId, InstallationId, OrgId, PluginId, RunId, SecretId,
-    WorkerId, WorkflowId,
+    ApiKeyId, AuditId, CallId, DeadLetterId, DeadLetterTaskId, HookId, InstallationId, OrgId, PluginId, RunId,
+    SecretId, WorkerId, WorkflowId,
 };
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
@@ -21,6 +24,7 @@ use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::audit_log::{AuditLog, SealedAudit};
 use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::call::Call;
 use bulkhead_store::dead_letter::NewDeadLetter;
@@ -259,6 +263,7 @@ pub(crate) struct Tenant {
     pub(crate) dead_letter_task: DeadLetterTask,
     pub(crate) audit: AuditEvent,
     pub(crate) history: History,
+    pub(crate) audit_log: AuditLog,
 }
 
 impl Tenant {
@@ -301,6 +306,7 @@ impl Tenant {
             dead_letter: dead_letter(&run, "the channel is archived"),
             dead_letter_task: dead_letter_task(ambient),
             audit: audit("plugin.uploaded", &plugin.id.to_string()),
+            audit_log: audit_log(now),
             version: version(1, now),
             history: history(now),
             plugin,
@@ -347,6 +353,12 @@ impl Tenant {
         tx.record_call(&self.call).await?;
         tx.record_event("run.started", &self.run.id.to_string(), &json!({ "n": 1 }), ambient).await?;
         tx.record_audit(&self.audit, ambient).await?;
+        tx.insert_audit_log(&self.audit_log).await?;
+        // It has a place already and still waits: for a checkpoint.
+        if let Some(waiting) = tx.list_audit_waiting(1).await?.first() {
+            tx.insert_audit_entry(&sealed_audit(0, waiting.id)).await?;
+        }
+        tx.record_audit_checkpoint(1, "checkpoint", now).await?;
         tx.enqueue(&self.job, ambient).await?;
         tx.save_retention(&RetentionPolicy::default(), 0, now).await?;
         tx.save_history(&self.history).await?;
@@ -574,6 +586,33 @@ pub(crate) async fn claim_any(
     let orgs = tx.list_ready_orgs(lane, None, 100).await?;
     let turns: Vec<Turn> = orgs.into_iter().map(|org| Turn { org, quota: limit }).collect();
     Ok(tx.claim_jobs(worker, lane, &turns, now, deadline).await?.jobs)
+}
+
+pub(crate) fn audit_log(now: Timestamp) -> AuditLog {
+    AuditLog {
+        size: 1,
+        last: Hash::of(&[b"last"]),
+        edge: vec![Hash::of(&[b"last"])],
+        verifier_key: "key".to_owned(),
+        key_version: 1,
+        signing_key: vec![7; 60],
+        checkpoint_size: 1,
+        checkpoint_at: now,
+    }
+}
+
+pub(crate) fn sealed_audit(seq: u64, id: AuditId) -> SealedAudit {
+    SealedAudit {
+        seq,
+        id,
+        record: "{}".to_owned(),
+        leaf: Hash::of(&[b"leaf", &seq.to_be_bytes()]),
+        key_id: KeyId::from_bytes([1, 2, 3, 4]),
+        signature: [5; 64],
+        endorsement: (seq == 0).then_some([6; 64]),
+        completed: vec![Hash::of(&[b"completed"]); usize::from(seq % 2 == 1)],
+        salt: Salt::from_bytes([8; 32]),
+    }
 }
 
 pub(crate) fn audit(action: &'static str, target: &str) -> AuditEvent {

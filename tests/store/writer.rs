@@ -58,7 +58,7 @@ fn insert(test: &TestStore, scope: &OrgScope, digest: u8, bytes: usize) -> JoinH
         store
             .write(&scope, ambient, move |tx, ambient| {
                 Box::pin(async move {
-                    tx.record_audit(&audit("value.stored", &digest.to_string()), ambient).await?;
+                    tx.record_audit(&audit("secret.stored", &digest.to_string()), ambient).await?;
                     tx.insert_artifact(&[digest; 32], &vec![digest; bytes], ambient.now()).await
                 })
             })
@@ -73,7 +73,7 @@ async fn present(test: &mut TestStore, scope: &OrgScope, digests: std::ops::Rang
         let mut found = Vec::new();
         for digest in digests.clone() {
             let value = tx.load_artifact(&[digest; 32]).await?;
-            let marks = tx.list_audit(Some("value.stored"), Some(&digest.to_string()), PageRequest::default()).await?;
+            let marks = tx.list_audit(Some("secret.stored"), Some(&digest.to_string()), PageRequest::default()).await?;
             found.push((digest, value.is_some(), marks.items.len()));
         }
         Ok(found)

@@ -1,13 +1,45 @@
 //! Reading the audit log.
 
+use std::time::Duration;
+
+use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::OrgId;
-use bulkhead_model::permission::{Caller, Permission};
+use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_store::audit::AuditEntry;
 use bulkhead_store::page::{Page, PageRequest};
+use serde_json::json;
 
 use crate::{App, AppError};
 
+/// A reader's reads within this time are one entry.
+const READ_RECORDED_EVERY: Duration = Duration::from_hours(1);
+
 impl App {
+    /// Writes that somebody reads the log: once an hour for each reader, so that one who polls does not fill it.
+    pub(crate) async fn record_audit_read(&self, scope: &OrgScope) -> Result<(), AppError> {
+        let who = (scope.org(), scope.actor().to_string());
+        let now = self.ambient().now();
+        if self.audit_reads().get(&who).is_some_and(|last| now.since(last) < READ_RECORDED_EVERY) {
+            return Ok(());
+        }
+        self.store()
+            .write(scope, self.ambient().clone(), |tx, ambient| {
+                Box::pin(async move {
+                    let event = AuditEvent {
+                        action: EventType::AuditRead.as_str(),
+                        target: tx.org()?.to_string(),
+                        actor: tx.actor(),
+                        detail: json!({}),
+                    };
+                    tx.record_audit(&event, ambient).await
+                })
+            })
+            .await?;
+        self.audit_reads().insert(who, now);
+        Ok(())
+    }
+
     /// Newest first; `action` and `target` narrow when given.
     ///
     /// # Errors
@@ -21,6 +53,7 @@ impl App {
         page: PageRequest,
     ) -> Result<Page<AuditEntry>, AppError> {
         let scope = caller.authorize(org, Permission::AuditRead)?;
+        self.record_audit_read(&scope).await?;
         self.store()
             .read(&scope, (action, target, page), |tx, (action, target, page)| {
                 Box::pin(async move { Ok(tx.list_audit(action.as_deref(), target.as_deref(), *page).await?) })

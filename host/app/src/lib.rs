@@ -11,6 +11,7 @@
 pub mod admission;
 pub mod api_key;
 pub mod audit;
+pub mod audit_log;
 pub mod auth;
 mod breaker;
 pub mod call;
@@ -90,7 +91,14 @@ pub struct App {
     breakers: breaker::Breakers,
     rooms: quota::Rooms,
     ended_bytes: quota::EndedBytes,
+    audit_reads: AuditReads,
 }
+
+/// When each reader of an audit log was last written down, on this node.
+type AuditReads = moka::sync::Cache<(OrgId, String), bulkhead_model::time::Timestamp>;
+
+/// Readers that are remembered; one that is forgotten is written down once more.
+const AUDIT_READERS_MAX: u64 = 10_000;
 
 /// Checked definitions, with an estimate of the bytes that each takes.
 type Definitions = moka::sync::Cache<(OrgId, WorkflowId, i64), (Arc<Definition>, u32)>;
@@ -123,6 +131,7 @@ impl App {
             breakers: breaker::Breakers::default(),
             rooms: quota::rooms(),
             ended_bytes: quota::ended_bytes(),
+            audit_reads: moka::sync::Cache::new(AUDIT_READERS_MAX),
         }
     }
 
@@ -136,6 +145,10 @@ impl App {
     #[must_use]
     pub fn ambient(&self) -> &Ambient {
         &self.inner.ambient
+    }
+
+    pub(crate) fn audit_reads(&self) -> &AuditReads {
+        &self.audit_reads
     }
 
     pub(crate) fn store(&self) -> &Store {

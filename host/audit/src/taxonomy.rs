@@ -187,6 +187,7 @@ events! {
     OrgCreated = "org.created": Configuration, Create, Notice;
     OrgUpdated = "org.updated": Configuration, Update, Notice;
     OrgShareSet = "org.share_set": Configuration, Update, Notice;
+    OrgQuotaSet = "org.quota_set": Configuration, Update, Notice;
     UserInvited = "user.invited": Configuration, Create, Notice;
     UserJoined = "user.joined": Configuration, Create, Notice;
     UserUpdated = "user.updated": Configuration, Update, Notice;
@@ -198,6 +199,7 @@ events! {
     TeamDeleted = "team.deleted": Configuration, Delete, Notice;
     SettingsChanged = "settings.changed": Configuration, Update, Notice;
     PluginUploaded = "plugin.uploaded": Configuration, Create, Notice;
+    PluginDeleted = "plugin.deleted": Configuration, Delete, Notice;
     InstallationCreated = "installation.created": Configuration, Create, Notice;
     InstallationUpdated = "installation.updated": Configuration, Update, Notice;
     InstallationUninstalled = "installation.uninstalled": Configuration, Delete, Notice;
@@ -220,6 +222,7 @@ events! {
     PayloadsExpired = "audit.payloads_expired": Compliance, Delete, Notice;
     PayloadsErased = "audit.payloads_erased": Compliance, Delete, Warning;
     RetentionChanged = "audit.retention_changed": Compliance, Update, Warning;
+    HistoryRetentionChanged = "retention.changed": Compliance, Update, Warning;
     ErasureRequested = "erasure.requested": Compliance, Create, Notice;
     ErasureDone = "erasure.done": Compliance, Delete, Notice;
 
@@ -229,6 +232,8 @@ events! {
     RunStarted = "run.started": System, Execute, Info;
     RunCancelled = "run.cancelled": System, Execute, Notice;
     RunRetried = "run.retried": System, Execute, Notice;
+    BreakerOpened = "workflow.breaker_opened": System, Detect, Warning;
+    BreakerClosed = "workflow.breaker_closed": System, Update, Notice;
     PluginCalled = "plugin.called": System, Execute, Info;
     BackupMade = "backup.made": System, Create, Notice;
     BackupRestored = "backup.restored": System, Update, Warning;

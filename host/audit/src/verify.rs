@@ -243,6 +243,18 @@ impl Verifier {
         self.last = None;
     }
 
+    /// Tells that what a database searches and shows of an entry is not what the entry says.
+    pub fn differs(&mut self, entry: u64, what: &'static str) {
+        self.fault(Some(entry), FaultKind::Index { what });
+    }
+
+    /// Tells how many entries a database says that there are: what is missing at the end is named.
+    pub fn ends_at(&mut self, size: u64) {
+        if self.next < size {
+            self.fault(Some(self.next), FaultKind::Missing { from: self.next, to: size - 1 });
+        }
+    }
+
     fn fault(&mut self, entry: Option<u64>, kind: FaultKind) {
         self.fault_at(self.running.lines() + 1, entry, kind);
     }
@@ -293,6 +305,8 @@ impl Verifier {
             keys.extend(self.keys.iter().cloned());
             self.keep(&note, &keys);
         }
+        // A range that begins where a checkpoint was kept: its edge has that root, or it is another log's.
+        self.compare_kept();
         self.header = Some(header);
     }
 

@@ -1,7 +1,11 @@
 //! The audit log.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
+use axum::http::header;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse as _, Response};
+use bulkhead_app::AppError;
 use bulkhead_app::data::AuditEntry;
 use bulkhead_model::id::AuditId;
 use bulkhead_model::time::Timestamp;
@@ -10,7 +14,7 @@ use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::HttpState;
-use crate::access::OrgCaller;
+use crate::access::{OrgCaller, path_param};
 use crate::page::{ListOf, PageParams, Paging};
 use crate::problem::Problem;
 use crate::view::line_or_none;
@@ -71,4 +75,64 @@ pub(crate) async fn list_audit(
     let AuditFilter { action, target } = &paging.filter;
     let page = state.app.list_audit(&at.caller, at.org, action.clone(), target.clone(), paging.request()?).await?;
     Ok(Json(paging.answer(page, AuditView::from)))
+}
+
+/// An audit entry's number in the path.
+pub(crate) struct EntryNumber(u64);
+
+impl FromRequestParts<HttpState> for EntryNumber {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        let text = path_param(parts, state, "first").await?;
+        let number = text.parse().ok().filter(|number: &u64| number.to_string() == text);
+        number.map(Self).ok_or_else(|| AppError::NotFound { what: "audit entry" }.into())
+    }
+}
+
+/// Exports entries of the audit log as a bundle that proves itself, from a number on.
+///
+/// At most 5,000 entries, up to a checkpoint; the next bundle begins behind the last one's. `bulkhead audit verify` checks it
+/// anywhere. The export is itself an entry.
+#[utoipa::path(
+    get,
+    path = "/api/v1/orgs/{org}/audit/bundles/{first}",
+    tag = "audit",
+    responses((status = 200, body = String, content_type = "application/jsonl")),
+)]
+pub(crate) async fn export_audit(
+    at: OrgCaller,
+    EntryNumber(first): EntryNumber,
+    State(state): State<HttpState>,
+) -> Result<Response, Problem> {
+    let bundle = state.app.export_audit(&at.caller, at.org, first, None).await?;
+    let disposition = format!("attachment; filename=\"audit-{first}.jsonl\"");
+    let headers = [(header::CONTENT_TYPE, "application/jsonl".to_owned()), (header::CONTENT_DISPOSITION, disposition)];
+    Ok((headers, bundle).into_response())
+}
+
+/// A signed statement of what the whole log was.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = AuditCheckpoint)]
+pub(crate) struct CheckpointView {
+    /// A C2SP `tlog-checkpoint`: origin, number of entries and root, signed. Keep it: it shows later that nothing below was changed.
+    checkpoint: String,
+    /// The key that signed it, as other tools take it.
+    verifier_key: String,
+}
+
+/// Shows the audit log's newest checkpoint.
+#[utoipa::path(
+    get,
+    path = "/api/v1/orgs/{org}/audit/checkpoint",
+    tag = "audit",
+    responses((status = 200, body = CheckpointView)),
+)]
+pub(crate) async fn show_audit_checkpoint(
+    at: OrgCaller,
+    State(state): State<HttpState>,
+) -> Result<Json<CheckpointView>, Problem> {
+    let found = state.app.audit_checkpoint(&at.caller, at.org).await?;
+    let (checkpoint, verifier_key) = found.ok_or(AppError::NotFound { what: "audit checkpoint" })?;
+    Ok(Json(CheckpointView { checkpoint, verifier_key }))
 }

@@ -137,6 +137,7 @@ fn path_parameters(path: &str) -> impl Iterator<Item = Value> + '_ {
             "call" => "A call's id (`call_…`).",
             "workflow" => "A workflow's id (`wf_…`).",
             "version" => "A version's number.",
+            "first" => "The number of the first entry, from 0.",
             "run" => "A run's id (`run_…`).",
             "step" => "A step's id in the definition.",
             "dead_letter" => "A dead letter's id (`dl_…`).",

@@ -107,7 +107,7 @@ pub(crate) async fn run(config: Config, command: Command) -> Result<ExitCode> {
     done.map(|()| ExitCode::SUCCESS)
 }
 
-async fn require_org(host: &Host, org: &str) -> Result<bulkhead_store::org::Org> {
+pub(crate) async fn require_org(host: &Host, org: &str) -> Result<bulkhead_store::org::Org> {
     let found = host.app.find_org(slug(org)?).await?;
     found.with_context(|| format!("there is no organization {org}: make it with `bulkhead admin create-org {org}`"))
 }

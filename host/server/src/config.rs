@@ -43,6 +43,7 @@ pub(crate) struct Config {
     pub(crate) egress: EgressSection,
     pub(crate) worker: WorkerSection,
     pub(crate) starts: StartsSection,
+    pub(crate) audit: AuditSection,
     pub(crate) log: LogConfig,
 }
 
@@ -187,6 +188,14 @@ impl StartsSection {
         }
         Ok(())
     }
+}
+
+/// `[audit]`
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AuditSection {
+    /// Where signed checkpoints of the audit logs are kept: best where the database's administrator cannot write.
+    pub(crate) anchor_dir: Option<PathBuf>,
 }
 
 /// `[log]`

@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 the command did its work and the answer is no, 2 it could not do its work (wrong usage included).
 
 mod admin;
+mod audit;
 mod backup;
 mod config;
 mod demo;
@@ -73,6 +74,9 @@ enum Command {
     /// The operator's own tasks, on the database itself
     #[command(subcommand)]
     Admin(admin::Command),
+    /// Prove the audit log: export it, verify it
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Write, build, check and try plugins
     #[command(subcommand)]
     Plugin(plugin_cli::Command),
@@ -122,6 +126,10 @@ fn main() -> ExitCode {
         Command::Backup(args) => run(file, |config| backup::run(config, args)),
         Command::Restore(args) => run(file, |config| backup::restore(config, args)),
         Command::Doctor(args) => run(file, |config| doctor::run(config, args)),
+        Command::Audit(audit::Command::Verify { file, known, state, json }) => {
+            audit::verify(&file, &known, state.as_deref(), json)
+        }
+        Command::Audit(command) => run(file, |config| audit::run(config, command)),
         Command::Admin(command) => run(file, |config| admin::run(config, command)),
         Command::Demo(args) => run(file, |config| demo::run(config, args)),
     };

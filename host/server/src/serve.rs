@@ -70,6 +70,7 @@ pub(crate) async fn serve(
 ) -> Result<()> {
     let address = listener.local_addr()?;
     host.start_worker(config, address).await?;
+    crate::audit::start_sealer(host, config);
     let http = HttpConfig {
         cursor_key: host.root_key.derive("cursor v1"),
         metrics,

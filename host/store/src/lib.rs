@@ -15,6 +15,7 @@
 pub mod advance;
 pub mod api_key;
 pub mod audit;
+pub mod audit_log;
 pub mod backup;
 pub mod breaker;
 pub mod call;

@@ -33,6 +33,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("advance", include_str!("advance.rs")),
     ("api_key", include_str!("api_key.rs")),
     ("audit", include_str!("audit.rs")),
+    ("audit_log", include_str!("audit_log.rs")),
     ("backup/checks", include_str!("backup/checks.rs")),
     ("breaker", include_str!("breaker.rs")),
     ("call", include_str!("call.rs")),

@@ -1,0 +1,314 @@
+//! The audit log as it is proven: entries with their place in the chain, the growing edge of the tree, checkpoints.
+//!
+//! An audit entry is written with what it is about and waits (`audit_waiting`). Whoever holds the lock of the organization's log gives the
+//! waiting ones their numbers (`audit_entry`), so numbers have no gaps and no two histories are written. Nothing of it is ever updated
+//! but the log's own row.
+
+use bulkhead_audit::hash::Hash;
+use bulkhead_audit::key::{KeyId, SIGNATURE_BYTES};
+use bulkhead_audit::payload::Salt;
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::id::{AuditId, OrgId};
+use bulkhead_model::permission::SystemReason;
+use bulkhead_model::time::Timestamp;
+
+use crate::error::StoreError;
+use crate::sql::{Row, binds, sql, sql_postgres};
+use crate::tx::Tx;
+
+/// An organization's log: its end, and the key that signs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditLog {
+    /// How many entries have their place.
+    pub size: u64,
+    /// The leaf hash of the last one.
+    pub last: Hash,
+    /// Roots of the tree's full subtrees, largest first.
+    pub edge: Vec<Hash>,
+    /// The verifier key in force.
+    pub verifier_key: String,
+    pub key_version: i64,
+    /// The signing key's seed, sealed.
+    pub signing_key: Vec<u8>,
+    /// How many entries the last checkpoint covers; 0 before the first one.
+    pub checkpoint_size: u64,
+    pub checkpoint_at: Timestamp,
+}
+
+/// An entry that has no place yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingAudit {
+    pub id: AuditId,
+    pub action: String,
+    pub target: String,
+    pub actor: String,
+    /// The payload's exact bytes.
+    pub detail: String,
+    pub created_at: Timestamp,
+}
+
+/// An entry's place and proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealedAudit {
+    pub seq: u64,
+    pub id: AuditId,
+    /// The record's canonical bytes.
+    pub record: String,
+    pub leaf: Hash,
+    pub key_id: KeyId,
+    pub signature: [u8; SIGNATURE_BYTES],
+    pub endorsement: Option<[u8; SIGNATURE_BYTES]>,
+    /// Roots of the subtrees that the entry made full, from level 1 up.
+    pub completed: Vec<Hash>,
+    pub salt: Salt,
+}
+
+fn number(row: &Row, name: &'static str) -> Result<u64, StoreError> {
+    let value: i64 = row.get(name)?;
+    u64::try_from(value).map_err(|error| StoreError::corrupt(name, error))
+}
+
+fn bound(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn fixed<const N: usize>(bytes: Vec<u8>, name: &'static str) -> Result<[u8; N], StoreError> {
+    let length = bytes.len();
+    bytes.try_into().map_err(|_| StoreError::corrupt(name, format_args!("{length} bytes instead of {N}")))
+}
+
+fn hash(row: &Row, name: &'static str) -> Result<Hash, StoreError> {
+    fixed(row.get(name)?, name).map(Hash::from_bytes)
+}
+
+fn hashes(row: &Row, name: &'static str) -> Result<Vec<Hash>, StoreError> {
+    let bytes: Vec<u8> = row.get(name)?;
+    let (whole, rest) = bytes.as_chunks::<32>();
+    if rest.is_empty() {
+        Ok(whole.iter().copied().map(Hash::from_bytes).collect())
+    } else {
+        Err(StoreError::corrupt(name, "not a whole number of hashes"))
+    }
+}
+
+fn joined(hashes: &[Hash]) -> Vec<u8> {
+    hashes.iter().flat_map(|hash| *hash.as_bytes()).collect()
+}
+
+fn read_log(row: &Row) -> Result<AuditLog, StoreError> {
+    Ok(AuditLog {
+        size: number(row, "size")?,
+        last: hash(row, "last_leaf")?,
+        edge: hashes(row, "edge")?,
+        verifier_key: row.get("verifier_key")?,
+        key_version: row.get("key_version")?,
+        signing_key: row.get("signing_key")?,
+        checkpoint_size: number(row, "checkpoint_size")?,
+        checkpoint_at: row.get("checkpoint_at")?,
+    })
+}
+
+fn read_waiting(row: &Row) -> Result<WaitingAudit, StoreError> {
+    Ok(WaitingAudit {
+        id: row.get("id")?,
+        action: row.get("action")?,
+        target: row.get("target")?,
+        actor: row.get("actor")?,
+        detail: row.get("detail")?,
+        created_at: row.get("created_at")?,
+    })
+}
+
+fn read_sealed(row: &Row) -> Result<SealedAudit, StoreError> {
+    let endorsement: Option<Vec<u8>> = row.get("endorsement")?;
+    Ok(SealedAudit {
+        seq: number(row, "seq")?,
+        id: row.get("id")?,
+        record: row.get("record")?,
+        leaf: hash(row, "leaf")?,
+        key_id: KeyId::from_bytes(fixed(row.get("key_id")?, "key_id")?),
+        signature: fixed(row.get("signature")?, "signature")?,
+        endorsement: endorsement.map(|bytes| fixed(bytes, "endorsement")).transpose()?,
+        completed: hashes(row, "completed")?,
+        salt: Salt::from_bytes(fixed(row.get("salt")?, "salt")?),
+    })
+}
+
+impl Tx {
+    /// Organizations in whose log there is something to do, at most so many.
+    ///
+    /// # Errors
+    /// [`StoreError::Misuse`] outside of the queue's scope.
+    pub async fn list_audit_waiting_orgs(&mut self, limit: u32) -> Result<Vec<OrgId>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!("select distinct org_id from audit_waiting order by org_id limit $1");
+        self.fetch(sql, binds![limit]).await?.iter().map(|row| row.get("org_id")).collect()
+    }
+
+    /// Opens the organization's log; `false` if it is open already.
+    pub async fn insert_audit_log(&mut self, log: &AuditLog) -> Result<bool, StoreError> {
+        let sql = sql!(
+            "insert into audit_log (org_id, size, last_leaf, edge, verifier_key, key_version, signing_key, checkpoint_size, checkpoint_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (org_id) do nothing"
+        );
+        let (org, edge) = (self.org()?, joined(&log.edge));
+        let values = binds![
+            org,
+            bound(log.size),
+            log.last.as_bytes(),
+            &edge,
+            &log.verifier_key,
+            log.key_version,
+            &log.signing_key,
+            bound(log.checkpoint_size),
+            log.checkpoint_at
+        ];
+        Ok(self.execute(sql, values).await? > 0)
+    }
+
+    pub async fn load_audit_log(&mut self) -> Result<Option<AuditLog>, StoreError> {
+        let sql = sql!(
+            "select size, last_leaf, edge, verifier_key, key_version, signing_key, checkpoint_size, checkpoint_at
+             from audit_log where org_id = $1"
+        );
+        let org = self.org()?;
+        self.fetch_optional(sql, binds![org]).await?.map(|row| read_log(&row)).transpose()
+    }
+
+    /// The log, locked until the commit: one at a time gives entries their places, on any number of nodes.
+    pub async fn lock_audit_log(&mut self) -> Result<Option<AuditLog>, StoreError> {
+        if self.is_postgres() {
+            // SQLite has one writer and needs no lock.
+            let sql = sql_postgres!("select size from audit_log where org_id = $1 for update");
+            let org = self.org()?;
+            self.fetch(sql, binds![org]).await?;
+        }
+        self.load_audit_log().await
+    }
+
+    /// Saves where the log ends now; its key stays.
+    pub async fn save_audit_log(&mut self, log: &AuditLog) -> Result<(), StoreError> {
+        let sql = sql!(
+            "update audit_log set size = $2, last_leaf = $3, edge = $4, checkpoint_size = $5, checkpoint_at = $6
+             where org_id = $1"
+        );
+        let (org, edge) = (self.org()?, joined(&log.edge));
+        let values =
+            binds![org, bound(log.size), log.last.as_bytes(), &edge, bound(log.checkpoint_size), log.checkpoint_at];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// Writes the entry that opens a log. It does not wait: it gets its place in this transaction.
+    pub async fn record_audit_opening(
+        &mut self,
+        event: &AuditEvent,
+        ambient: &Ambient,
+    ) -> Result<WaitingAudit, StoreError> {
+        let (id, detail) = self.insert_audit(event, ambient).await?;
+        let (target, actor) = (event.target.clone(), event.actor.to_string());
+        Ok(WaitingAudit { id, action: event.action.to_owned(), target, actor, detail, created_at: ambient.now() })
+    }
+
+    /// Entries without a place, oldest first.
+    pub async fn list_audit_waiting(&mut self, limit: u32) -> Result<Vec<WaitingAudit>, StoreError> {
+        let sql = sql!(
+            "select a.id, a.action, a.target, a.actor, a.detail, a.created_at
+             from audit_waiting w join audit a on a.org_id = w.org_id and a.id = w.id
+             where w.org_id = $1
+               and not exists (select 1 from audit_entry e where e.org_id = w.org_id and e.id = w.id)
+             order by w.id limit $2"
+        );
+        let org = self.org()?;
+        self.fetch(sql, binds![org, limit]).await?.iter().map(read_waiting).collect()
+    }
+
+    pub async fn insert_audit_entry(&mut self, entry: &SealedAudit) -> Result<(), StoreError> {
+        let sql = sql!(
+            "insert into audit_entry (org_id, seq, id, record, leaf, key_id, signature, endorsement, completed, salt)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+        );
+        let (org, completed, key_id) = (self.org()?, joined(&entry.completed), entry.key_id.as_bytes());
+        let endorsement = entry.endorsement.as_ref().map(<[u8; SIGNATURE_BYTES]>::as_slice);
+        let values = binds![
+            org,
+            bound(entry.seq),
+            entry.id,
+            &entry.record,
+            entry.leaf.as_bytes(),
+            key_id.as_slice(),
+            entry.signature.as_slice(),
+            crate::sql::Bind::Bytes(endorsement),
+            &completed,
+            entry.salt.as_bytes()
+        ];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// Lets entries that have their place wait no longer, but for one that keeps the organization on the list of those with something
+    /// to do: it is under no checkpoint yet.
+    pub async fn settle_audit_waiting(&mut self, keep: Option<AuditId>) -> Result<u64, StoreError> {
+        let sql = sql!(
+            "delete from audit_waiting where org_id = $1 and id <> $2
+               and exists (select 1 from audit_entry e where e.org_id = audit_waiting.org_id and e.id = audit_waiting.id)"
+        );
+        let org = self.org()?;
+        // No entry has the nil id.
+        self.execute(sql, binds![org, keep.map_or(uuid::Uuid::nil(), AuditId::uuid)]).await
+    }
+
+    /// Entries in the order of the chain, from a number on, each with what it was made from.
+    pub async fn list_audit_entries(
+        &mut self,
+        from: u64,
+        limit: u32,
+    ) -> Result<Vec<(SealedAudit, WaitingAudit)>, StoreError> {
+        let sql = sql!(
+            "select e.seq, e.id, e.record, e.leaf, e.key_id, e.signature, e.endorsement, e.completed, e.salt,
+                 a.action, a.target, a.actor, a.detail, a.created_at
+             from audit_entry e join audit a on a.org_id = e.org_id and a.id = e.id
+             where e.org_id = $1 and e.seq >= $2 order by e.seq limit $3"
+        );
+        let org = self.org()?;
+        let rows = self.fetch(sql, binds![org, bound(from), limit]).await?;
+        rows.iter().map(|row| Ok((read_sealed(row)?, read_waiting(row)?))).collect()
+    }
+
+    /// The leaf hash of the entry with this number, and the roots that it completed.
+    pub async fn load_audit_node(&mut self, seq: u64) -> Result<Option<(Hash, Vec<Hash>)>, StoreError> {
+        let sql = sql!("select leaf, completed from audit_entry where org_id = $1 and seq = $2");
+        let org = self.org()?;
+        let row = self.fetch_optional(sql, binds![org, bound(seq)]).await?;
+        row.map(|row| Ok((hash(&row, "leaf")?, hashes(&row, "completed")?))).transpose()
+    }
+
+    /// Keeps a checkpoint's signed note. Of one size there is one.
+    pub async fn record_audit_checkpoint(&mut self, size: u64, note: &str, now: Timestamp) -> Result<(), StoreError> {
+        let sql = sql!("insert into audit_checkpoint (org_id, size, note, created_at) values ($1, $2, $3, $4)");
+        let org = self.org()?;
+        self.execute(sql, binds![org, bound(size), note, now]).await.map(drop)
+    }
+
+    /// The largest checkpoint over at most so many entries: its size and signed note.
+    pub async fn load_audit_checkpoint(&mut self, size_max: u64) -> Result<Option<(u64, String)>, StoreError> {
+        let sql =
+            sql!("select size, note from audit_checkpoint where org_id = $1 and size <= $2 order by size desc limit 1");
+        let org = self.org()?;
+        let row = self.fetch_optional(sql, binds![org, bound(size_max)]).await?;
+        row.map(|row| Ok((number(&row, "size")?, row.get("note")?))).transpose()
+    }
+
+    /// Checkpoints over more than `above` and at most `size_max` entries, smallest first: their sizes and signed notes.
+    pub async fn list_audit_checkpoints(
+        &mut self,
+        above: u64,
+        size_max: u64,
+    ) -> Result<Vec<(u64, String)>, StoreError> {
+        let sql = sql!(
+            "select size, note from audit_checkpoint where org_id = $1 and size > $2 and size <= $3 order by size limit 10000"
+        );
+        let org = self.org()?;
+        let rows = self.fetch(sql, binds![org, bound(above), bound(size_max)]).await?;
+        rows.iter().map(|row| Ok((number(row, "size")?, row.get("note")?))).collect()
+    }
+}

@@ -1,0 +1,89 @@
+//! The audit log's rows: what waits, what has its place, checkpoints.
+
+use std::time::Duration;
+
+use bulkhead_store::StoreError;
+use bulkhead_store::audit_log::AuditLog;
+
+use crate::support::{JOBS, audit, audit_log, scope, sealed_audit};
+
+on_both! {
+    async fn entries_wait_until_they_have_their_place_and_a_checkpoint(test: TestStore) {
+        let (org, other) = (test.org("acme").await, test.org("other").await);
+        let (scope, ambient) = (scope(org), test.ambient.clone());
+        for target in ["one", "two", "three"] {
+            ambient.advance(Duration::from_millis(1));
+            let event = audit("secret.stored", target);
+            tx!(test.write, &scope, [event, ambient], |tx| tx.record_audit(event, ambient).await).unwrap();
+        }
+        let orgs = tx!(test.read, &JOBS, [], |tx| tx.list_audit_waiting_orgs(9).await).unwrap();
+        assert!(orgs.contains(&org) && !orgs.contains(&other), "{orgs:?}");
+        let waiting = tx!(test.read, &scope, [], |tx| tx.list_audit_waiting(2).await).unwrap();
+        assert_eq!(waiting.iter().map(|entry| entry.target.as_str()).collect::<Vec<_>>(), ["one", "two"]);
+        assert_eq!(waiting[0].detail, r#"{"after":{"a":2,"b":1},"before":null}"#, "the payload is canonical");
+
+        let entries: Vec<_> = waiting.iter().zip(0..).map(|(waiting, seq)| sealed_audit(seq, waiting.id)).collect();
+        let keep = waiting[1].id;
+        let left = tx!(test.write, &scope, [entries, keep], |tx| {
+            for entry in entries {
+                tx.insert_audit_entry(entry).await?;
+            }
+            assert_eq!(tx.settle_audit_waiting(Some(*keep)).await?, 1, "one is settled, one is kept, one has no place");
+            tx.list_audit_waiting(9).await
+        });
+        assert_eq!(left.unwrap().iter().map(|entry| entry.target.as_str()).collect::<Vec<_>>(), ["three"]);
+        let settled = tx!(test.write, &scope, [], |tx| tx.settle_audit_waiting(None).await);
+        assert_eq!(settled.unwrap(), 1);
+
+        let listed = tx!(test.read, &scope, [], |tx| tx.list_audit_entries(1, 9).await).unwrap();
+        assert_eq!(listed, [(entries[1].clone(), waiting[1].clone())], "what is read is what was written");
+        let node = tx!(test.read, &scope, [], |tx| tx.load_audit_node(1).await).unwrap();
+        assert_eq!(node, Some((entries[1].leaf, entries[1].completed.clone())));
+        // A number is given once, and an entry has one place.
+        for again in [sealed_audit(1, waiting[0].id), sealed_audit(7, waiting[0].id)] {
+            let result = tx!(test.write, &scope, [again], |tx| tx.insert_audit_entry(again).await);
+            assert!(matches!(result, Err(StoreError::Conflict { .. })), "{result:?}");
+        }
+    }
+
+    async fn a_log_is_opened_once_and_its_key_stays(test: TestStore) {
+        let scope = scope(test.org("acme").await);
+        let log = audit_log(test.ambient.now());
+        assert!(tx!(test.write, &scope, [log], |tx| tx.insert_audit_log(log).await).unwrap());
+        let second = AuditLog { verifier_key: "another".to_owned(), ..log.clone() };
+        assert!(!tx!(test.write, &scope, [second], |tx| tx.insert_audit_log(second).await).unwrap());
+        let longer = AuditLog { size: 3, edge: vec![log.last; 2], signing_key: vec![1], ..second.clone() };
+        let locked = tx!(test.write_locked, &scope, [longer], |tx| {
+            tx.save_audit_log(longer).await?;
+            tx.lock_audit_log().await
+        });
+        let expected = AuditLog { verifier_key: log.verifier_key.clone(), signing_key: log.signing_key.clone(), ..longer.clone() };
+        assert_eq!(locked.unwrap(), Some(expected));
+    }
+
+    async fn checkpoints_are_found_by_what_they_cover(test: TestStore) {
+        let (scope, now) = (scope(test.org("acme").await), test.ambient.now());
+        tx!(test.write, &scope, [now], |tx| {
+            for size in [3, 9, 20] {
+                tx.record_audit_checkpoint(size, &format!("over {size}"), *now).await?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        let found = async |most: u64| tx!(test.read, &scope, [most], |tx| tx.load_audit_checkpoint(*most).await).unwrap();
+        assert_eq!(found(2).await, None);
+        assert_eq!(found(19).await, Some((9, "over 9".to_owned())));
+        assert_eq!(found(u64::MAX).await, Some((20, "over 20".to_owned())));
+        let listed = tx!(test.read, &scope, [], |tx| tx.list_audit_checkpoints(3, 20).await).unwrap();
+        assert_eq!(listed, [(9, "over 9".to_owned()), (20, "over 20".to_owned())]);
+        let second = tx!(test.write, &scope, [now], |tx| tx.record_audit_checkpoint(9, "another", *now).await);
+        assert!(matches!(second, Err(StoreError::Conflict { .. })), "{second:?}");
+    }
+
+    async fn what_the_taxonomy_does_not_know_is_not_done(test: TestStore) {
+        let (scope, ambient) = (scope(test.org("acme").await), test.ambient.clone());
+        let event = audit("something.happened", "x");
+        let result = tx!(test.write, &scope, [event, ambient], |tx| tx.record_audit(event, ambient).await);
+        assert!(matches!(result, Err(StoreError::Misuse(_))), "{result:?}");
+    }
+}
