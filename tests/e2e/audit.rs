@@ -39,8 +39,11 @@ on_both! {
         write("acme.jsonl", &bundle);
         write("acme.key", key);
         write("monday.checkpoint", note);
-        let known = ["--key-file", "acme.key", "--checkpoint", "monday.checkpoint"];
-        let sound = verify(elsewhere.path(), &[&["acme.jsonl", "--json", "--state", "acme.state"], known.as_slice()].concat());
+        let with_known = |args: &[&'static str]| {
+            let known = ["--key-file", "acme.key", "--checkpoint", "monday.checkpoint"];
+            verify(elsewhere.path(), &[args, known.as_slice()].concat())
+        };
+        let sound = with_known(&["acme.jsonl", "--json", "--state", "acme.state"]);
         assert_eq!(sound.status.code(), Some(0), "{sound:?}");
         let report: Value = serde_json::from_slice(&sound.stdout).unwrap();
         assert_eq!((&report["key_known"], &report["faults_total"]), (&Value::Bool(true), &Value::from(0)), "{report:#}");
@@ -51,11 +54,11 @@ on_both! {
         // One entry is taken out, another says something else.
         let third = bundle.lines().find(|line| line.contains("\"seq\":3,")).unwrap();
         write("cut.jsonl", &bundle.replace(&format!("{third}\n"), ""));
-        let cut = verify(elsewhere.path(), &[&["cut.jsonl"], known.as_slice()].concat());
+        let cut = with_known(&["cut.jsonl"]);
         assert_eq!(cut.status.code(), Some(1), "{cut:?}");
         assert!(text(&cut.stdout).ends_with("NOT SOUND: the first bad entry is 3\n"), "{}", text(&cut.stdout));
         write("other.jsonl", &bundle.replacen("\"outcome\":\"success\"", "\"outcome\":\"denied\"", 5));
-        let changed = verify(elsewhere.path(), &[&["other.jsonl"], known.as_slice()].concat());
+        let changed = with_known(&["other.jsonl"]);
         assert_eq!(changed.status.code(), Some(1), "{changed:?}");
 
         let missing = verify(elsewhere.path(), &["nothing.jsonl"]);
