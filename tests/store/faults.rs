@@ -1,5 +1,6 @@
 //! The Nth statement fails, for each N: a composite write is there as a whole or not at all.
 
+use bulkhead_model::audit::EventType;
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_store::StoreError;
 use bulkhead_store::page::PageRequest;
@@ -57,7 +58,7 @@ on_both! {
         let tenant = test.tenant("acme").await;
         let new = run(&test.ambient, tenant.workflow.id, Some("delivery"));
         let (first, queued) = (step("check", 0, test.ambient.now()), job(new.id, test.ambient.now()));
-        let (entry, event, ambient) = (audit("run.started", "x"), tenant.run_event.clone(), test.ambient.clone());
+        let (entry, event, ambient) = (audit(EventType::RunStarted, "x"), tenant.run_event.clone(), test.ambient.clone());
         let (at, store) = (&tenant, &test);
         let statements = fail_each_statement(&test, &tenant, async || {
             tx!(store.write, &at.scope(), [new, first, queued, entry, event, ambient], |tx| {

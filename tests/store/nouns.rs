@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bulkhead_model::audit::EventType;
 use bulkhead_model::call::{CallError, EgressRecord, LogLine, Outcome, Refusal};
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{ApiKeyId, InstallationId, OrgId, PluginId, RunId, WorkflowId};
@@ -563,12 +564,12 @@ on_both! {
     async fn audit_and_events_are_read_by_what_narrows_them(test: TestStore) {
         let tenant = test.tenant("acme").await;
         let (scope, ambient) = (tenant.scope(), test.ambient.clone());
-        for (action, target) in [("grants.changed", "inst_1"), ("grants.changed", "inst_2"), ("api_key.created", "inst_1")] {
+        for (action, target) in [(EventType::GrantsChanged, "inst_1"), (EventType::GrantsChanged, "inst_2"), (EventType::ApiKeyCreated, "inst_1")] {
             ambient.advance(Duration::from_millis(1));
             let entry = audit(action, target);
             tx!(test.write, &scope, [entry, ambient], |tx| {
                 tx.record_audit(entry, ambient).await?;
-                tx.record_event(entry.action, &entry.target, &json!({ "z": 1, "a": "\u{0}" }), ambient).await
+                tx.record_event(entry.action.as_str(), &entry.target, &json!({ "z": 1, "a": "\u{0}" }), ambient).await
             }).unwrap();
         }
         let found = async |action: Option<&'static str>, target: Option<&'static str>| {

@@ -7,7 +7,7 @@ use bulkhead_audit::hash::Hash;
 use bulkhead_audit::key::KeyId;
 use bulkhead_audit::payload::Salt;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::breaker::{Breaker, hold_key};
 use bulkhead_model::call::{CallReport, Outcome};
 use bulkhead_model::fault::Fault;
@@ -305,7 +305,7 @@ impl Tenant {
             schedule: schedule(workflow.id, now),
             dead_letter: dead_letter(&run, "the channel is archived"),
             dead_letter_task: dead_letter_task(ambient),
-            audit: audit("plugin.uploaded", &plugin.id.to_string()),
+            audit: audit(EventType::PluginUploaded, &plugin.id.to_string()),
             audit_log: audit_log(now),
             version: version(1, now),
             history: history(now),
@@ -615,7 +615,7 @@ pub(crate) fn sealed_audit(seq: u64, id: AuditId) -> SealedAudit {
     }
 }
 
-pub(crate) fn audit(action: &'static str, target: &str) -> AuditEvent {
+pub(crate) fn audit(action: EventType, target: &str) -> AuditEvent {
     AuditEvent {
         action,
         target: target.to_owned(),

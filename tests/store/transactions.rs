@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bulkhead_model::audit::EventType;
 use bulkhead_model::grant::GrantVersion;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::{Store, StoreError, TxError};
@@ -55,7 +56,7 @@ on_both! {
         let tenant = test.tenant("acme").await;
         let before = counts(&test, &tenant).await;
         let key = api_key(&test.ambient, "second");
-        let args = (key.clone(), audit("api_key.created", "x"), test.ambient.clone());
+        let args = (key.clone(), audit(EventType::ApiKeyCreated, "x"), test.ambient.clone());
         let result: Result<(), CaseError> = test
             .store
             .write(&tenant.scope(), args.clone(), |tx, (key, event, ambient)| {

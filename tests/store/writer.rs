@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bulkhead_model::audit::EventType;
 use bulkhead_model::permission::OrgScope;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::{StoreError, WriterStats};
@@ -58,7 +59,7 @@ fn insert(test: &TestStore, scope: &OrgScope, digest: u8, bytes: usize) -> JoinH
         store
             .write(&scope, ambient, move |tx, ambient| {
                 Box::pin(async move {
-                    tx.record_audit(&audit("secret.stored", &digest.to_string()), ambient).await?;
+                    tx.record_audit(&audit(EventType::SecretStored, &digest.to_string()), ambient).await?;
                     tx.insert_artifact(&[digest; 32], &vec![digest; bytes], ambient.now()).await
                 })
             })

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::time::Timestamp;
@@ -112,7 +112,7 @@ impl App {
             revoked_at: None,
         };
         let event = AuditEvent {
-            action: "api_key.created",
+            action: EventType::ApiKeyCreated,
             target: key.id.to_string(),
             actor: scope.actor().clone(),
             detail: json!({
@@ -175,7 +175,7 @@ impl App {
 
     async fn revoke_key_in(&self, scope: &OrgScope, id: ApiKeyId) -> Result<(), AppError> {
         let event = AuditEvent {
-            action: "api_key.revoked",
+            action: EventType::ApiKeyRevoked,
             target: id.to_string(),
             actor: scope.actor().clone(),
             detail: json!({}),

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use bulkhead_audit::taxonomy::EventType;
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_store::audit::AuditEntry;
@@ -24,12 +23,12 @@ impl App {
             return Ok(());
         }
         self.store()
-            .write(scope, self.ambient().clone(), |tx, ambient| {
+            .write(scope, (scope.actor().clone(), self.ambient().clone()), |tx, (actor, ambient)| {
                 Box::pin(async move {
                     let event = AuditEvent {
-                        action: EventType::AuditRead.as_str(),
+                        action: EventType::AuditRead,
                         target: tx.org()?.to_string(),
-                        actor: tx.actor(),
+                        actor: actor.clone(),
                         detail: json!({}),
                     };
                     tx.record_audit(&event, ambient).await

@@ -15,10 +15,10 @@ use bulkhead_audit::merkle::{self, Edge, Node, Plan};
 use bulkhead_audit::note::Note;
 use bulkhead_audit::payload::{Salt, commitment};
 use bulkhead_audit::record::{Actor, Draft, Record, Target, Token, genesis};
-use bulkhead_audit::taxonomy::{ActorKind, EventType, Outcome};
 use bulkhead_audit::verify::{Expectation, Report, Verifier};
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::taxonomy::{ActorKind, Outcome};
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor as ModelActor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_store::audit_log::{AuditLog, SealedAudit, WaitingAudit};
@@ -191,7 +191,7 @@ async fn open(
         return Ok((log, key, chain));
     }
     let event = AuditEvent {
-        action: EventType::LogOpened.as_str(),
+        action: EventType::LogOpened,
         target: org.to_string(),
         actor: ModelActor::System(SystemReason::Worker),
         detail: json!({ "verifier_key": verifier_key }),
@@ -445,14 +445,14 @@ impl App {
 
     async fn export(&self, scope: &OrgScope, first: u64, since: Option<u64>) -> Result<String, AppError> {
         let org = scope.org();
-        let args = (org, first, self.ambient().clone());
+        let args = (org, first, scope.actor().clone(), self.ambient().clone());
         self.store()
-            .write(scope, args, |tx, (org, first, ambient)| {
+            .write(scope, args, |tx, (org, first, actor, ambient)| {
                 Box::pin(async move {
                     let event = AuditEvent {
-                        action: EventType::AuditExported.as_str(),
+                        action: EventType::AuditExported,
                         target: org.to_string(),
-                        actor: tx.actor(),
+                        actor: actor.clone(),
                         detail: json!({ "first": first }),
                     };
                     tx.record_audit(&event, ambient).await

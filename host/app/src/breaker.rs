@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::breaker::{Failed, Stand, hold_key, parse_hold_key};
 use bulkhead_model::fault::Fault;
 use bulkhead_model::id::{OrgId, RunId, WorkflowId};
@@ -96,13 +96,13 @@ fn fact(state: &BreakerState) -> serde_json::Value {
 /// Writes down that a breaker opened or closed, for people and for whoever acts on events.
 async fn tell(
     tx: &mut Tx,
-    action: &'static str,
+    action: EventType,
     state: &BreakerState,
     actor: &Actor,
     ambient: &Ambient,
 ) -> Result<(), StoreError> {
     let (target, detail) = (state.workflow.to_string(), fact(state));
-    tx.record_event(action, &target, &detail, ambient).await?;
+    tx.record_event(action.as_str(), &target, &detail, ambient).await?;
     let event = AuditEvent { action, target, actor: actor.clone(), detail };
     tx.record_audit(&event, ambient).await
 }
@@ -141,7 +141,7 @@ pub(crate) async fn run_failed(
                 None
             } else {
                 state.breaker.open(now);
-                tell(tx, "workflow.breaker_opened", &state, &Actor::System(SystemReason::Worker), ambient).await?;
+                tell(tx, EventType::BreakerOpened, &state, &Actor::System(SystemReason::Worker), ambient).await?;
                 Some("open")
             }
         }
@@ -167,7 +167,7 @@ pub(crate) async fn run_succeeded(
 
 async fn close(tx: &mut Tx, state: &BreakerState, ambient: &Ambient) -> Result<(), StoreError> {
     tx.delete_breaker(state.workflow, state.version).await?;
-    tell(tx, "workflow.breaker_closed", state, &Actor::System(SystemReason::Worker), ambient).await
+    tell(tx, EventType::BreakerClosed, state, &Actor::System(SystemReason::Worker), ambient).await
 }
 
 /// How a probe stands.
@@ -424,7 +424,7 @@ impl App {
                     let open = tx.list_breakers(*id).await?;
                     for state in &open {
                         tx.delete_breaker(*id, state.version).await?;
-                        tell(tx, "workflow.breaker_closed", state, actor, ambient).await?;
+                        tell(tx, EventType::BreakerClosed, state, actor, ambient).await?;
                     }
                     Ok::<_, AppError>((workflow, open))
                 })

@@ -8,7 +8,7 @@ pub(crate) mod rights;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::call::{CallError, CallReport, Outcome};
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{CallId, InstallationId, OrgId, RunId};
@@ -180,7 +180,7 @@ impl App {
                     }
                     tx.record_call(&call).await?;
                     let event = AuditEvent {
-                        action: "plugin.called",
+                        action: EventType::PluginCalled,
                         target: call.installation.to_string(),
                         actor: actor.clone(),
                         detail: json!({

@@ -6,7 +6,7 @@
 mod task;
 
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::fault::Fingerprint;
 use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkflowId};
 use bulkhead_model::job::Lane;
@@ -283,8 +283,8 @@ fn audit_of(letter: &DeadLetter, decision: &Decision, decided: &Decided, actor: 
         return retried(*run, begun, actor);
     }
     let (action, reason) = match decision {
-        Decision::Resume { .. } => ("dead_letter.resumed", None),
-        Decision::Discard { reason } => ("dead_letter.discarded", Some(reason)),
+        Decision::Resume { .. } => (EventType::DeadLetterResumed, None),
+        Decision::Discard { reason } => (EventType::DeadLetterDiscarded, Some(reason)),
     };
     AuditEvent {
         action,

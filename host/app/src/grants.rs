@@ -1,6 +1,6 @@
 //! What an installation may do: shown in layers, changed as a whole, in force at once.
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::grant::{Ceiling, GrantVersion, Grants};
 use bulkhead_model::id::{InstallationId, OrgId};
 use bulkhead_model::permission::{Caller, Permission};
@@ -69,7 +69,7 @@ impl App {
                             }
                             let version = save(tx, &before, &mut next, actor).await?;
                             let event = AuditEvent {
-                                action: "grants.changed",
+                                action: EventType::GrantsChanged,
                                 target: id.to_string(),
                                 actor: actor.clone(),
                                 detail: json!({

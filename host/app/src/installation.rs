@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::grant::{
     AskView, Budget, CapabilityGrant, Ceiling, EffectiveGrants, GRANTS_MAX, Grant, GrantVersion, Grants, HttpRule,
     Layers, SecretRule, Share, TooComplex, resolve_ask, secrets_asked,
@@ -167,7 +167,7 @@ impl App {
             updated_at: now,
         };
         let event = AuditEvent {
-            action: "installation.created",
+            action: EventType::InstallationCreated,
             target: installation.id.to_string(),
             actor: scope.actor().clone(),
             detail: json!({
@@ -345,7 +345,7 @@ impl App {
                                 let secrets = tx.delete_secrets(*id).await?;
                                 let version = save(tx, &before, &mut next, actor).await?;
                                 let event = AuditEvent {
-                                    action: "installation.uninstalled",
+                                    action: EventType::InstallationUninstalled,
                                     target: id.to_string(),
                                     actor: actor.clone(),
                                     detail: json!({
@@ -504,7 +504,7 @@ fn updated_event(
         detail["digest"] = json!({ "before": Digest(before.1.digest), "after": Digest(after.1.digest) });
         detail["grants"] = json!({ "before": before.0.grants, "after": after.0.grants });
     }
-    AuditEvent { action: "installation.updated", target: after.0.id.to_string(), actor: actor.clone(), detail }
+    AuditEvent { action: EventType::InstallationUpdated, target: after.0.id.to_string(), actor: actor.clone(), detail }
 }
 
 /// Grants for another version of the plugin: what the old version asked for of each grant, and nothing for which the new one

@@ -1,6 +1,6 @@
 //! Organizations, made by the operator (`bulkhead admin`, `bulkhead demo`).
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::OrgId;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Actor, Caller, Permission, SystemReason, SystemScope};
@@ -32,7 +32,7 @@ impl App {
         let admin = SystemScope::new(SystemReason::Admin);
         let org = Org { id: OrgId::new(self.ambient()), slug, name, created_at: self.ambient().now() };
         let event = AuditEvent {
-            action: "org.created",
+            action: EventType::OrgCreated,
             target: org.id.to_string(),
             actor: Actor::System(SystemReason::Admin),
             detail: json!({ "slug": org.slug, "name": org.name }),
@@ -69,7 +69,7 @@ impl App {
         }
         let admin = SystemScope::new(SystemReason::Admin);
         let event = AuditEvent {
-            action: "org.share_set",
+            action: EventType::OrgShareSet,
             target: org.to_string(),
             actor: Actor::System(SystemReason::Admin),
             detail: json!({ "weight": weight, "jobs_max": jobs_max }),

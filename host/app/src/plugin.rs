@@ -4,7 +4,7 @@ pub(crate) mod contract;
 
 use std::sync::Arc;
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::{OrgId, PluginId};
 use bulkhead_model::limits::PackageLimits;
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
@@ -85,7 +85,7 @@ impl App {
 
     async fn insert_plugin(&self, scope: &OrgScope, plugin: Plugin, package: Bytes) -> Result<Uploaded, AppError> {
         let event = AuditEvent {
-            action: "plugin.uploaded",
+            action: EventType::PluginUploaded,
             target: plugin.id.to_string(),
             actor: scope.actor().clone(),
             detail: json!({
@@ -142,7 +142,7 @@ impl App {
                     }
                     tx.delete_plugin(*id, ambient.now()).await?;
                     let event = AuditEvent {
-                        action: "plugin.deleted",
+                        action: EventType::PluginDeleted,
                         target: id.to_string(),
                         actor: actor.clone(),
                         detail: json!({

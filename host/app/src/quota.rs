@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::quota::{Quota, Quotas};
@@ -235,7 +235,7 @@ impl App {
                     let before = tx.set_quota(*org, *quota, *value).await?;
                     let before = before.ok_or(AppError::NotFound { what: "organization" })?;
                     let event = AuditEvent {
-                        action: "org.quota_set",
+                        action: EventType::OrgQuotaSet,
                         target: org.to_string(),
                         actor: Actor::System(SystemReason::Admin),
                         detail: json!({ "quota": quota.as_str(), "before": before.get(*quota), "after": value }),

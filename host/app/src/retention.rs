@@ -1,6 +1,6 @@
 //! How long what has ended is kept: shown, changed, tried out. The job that acts on it is [`prune`](crate::prune).
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::{EventId, OrgId};
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_model::retention::{Ended, EndedRun, RetentionPolicy};
@@ -98,7 +98,7 @@ impl App {
                         return Err(AppError::StaleVersion);
                     }
                     let event = AuditEvent {
-                        action: "retention.changed",
+                        action: EventType::HistoryRetentionChanged,
                         target: tx.org()?.to_string(),
                         actor: actor.clone(),
                         detail: json!({ "before": before, "after": policy }),

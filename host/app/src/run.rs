@@ -5,7 +5,7 @@ pub(crate) mod record;
 use std::sync::Arc;
 
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkerId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
@@ -234,7 +234,7 @@ impl App {
         // A hook's deliveries are told by the run itself; what a person starts is told with who it was.
         let audited = match scope.actor() {
             Actor::ApiKey(_) | Actor::User(_) => Some(AuditEvent {
-                action: "run.started",
+                action: EventType::RunStarted,
                 target: run.id.to_string(),
                 actor: scope.actor().clone(),
                 detail: json!({ "workflow": run.workflow, "version": run.version, "trigger": run.trigger_kind }),
@@ -486,7 +486,7 @@ impl App {
                     tx.record_event("run.cancelled", &id.to_string(), &json!({ "workflow": run.workflow }), ambient)
                         .await?;
                     let event = AuditEvent {
-                        action: "run.cancelled",
+                        action: EventType::RunCancelled,
                         target: id.to_string(),
                         actor: actor.clone(),
                         detail: json!({ "workflow": run.workflow }),
@@ -550,7 +550,7 @@ pub(crate) struct BegunAgain {
 pub(crate) fn retried(run: RunId, begun: &BegunAgain, actor: &Actor) -> AuditEvent {
     let BegunAgain { step, generation, status_before } = begun;
     AuditEvent {
-        action: "run.retried",
+        action: EventType::RunRetried,
         target: run.to_string(),
         actor: actor.clone(),
         detail: json!({ "from_step": step, "status_before": status_before.as_str(), "generation": generation }),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::grant::{GrantVersion, secrets_asked};
 use bulkhead_model::id::{InstallationId, OrgId, SecretId};
 use bulkhead_model::manifest::{CapabilityAsk, Manifest};
@@ -114,7 +114,7 @@ impl App {
                         let mut next = Installation { updated_at: now, ..before.clone() };
                         let grant_version = save(tx, &before, &mut next, actor).await?;
                         let event = AuditEvent {
-                            action: "secret.stored",
+                            action: EventType::SecretStored,
                             target: installation.to_string(),
                             actor: actor.clone(),
                             detail: json!({ "name": name, "replaced": known.is_some(), "grant_version": grant_version }),
@@ -158,7 +158,7 @@ impl App {
                             let mut next = Installation { updated_at: ambient.now(), ..before.clone() };
                             let version = save(tx, &before, &mut next, actor).await?;
                             let event = AuditEvent {
-                                action: "secret.deleted",
+                                action: EventType::SecretDeleted,
                                 target: installation.to_string(),
                                 actor: actor.clone(),
                                 detail: json!({ "name": name, "grant_version": version }),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::{HookId, OrgId, WorkflowId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::token::{SecretHash, Token};
@@ -241,7 +241,7 @@ impl App {
         };
         let hooks = self.missing_hooks(org, workflow.id, &checked.definition, &[]);
         let event = AuditEvent {
-            action: "workflow.created",
+            action: EventType::WorkflowCreated,
             target: workflow.id.to_string(),
             actor: scope.actor().clone(),
             detail: json!({ "name": workflow.name, "version": 1, "digest": crate::digest_hex(&version.definition) }),
@@ -349,7 +349,7 @@ impl App {
                         return Err(AppError::StaleVersion);
                     }
                     let event = AuditEvent {
-                        action: "workflow.updated",
+                        action: EventType::WorkflowUpdated,
                         target: id.to_string(),
                         actor: actor.clone(),
                         detail: json!({
@@ -527,7 +527,7 @@ impl App {
                         return Err(AppError::StaleVersion);
                     }
                     let event = AuditEvent {
-                        action: if *active { "workflow.activated" } else { "workflow.deactivated" },
+                        action: if *active { EventType::WorkflowActivated } else { EventType::WorkflowDeactivated },
                         target: id.to_string(),
                         actor: actor.clone(),
                         detail: json!({ "version": next.current_version }),
@@ -562,7 +562,7 @@ impl App {
         }
         let hook = self.new_hook(org, id, &trigger);
         let event = AuditEvent {
-            action: "hook.rotated",
+            action: EventType::HookRotated,
             target: id.to_string(),
             actor: scope.actor().clone(),
             detail: json!({ "trigger": trigger, "grace_s": grace.as_secs() }),

@@ -23,5 +23,4 @@ pub mod merkle;
 pub mod note;
 pub mod payload;
 pub mod record;
-pub mod taxonomy;
 pub mod verify;

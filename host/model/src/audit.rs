@@ -1,14 +1,17 @@
-//! What the audit log records. (Chaining, signatures and proofs are built on these entries by their own issue.)
+//! What the audit log records. Chaining, signatures and proofs are built on these entries by `bulkhead-audit`.
 
 use serde_json::Value;
 
 use crate::permission::Actor;
 
+pub mod taxonomy;
+
+pub use taxonomy::EventType;
+
 /// One audited act, written in the transaction that does it.
 #[derive(Clone, Debug)]
 pub struct AuditEvent {
-    /// `plugin.uploaded`, `grants.changed`, … (noun.participle).
-    pub action: &'static str,
+    pub action: EventType,
     /// The id of what was acted on.
     pub target: String,
     pub actor: Actor,

@@ -207,7 +207,14 @@ impl Tx {
     ) -> Result<WaitingAudit, StoreError> {
         let (id, detail) = self.insert_audit(event, ambient).await?;
         let (target, actor) = (event.target.clone(), event.actor.to_string());
-        Ok(WaitingAudit { id, action: event.action.to_owned(), target, actor, detail, created_at: ambient.now() })
+        Ok(WaitingAudit {
+            id,
+            action: event.action.as_str().to_owned(),
+            target,
+            actor,
+            detail,
+            created_at: ambient.now(),
+        })
     }
 
     /// Entries without a place, oldest first.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
+use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::fault::Fingerprint;
 use bulkhead_model::id::{DeadLetterId, DeadLetterTaskId, OrgId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lane, Lease, backoff};
@@ -200,7 +200,7 @@ async fn end_task(
     });
     tx.record_event("dead_letter_task.ended", &task.id.to_string(), &detail, ambient).await?;
     let event = AuditEvent {
-        action: "dead_letter_task.ended",
+        action: EventType::DeadLetterTaskEnded,
         target: task.id.to_string(),
         actor: bulkhead_model::permission::Actor::System(SystemReason::Worker),
         detail,
@@ -240,7 +240,7 @@ impl App {
             finished_at: None,
         };
         let event = AuditEvent {
-            action: "dead_letter_task.started",
+            action: EventType::DeadLetterTaskStarted,
             target: id.to_string(),
             actor: scope.actor().clone(),
             detail: json!({ "action": action.as_str(), "selection": selection }),
@@ -314,7 +314,7 @@ impl App {
                     end_task(tx, &mut task, TaskState::Stopped, ambient).await?;
                     tx.remove_waiting_job("work_dead_letters", &id.to_string()).await?;
                     let event = AuditEvent {
-                        action: "dead_letter_task.stopped",
+                        action: EventType::DeadLetterTaskStopped,
                         target: id.to_string(),
                         actor: actor.clone(),
                         detail: json!({ "seen": task.seen, "done": task.done }),

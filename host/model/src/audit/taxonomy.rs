@@ -235,6 +235,11 @@ events! {
     BreakerOpened = "workflow.breaker_opened": System, Detect, Warning;
     BreakerClosed = "workflow.breaker_closed": System, Update, Notice;
     PluginCalled = "plugin.called": System, Execute, Info;
+    DeadLetterResumed = "dead_letter.resumed": System, Execute, Notice;
+    DeadLetterDiscarded = "dead_letter.discarded": System, Delete, Notice;
+    DeadLetterTaskStarted = "dead_letter_task.started": System, Execute, Notice;
+    DeadLetterTaskStopped = "dead_letter_task.stopped": System, Update, Notice;
+    DeadLetterTaskEnded = "dead_letter_task.ended": System, Execute, Info;
     BackupMade = "backup.made": System, Create, Notice;
     BackupRestored = "backup.restored": System, Update, Warning;
 }
