@@ -97,7 +97,7 @@ on_both! {
         acts(&app, &acme, 6).await;
         let kept = app.app.seal_audit_log(acme.org, true).await.unwrap().remove(0).note;
         let found = async |statement: &str| {
-            app.tamper(statement);
+            app.tamper(acme.org, statement);
             app.app.verify_audit_as_operator(acme.org, vec![], vec![kept.clone()]).await.unwrap()
         };
         // What is shown and searched, and not the record.
@@ -109,8 +109,8 @@ on_both! {
         // A row in the middle, then the end together with the log's own row.
         let report = found("delete from audit_entry where seq = 6").await;
         assert!(report.faults.iter().any(|fault| fault.kind == FaultKind::Missing { from: 6, to: 6 }), "{:?}", report.faults);
-        app.tamper("delete from audit_entry where seq > 5");
-        app.tamper("delete from audit_checkpoint");
+        app.tamper(acme.org, "delete from audit_entry where seq > 5");
+        app.tamper(acme.org, "delete from audit_checkpoint");
         let report = found("update audit_log set size = 6").await;
         assert!(report.faults.iter().any(|fault| matches!(fault.kind, FaultKind::KeptAhead { entries: 6, .. })), "{:?}", report.faults);
     }

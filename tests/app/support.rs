@@ -180,15 +180,16 @@ impl TestApp {
         app(&store, ambient, Options::default())
     }
 
-    /// Changes the database behind the application's back, as its administrator can.
-    pub(crate) fn tamper(&self, statement: &str) {
+    /// Changes an organization's rows behind the application's back, as the database's administrator can.
+    pub(crate) fn tamper(&self, org: OrgId, statement: &str) {
         match &self.place {
             Place::Sqlite(directory) => {
                 let connection = rusqlite::Connection::open(directory.path().join("bulkhead.sqlite")).unwrap();
                 connection.execute_batch(statement).unwrap();
             }
             Place::Postgres(database) => {
-                database.execute(statement).unwrap();
+                // The owner is under row-level security as well.
+                database.execute(&format!("set app.org_id = '{}'; {statement}", org.uuid())).unwrap();
             }
         }
     }
