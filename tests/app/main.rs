@@ -21,6 +21,7 @@ mod nodes;
 mod queue;
 mod quotas;
 mod retention;
+mod roles;
 mod runs;
 mod schedules;
 mod secrets;

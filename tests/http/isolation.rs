@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use bulkhead_model::permission::Permission;
+use bulkhead_model::role::{BuiltIn, RoleRef};
 use serde_json::{Value, json};
 
 use crate::guests::{asks_for_secret, manifest, package, signs};
@@ -33,6 +34,13 @@ impl Things {
         let run = server.post(tenant, &format!("workflows/{workflow}/runs"), &json!({})).await.json(202);
         server.step(tenant, run["run"].as_str().unwrap(), "end", "{}").await;
         let key = server.post(tenant, "api-keys", &json!({ "name": "k", "permissions": ["org.read"] })).await.json(201);
+        let role = json!({ "name": "Private", "permissions": ["leads.read"] });
+        let role = server.post(tenant, "roles", &role).await.json(201)["role"].as_str().unwrap().to_owned();
+        let team = id(&server.post(tenant, "teams", &json!({ "name": "Private" })).await.json(201));
+        let user = crate::roles::member(server, tenant, RoleRef::BuiltIn(BuiltIn::Admin)).await;
+        let assignments = server.get(tenant, &format!("role-assignments?user={user}")).await.json(200);
+        let assignment = id(&assignments["items"][0]);
+        let request = crate::roles::request(server, tenant, user).await;
         let values = vec![
             ("plugin", id(&plugin)),
             ("installation", installation),
@@ -45,6 +53,11 @@ impl Things {
             ("run", run["run"].as_str().unwrap().to_owned()),
             ("step", "end".to_owned()),
             ("api_key", id(&key)),
+            ("role", role),
+            ("assignment", assignment),
+            ("role_request", request),
+            ("team", team),
+            ("user", user.to_string()),
             ("dead_letter", server.dead_letter(tenant, run["run"].as_str().unwrap()).await),
             (
                 "task",
@@ -87,6 +100,18 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "rotate_hook" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
         "discard_dead_letter" => json!({ "reason": "x" }),
         "start_dead_letter_task" => json!({ "action": "resume", "kind": "run" }),
+        "create_role" | "replace_role" => json!({ "name": "Taken over", "permissions": ["org.read"] }),
+        "assign_role" => json!({ "user": "user_00000000000000000000000001", "role": "viewer" }),
+        "request_role" => json!({ "role": "viewer", "reason": "to look at everything" }),
+        "approve_role_request" | "refuse_role_request" => json!({ "reason": "x" }),
+        "create_team" | "rename_team" => json!({ "name": "Taken over" }),
+        "check_access" => {
+            json!({ "checks": [{ "subject": "user_00000000000000000000000001", "permission": "org.read" }] })
+        }
+        "evaluate_access" | "evaluate_accesses" => json!({
+            "subject": { "type": "user", "id": "user_00000000000000000000000001" },
+            "action": { "name": "org.read" }, "resource": { "type": "organization", "id": "x" },
+        }),
         "upload_plugin" => return ask.bytes("application/wasm", "no package"),
         other => panic!("say in tests/http/isolation.rs what `{other}` takes"),
     };
@@ -113,6 +138,12 @@ on_both! {
         let of_organization = Permission::ALL.iter().copied().filter(|permission| !permission.is_of_platform());
         let others: Vec<Permission> = of_organization.filter(|permission| !declared.contains(permission)).collect();
         keys.push(("all others".to_owned(), server.key(&victim, &others).await));
+        // … and as much as each built-in role holds (an API user's nothing makes no key).
+        let mut roles = Vec::new();
+        for role in ROLES {
+            let held: Vec<Permission> = role.permissions().iter().collect();
+            roles.push((role, server.key(&victim, &held).await));
+        }
         let before_keys = server.get(&victim, "api-keys").await.json(200);
         let mut matrix = heading(&declared);
         let mut allowed = Vec::new();
@@ -146,6 +177,16 @@ on_both! {
                 assert!(refused.text().contains(permission), "{at}: the permission is named: {}", refused.text());
                 row.push('.');
             }
+            row.push(' ');
+            for (role, key) in &roles {
+                if role.permissions().iter().any(|held| held.as_str() == permission) {
+                    row.push(role.title().chars().next().unwrap());
+                    continue;
+                }
+                let refused = server.send(make(&victim.org).key(key)).await;
+                assert_eq!(refused.problem(403), "forbidden", "{at} as {role}");
+                row.push('.');
+            }
             writeln!(matrix, "{method:<6} {path:<74} {row}").unwrap();
         }
         assert_eq!(snapshot(&server, &victim).await, before, "nobody changed anything");
@@ -176,11 +217,18 @@ async fn snapshot(server: &TestServer, tenant: &Tenant) -> Vec<Value> {
         "quotas",
         "dead-letters",
         "dead-letter-tasks",
+        "roles",
+        "role-assignments",
+        "role-requests",
+        "teams",
     ] {
         found.push(server.get(tenant, list).await.json(200));
     }
     found
 }
+
+/// The built-in roles with something to lose: an admin may everything.
+const ROLES: [BuiltIn; 4] = [BuiltIn::Admin, BuiltIn::Manager, BuiltIn::Analyst, BuiltIn::Viewer];
 
 /// The permissions that routes ask for.
 fn declared() -> BTreeSet<Permission> {
@@ -193,7 +241,8 @@ fn heading(declared: &BTreeSet<Permission>) -> String {
     let mut text = String::from(
         "Who may do what. One column per permission that a route asks for, in the order below, and one for a key of all others: `x` passes, \
          `.` is refused with 403.\n\
-         Nobody gets 401 from each of these, and another organization's key 404.\n\n",
+         Nobody gets 401 from each of these, and another organization's key 404. Behind it the built-in roles that may: Admin, Manager, Analyst, \
+         Viewer.\n\n",
     );
     for (at, permission) in declared.iter().enumerate() {
         writeln!(text, "{:>3} {permission}", at + 1).unwrap();

@@ -24,5 +24,6 @@ mod plugins;
 mod queue;
 mod quotas;
 mod retention;
+mod roles;
 mod schedules;
 mod workflows;

@@ -25,6 +25,8 @@ use serde_json::json;
 
 use crate::support::{JOBS, Tenant, TestStore, sealed_audit};
 
+mod access;
+
 /// Methods that name no row of a tenant's, or are the queue's and the operator's own (their scope is checked in
 /// `the_queues_own_methods_need_the_queues_scope`). May only shrink.
 const WITHOUT_ROWS: &[&str] = &[
@@ -103,6 +105,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_audit_waiting(9).await?));
         rows.push(format!("{:?}", tx.list_audit_entries(0, 9).await?));
         rows.push(format!("{:?}", tx.list_audit_checkpoints(0, 9).await?));
+        rows.push(tenant.access.picture(tx).await?);
         Ok(rows.join("\n"))
     })
     .unwrap()
@@ -244,6 +247,7 @@ on_both! {
             assert!(tx.load_audit_node(0).await?.is_none());
             assert!(tx.load_audit_checkpoint(9).await?.is_none());
             assert!(tx.list_audit_checkpoints(0, 9).await?.is_empty());
+            a.access.is_not_there(tx).await?;
             assert_eq!(tx.require_org().await?.slug.as_str(), "b");
             Ok(())
         })
@@ -312,6 +316,7 @@ on_both! {
                 assert!(!tx.revive_job(*job, *now).await?);
                 assert!(!tx.delete_dead_job(*job).await?);
             }
+            a.access.cannot_be_changed(tx).await?;
             Ok(())
         })
         .unwrap();
@@ -343,6 +348,8 @@ on_both! {
             assert!(refused(&result), "{result:?}");
         }
 
+        access::parents_are_out_of_reach(&test, &scope, &a.access).await;
+
         // The same ids, keys and bytes may exist in B on their own: nothing of A shows through a conflict.
         tx!(test.write, &scope, [a, ambient, now], |tx| {
             tx.insert_api_key(&a.api_key).await?;
@@ -361,6 +368,7 @@ on_both! {
             tx.record_audit_checkpoint(1, "another", *now).await?;
             let opening = tx.record_audit_opening(&a.audit, ambient).await?;
             tx.insert_audit_entry(&sealed_audit(0, opening.id)).await?;
+            a.access.insert_beside(tx, ambient).await?;
             tx.record_audit(&a.audit, ambient).await
         })
         .unwrap();
@@ -483,7 +491,7 @@ on_both! {
 
 #[test]
 fn every_method_is_tried_from_another_organization() {
-    let tried = include_str!("isolation.rs");
+    let tried = [include_str!("isolation.rs"), include_str!("isolation/access.rs")].concat();
     let methods: BTreeSet<&str> = STATEMENT_SOURCES
         .iter()
         .flat_map(|(_, text)| text.split("pub async fn ").skip(1))

@@ -22,6 +22,7 @@ mod plans;
 mod postgres;
 mod prune;
 mod queue;
+mod roles;
 mod row_security;
 mod schedules;
 mod start;

@@ -45,6 +45,8 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use sqlx::Connection as _;
 
+use crate::roles::AccessRows;
+
 /// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
 macro_rules! on_both {
     ($($(#[$doc:meta])* async fn $name:ident($store:ident: TestStore) $body:block)*) => {$(
@@ -123,7 +125,11 @@ pub(crate) fn ambient() -> Ambient {
 /// A migrated database of one's own; `None` (said loudly) where there is no PostgreSQL.
 pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
     let server = server_or_skip()?;
-    let text = include_str!("../../migrations/postgres/0001_foundation.sql");
+    let text = [
+        include_str!("../../migrations/postgres/0001_foundation.sql"),
+        include_str!("../../migrations/postgres/0002_identity.sql"),
+    ]
+    .concat();
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
         create_role(owner_url).await.map_err(StoreError::from)?;
@@ -264,6 +270,7 @@ pub(crate) struct Tenant {
     pub(crate) audit: AuditEvent,
     pub(crate) history: History,
     pub(crate) audit_log: AuditLog,
+    pub(crate) access: AccessRows,
 }
 
 impl Tenant {
@@ -309,6 +316,7 @@ impl Tenant {
             audit_log: audit_log(now),
             version: version(1, now),
             history: history(now),
+            access: AccessRows::new(ambient),
             plugin,
             installation,
             workflow,
@@ -365,6 +373,7 @@ impl Tenant {
         tx.spend_key(RunId::new(ambient), self.workflow.id, "spent", now, now).await?;
         tx.record_dead_letter(&self.dead_letter, ambient).await?;
         tx.insert_dead_letter_task(&self.dead_letter_task).await?;
+        self.access.insert(tx, ambient).await?;
         Ok(())
     }
 }

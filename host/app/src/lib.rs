@@ -8,8 +8,10 @@
 //! - After commit only: the runtime is told what changed ([`live`]), workers are woken ([`worker`]), other nodes are told of both
 //!   ([`node`]).
 
+pub mod access;
 pub mod admission;
 pub mod api_key;
+pub mod assignment;
 pub mod audit;
 pub mod audit_log;
 pub mod auth;
@@ -37,11 +39,14 @@ mod prune;
 pub mod queue;
 pub mod quota;
 pub mod retention;
+pub mod role;
+pub mod role_request;
 pub mod run;
 pub mod sandbox;
 pub mod schedule;
 pub mod secret;
 pub mod supervise;
+pub mod team;
 mod turns;
 pub mod worker;
 pub mod workflow;
@@ -92,6 +97,7 @@ pub struct App {
     rooms: quota::Rooms,
     ended_bytes: quota::EndedBytes,
     audit_reads: AuditReads,
+    standings: access::Standings,
 }
 
 /// When each reader of an audit log was last written down, on this node.
@@ -132,6 +138,7 @@ impl App {
             rooms: quota::rooms(),
             ended_bytes: quota::ended_bytes(),
             audit_reads: moka::sync::Cache::new(AUDIT_READERS_MAX),
+            standings: access::standings(),
         }
     }
 
@@ -181,6 +188,10 @@ impl App {
 
     pub(crate) fn ended_bytes(&self) -> &quota::EndedBytes {
         &self.ended_bytes
+    }
+
+    pub(crate) fn standings(&self) -> &access::Standings {
+        &self.standings
     }
 
     pub(crate) fn in_flight(&self) -> &in_flight::InFlight {

@@ -7,6 +7,7 @@ use bulkhead_app::AppError;
 use bulkhead_app::auth::OrgRef;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Caller, Permission};
+use bulkhead_model::role::assignment::Within;
 use http::request::Parts;
 use http::{HeaderMap, header};
 use serde_json::{Value, json};
@@ -23,18 +24,39 @@ pub(crate) const PERMISSION_KEY: &str = "x-bulkhead-permission";
 /// … and why it needs none.
 pub(crate) const PUBLIC_KEY: &str = "x-bulkhead-public";
 
+/// … and that a role which was given for the path's team alone is enough.
+pub(crate) const WITHIN_KEY: &str = "x-bulkhead-within";
+
 /// What the matched route declares.
 #[derive(Clone, Copy, Debug)]
 struct Required {
     permission: Permission,
+    /// The path names a team, and the permission is needed on that team's things.
+    is_in_team: bool,
     takes_query: bool,
 }
 
 /// Routes that need an API key of the path's organization, with this permission.
 pub(crate) fn guarded(permission: Permission, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
+    require(permission, false, routes)
+}
+
+/// As [`guarded`] for what belongs to the path's team: who holds the permission there alone passes as well.
+pub(crate) fn guarded_in_team(
+    permission: Permission,
+    routes: UtoipaMethodRouter<HttpState>,
+) -> UtoipaMethodRouter<HttpState> {
+    annotate(require(permission, true, routes), WITHIN_KEY, &json!("team"))
+}
+
+fn require(
+    permission: Permission,
+    is_in_team: bool,
+    routes: UtoipaMethodRouter<HttpState>,
+) -> UtoipaMethodRouter<HttpState> {
     let (schemas, mut paths, router) = annotate(routes, PERMISSION_KEY, &json!(permission.as_str()));
     let takes_query = operations(&mut paths).any(|operation| operation.parameters.iter().flatten().any(is_of_query));
-    (schemas, paths, router.route_layer(Extension(Required { permission, takes_query })))
+    (schemas, paths, router.route_layer(Extension(Required { permission, is_in_team, takes_query })))
 }
 
 /// Routes for anybody, for the reason given.
@@ -75,7 +97,7 @@ impl FromRequestParts<HttpState> for OrgCaller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
-        let Required { permission, takes_query } =
+        let Required { permission, is_in_team, takes_query } =
             *parts.extensions.get::<Required>().ok_or_else(|| Problem::internal(&NoPermissionDeclared))?;
         let presented = bearer(&parts.headers).ok_or(AppError::Unauthenticated)?;
         let identity = state.app.authenticate(presented).await?;
@@ -84,7 +106,8 @@ impl FromRequestParts<HttpState> for OrgCaller {
         span.record("user_id", tracing::field::display(identity.caller.actor()));
         let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
         let org = identity.resolve(&named)?;
-        if !identity.caller.permissions().contains(permission) {
+        let within = if is_in_team { path_team(parts, state).await? } else { Within::Organization };
+        if !identity.caller.permissions_within(within).contains(permission) {
             return Err(AppError::Forbidden(permission).into());
         }
         if !takes_query {
@@ -93,6 +116,12 @@ impl FromRequestParts<HttpState> for OrgCaller {
         parts.extensions.insert(Bound(org));
         Ok(Self { caller: identity.caller, org })
     }
+}
+
+/// The team that the path names. Text that names none is answered when the caller's right is known.
+async fn path_team(parts: &mut Parts, state: &HttpState) -> Result<Within, Problem> {
+    let text = path_param(parts, state, "team").await?;
+    Ok(text.parse().map_or(Within::Organization, Within::Team))
 }
 
 /// The organization that the request turned out to be about: what cursors are bound to.

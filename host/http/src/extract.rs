@@ -8,7 +8,8 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request};
 use bulkhead_app::AppError;
 use bulkhead_model::id::{
-    ApiKeyId, CallId, DeadLetterId, DeadLetterTaskId, InstallationId, PluginId, RunId, WorkflowId,
+    ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, InstallationId, PluginId, RoleId, RoleRequestId,
+    RunId, TeamId, UserId, WorkflowId,
 };
 use bulkhead_model::name::SecretName;
 use bulkhead_model::workflow::{StepId, TriggerId};
@@ -208,6 +209,11 @@ path_parts! {
     DeadLetterTaskId = "task", "task";
     RunId = "run", "run";
     StepId = "step", "step";
+    RoleId = "role", "role";
+    AssignmentId = "assignment", "role assignment";
+    RoleRequestId = "role_request", "role request";
+    TeamId = "team", "team";
+    UserId = "user", "user";
     SecretName = "name", "secret";
     TriggerId = "trigger", "webhook trigger";
 }

@@ -18,7 +18,9 @@
 
 mod access;
 mod api_key;
+mod assignment;
 mod audit;
+mod authzen;
 mod breaker;
 mod call;
 mod dead_letter;
@@ -36,14 +38,18 @@ mod openapi;
 mod org;
 mod page;
 mod plugin;
+mod policy;
 mod problem;
 mod queue;
 mod quota;
 mod retention;
+mod role;
+mod role_request;
 mod run;
 mod schedule;
 mod schema;
 mod secret;
+mod team;
 mod view;
 mod workflow;
 
@@ -58,7 +64,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::{guarded, public};
+use crate::access::{guarded, guarded_in_team, public};
 
 pub use openapi::document as openapi;
 
@@ -105,7 +111,11 @@ pub fn router(app: App, config: HttpConfig) -> Router {
 /// Every route, with its description.
 fn routes() -> OpenApiRouter<HttpState> {
     let within = |limit: Duration| middleware::from_fn_with_state(limit, edge::deadline);
-    let quick = platform_routes().merge(account_routes()).merge(plugin_routes()).merge(workflow_routes());
+    let quick = platform_routes()
+        .merge(account_routes())
+        .merge(access_routes())
+        .merge(plugin_routes())
+        .merge(workflow_routes());
     quick.route_layer(within(TIME_QUICK)).merge(slow_routes().route_layer(within(TIME_SLOW)))
 }
 
@@ -119,6 +129,7 @@ fn platform_routes() -> OpenApiRouter<HttpState> {
         .routes(public("the description is no secret", routes!(openapi::show_openapi)))
         .routes(public("the shapes are no secret", routes!(schema::show_workflow_schema)))
         .routes(public("the shapes are no secret", routes!(schema::show_manifest_schema)))
+        .routes(public("the names are no secret", routes!(policy::list_permissions)))
         .routes(public("the address itself is the credential", routes!(hook::receive_delivery)))
 }
 
@@ -138,6 +149,37 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::RetentionWrite, routes!(retention::replace_retention)))
         .routes(guarded(Permission::OrgRead, routes!(retention::preview_retention)))
         .routes(guarded(Permission::JobsRead, routes!(queue::show_queue)))
+}
+
+fn access_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(guarded(Permission::OrgRead, routes!(policy::show_own_permissions)))
+        .routes(guarded(Permission::AccessCheck, routes!(policy::check_access)))
+        .routes(guarded(Permission::AccessCheck, routes!(policy::explain_access)))
+        .routes(guarded(Permission::AccessCheck, routes!(authzen::evaluate_access)))
+        .routes(guarded(Permission::AccessCheck, routes!(authzen::evaluate_accesses)))
+        .routes(guarded(Permission::RolesRead, routes!(role::list_roles)))
+        .routes(guarded(Permission::RolesWrite, routes!(role::create_role)))
+        .routes(guarded(Permission::RolesRead, routes!(role::show_role)))
+        .routes(guarded(Permission::RolesWrite, routes!(role::replace_role)))
+        .routes(guarded(Permission::RolesWrite, routes!(role::delete_role)))
+        .routes(guarded(Permission::RolesRead, routes!(assignment::list_assignments)))
+        .routes(guarded(Permission::RolesAssign, routes!(assignment::assign_role)))
+        .routes(guarded(Permission::RolesAssign, routes!(assignment::unassign_role)))
+        .routes(guarded(Permission::RolesRequest, routes!(role_request::request_role)))
+        .routes(guarded(Permission::RolesRead, routes!(role_request::list_role_requests)))
+        .routes(guarded(Permission::RolesRead, routes!(role_request::show_role_request)))
+        .routes(guarded(Permission::RolesApprove, routes!(role_request::approve_role_request)))
+        .routes(guarded(Permission::RolesApprove, routes!(role_request::refuse_role_request)))
+        .routes(guarded(Permission::RolesRequest, routes!(role_request::withdraw_role_request)))
+        .routes(guarded(Permission::TeamsWrite, routes!(team::create_team)))
+        .routes(guarded(Permission::TeamsRead, routes!(team::list_teams)))
+        .routes(guarded_in_team(Permission::TeamsRead, routes!(team::show_team)))
+        .routes(guarded_in_team(Permission::TeamsWrite, routes!(team::rename_team)))
+        .routes(guarded(Permission::TeamsWrite, routes!(team::delete_team)))
+        .routes(guarded_in_team(Permission::TeamsRead, routes!(team::list_team_members)))
+        .routes(guarded_in_team(Permission::TeamsWrite, routes!(team::add_team_member)))
+        .routes(guarded_in_team(Permission::TeamsWrite, routes!(team::remove_team_member)))
 }
 
 fn plugin_routes() -> OpenApiRouter<HttpState> {

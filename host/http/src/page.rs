@@ -167,6 +167,17 @@ pub(crate) fn filter<F: DeserializeOwned>(query: &str) -> Result<F, Problem> {
     Ok(filter)
 }
 
+/// A query of the shape `F` where there is no list.
+pub(crate) struct QueryOf<F>(pub(crate) F);
+
+impl<F: DeserializeOwned + Send> FromRequestParts<HttpState> for QueryOf<F> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Self, Problem> {
+        filter(parts.uri.query().unwrap_or_default()).map(Self)
+    }
+}
+
 impl<F> Paging<F> {
     /// For lists by id.
     pub(crate) fn request(&self) -> Result<PageRequest, Problem> {

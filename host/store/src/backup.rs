@@ -64,6 +64,12 @@ pub const TABLES: &[&str] = &[
     "spent_key",
     "dead_letter",
     "dead_letter_task",
+    "policy",
+    "team",
+    "team_member",
+    "role",
+    "role_assignment",
+    "role_request",
 ];
 
 /// Tables that a backup leaves out.

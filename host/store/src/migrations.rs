@@ -7,11 +7,18 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use crate::error::StoreError;
 
 /// Name, SQLite text, PostgreSQL text.
-const ALL: &[(&str, &str, &str)] = &[(
-    "0001_foundation",
-    include_str!("../../../migrations/sqlite/0001_foundation.sql"),
-    include_str!("../../../migrations/postgres/0001_foundation.sql"),
-)];
+const ALL: &[(&str, &str, &str)] = &[
+    (
+        "0001_foundation",
+        include_str!("../../../migrations/sqlite/0001_foundation.sql"),
+        include_str!("../../../migrations/postgres/0001_foundation.sql"),
+    ),
+    (
+        "0002_identity",
+        include_str!("../../../migrations/sqlite/0002_identity.sql"),
+        include_str!("../../../migrations/postgres/0002_identity.sql"),
+    ),
+];
 
 fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {
     let migrations = ALL

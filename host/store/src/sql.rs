@@ -49,12 +49,17 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("job/look", include_str!("job/look.rs")),
     ("org", include_str!("org.rs")),
     ("plugin", include_str!("plugin.rs")),
+    ("policy", include_str!("policy.rs")),
     ("probe", include_str!("probe.rs")),
     ("prune", include_str!("prune.rs")),
     ("retention", include_str!("retention.rs")),
+    ("role", include_str!("role.rs")),
+    ("role/assignment", include_str!("role/assignment.rs")),
+    ("role/request", include_str!("role/request.rs")),
     ("run", include_str!("run.rs")),
     ("schedule", include_str!("schedule.rs")),
     ("secret", include_str!("secret.rs")),
+    ("team", include_str!("team.rs")),
     ("workflow", include_str!("workflow.rs")),
 ];
 
@@ -128,7 +133,12 @@ bind_ids!(
     WorkerId,
     SecretId,
     DeadLetterId,
-    DeadLetterTaskId
+    DeadLetterTaskId,
+    UserId,
+    RoleId,
+    AssignmentId,
+    RoleRequestId,
+    TeamId
 );
 
 /// A row of either database.

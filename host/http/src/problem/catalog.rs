@@ -62,6 +62,13 @@ kinds! {
     InvalidQuota = "invalid-quota", UNPROCESSABLE_ENTITY, "The quota's value is not valid";
     InvalidPermissions = "invalid-permissions", UNPROCESSABLE_ENTITY, "The permissions cannot be given";
     InvalidExpiry = "invalid-expiry", UNPROCESSABLE_ENTITY, "The time of expiry is not valid";
+    InvalidRole = "invalid-role", UNPROCESSABLE_ENTITY, "The role cannot be as it is asked to be";
+    UnknownRole = "unknown-role", UNPROCESSABLE_ENTITY, "The organization has no such role";
+    UnknownTeam = "unknown-team", UNPROCESSABLE_ENTITY, "The organization has no such team";
+    InvalidWindow = "invalid-window", UNPROCESSABLE_ENTITY, "The time is no window";
+    InvalidDuration = "invalid-duration", UNPROCESSABLE_ENTITY, "The duration is out of its bounds";
+    InvalidChecks = "invalid-checks", UNPROCESSABLE_ENTITY, "There are no questions, or too many";
+    ExceedsOwnRights = "exceeds-own-rights", UNPROCESSABLE_ENTITY, "Nobody gives or takes what he does not hold himself";
     InvalidSummary = "invalid-summary", UNPROCESSABLE_ENTITY, "The summary is not valid";
     InvalidWorkflow = "invalid-workflow", UNPROCESSABLE_ENTITY, "The definition has problems";
     InvalidGrace = "invalid-grace", UNPROCESSABLE_ENTITY, "The time of grace is not valid";
@@ -83,6 +90,21 @@ kinds! {
     // What stands against it.
     OrgExists = "org-exists", CONFLICT, "The organization's name is taken";
     OwnKey = "own-key", CONFLICT, "A key cannot revoke itself";
+    RoleExists = "role-exists", CONFLICT, "The role's name is taken";
+    RoleInUse = "role-in-use", CONFLICT, "Somebody has the role, or a role inherits from it";
+    OwnRole = "own-role", CONFLICT, "Nobody changes his own roles";
+    LastAdmin = "last-admin", CONFLICT, "The last admin stays";
+    TooManyRoles = "too-many-roles", CONFLICT, "The member has as many roles as a member may";
+    PeopleOnly = "people-only", CONFLICT, "Only a signed-in member can do this";
+    OwnRequest = "own-request", CONFLICT, "Somebody else has to answer the request";
+    NotOwnRequest = "not-own-request", CONFLICT, "The request is somebody else's";
+    RequestAnswered = "request-answered", CONFLICT, "The request has been answered";
+    RequestLapsed = "request-lapsed", CONFLICT, "Nobody answered the request in time";
+    TooManyRequests = "too-many-requests", CONFLICT, "Too many requests wait for an answer";
+    TeamExists = "team-exists", CONFLICT, "The team's name is taken";
+    TeamInUse = "team-in-use", CONFLICT, "Members have roles for the team";
+    TeamFull = "team-full", CONFLICT, "The team has as many members as a team may";
+    TooManyTeams = "too-many-teams", CONFLICT, "The organization has as many teams as it may";
     VersionExists = "version-exists", CONFLICT, "This version exists with other bytes";
     WorkflowExists = "workflow-exists", CONFLICT, "The workflow's name is taken";
     RunFinished = "run-finished", CONFLICT, "The run has ended already";

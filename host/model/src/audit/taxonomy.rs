@@ -167,6 +167,7 @@ events! {
     RoleRequested = "role.requested": Authorization, Create, Info;
     RoleApproved = "role.approved": Authorization, Grant, Notice;
     RoleRefused = "role.refused": Authorization, Refuse, Notice;
+    RoleWithdrawn = "role.withdrawn": Authorization, Update, Info;
     OrgEntered = "org.entered": Authorization, Grant, Warning;
 
     RecordRead = "record.read": DataAccess, Read, Info;

@@ -1,0 +1,353 @@
+//! Who may do what in an organization: worked out from roles and assignments, and kept until the policy's epoch rises.
+//!
+//! What is kept holds windows of time, not answers: each use asks the clock, so that a role ends by itself. Each use also reads the
+//! epoch, so that what was taken away is gone with the commit that took it, on every node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bulkhead_model::id::{ApiKeyId, OrgId, RoleId, TeamId, UserId};
+use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::role::assignment::{Explanation, Hold, Standing, Within};
+use bulkhead_model::role::{RoleRef, Roles};
+use bulkhead_model::time::Timestamp;
+use bulkhead_store::Tx;
+use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::role::Role;
+
+use crate::{App, AppError};
+
+/// Questions that are answered at once. Source: identity.md.
+pub const QUESTIONS_MAX: usize = 100;
+/// Members whose standing is kept in memory, of all organizations and of old epochs until they are pushed out.
+const KNOWN_MAX: u64 = 20_000;
+
+/// Whose right is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AccessSubject {
+    User(UserId),
+    ApiKey(ApiKeyId),
+}
+
+impl std::str::FromStr for AccessSubject {
+    type Err = AppError;
+
+    fn from_str(text: &str) -> Result<Self, AppError> {
+        let user = text.parse().map(Self::User);
+        user.or_else(|_| text.parse().map(Self::ApiKey)).map_err(|_| AppError::NotFound { what: "user or API key" })
+    }
+}
+
+/// May this subject do that, there?
+#[derive(Clone, Copy, Debug)]
+pub struct Question {
+    pub subject: AccessSubject,
+    pub permission: Permission,
+    pub within: Within,
+}
+
+/// What came of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Allowed,
+    Refused,
+    /// The organization has no such team: refused as well.
+    NoSuchTeam,
+}
+
+/// A member's standing with the roles that it was worked out from, all of one moment.
+#[derive(Debug)]
+pub struct Known {
+    pub epoch: i64,
+    pub roles: Arc<Roles>,
+    pub standing: Standing,
+    /// The names of the organization's own roles.
+    pub names: Arc<BTreeMap<RoleId, String>>,
+}
+
+impl Known {
+    /// What roles that were given for single teams add on those teams' things.
+    fn teams(&self, now: Timestamp) -> Vec<(TeamId, PermissionSet)> {
+        let mut teams: Vec<TeamId> = self.standing.assignments().filter_map(|given| given.team).collect();
+        teams.sort_unstable();
+        teams.dedup();
+        let of = |team| (team, self.standing.permissions(Within::Team(team), now));
+        teams.into_iter().map(of).collect()
+    }
+}
+
+/// Why somebody may not.
+#[derive(Clone, Debug)]
+pub struct AccessExplanation {
+    pub known: Arc<Known>,
+    pub explanation: Explanation,
+}
+
+/// What a caller may, and why.
+#[derive(Clone, Debug)]
+pub struct OwnAccess {
+    pub actor: Actor,
+    pub permissions: PermissionSet,
+    pub teams: Vec<(TeamId, PermissionSet)>,
+    /// Of a member; an API key's permissions are its own.
+    pub known: Option<Arc<Known>>,
+    pub at: Timestamp,
+}
+
+/// What was worked out, by the epoch that it was worked out under.
+pub(crate) type Standings = moka::sync::Cache<(OrgId, UserId, i64), Arc<Known>>;
+
+pub(crate) fn standings() -> Standings {
+    moka::sync::Cache::new(KNOWN_MAX)
+}
+
+pub(crate) fn roles_of(stored: &[Role]) -> Roles {
+    stored.iter().map(|role| (role.id, role.gives.clone())).collect()
+}
+
+pub(crate) async fn load_roles(tx: &mut Tx) -> Result<Roles, AppError> {
+    Ok(roles_of(&tx.list_roles().await?))
+}
+
+async fn load_standing(tx: &mut Tx, user: UserId, roles: &Roles) -> Result<Standing, AppError> {
+    let given = tx.list_assignments_of(user).await?;
+    Ok(Standing::new(given.into_iter().map(|stored| stored.given), roles))
+}
+
+/// The policy as one transaction sees it: the epoch is read once, and the roles when the first member is not in memory.
+struct Snapshot {
+    epoch: i64,
+    roles: Option<(Arc<Roles>, Arc<BTreeMap<RoleId, String>>)>,
+}
+
+impl Snapshot {
+    async fn open(tx: &mut Tx) -> Result<Self, AppError> {
+        Ok(Self { epoch: tx.load_policy_epoch().await?, roles: None })
+    }
+
+    /// From memory if it is of this epoch, else from the rows.
+    async fn known(&mut self, tx: &mut Tx, user: UserId, kept: &Standings) -> Result<Arc<Known>, AppError> {
+        let key = (tx.org()?, user, self.epoch);
+        if let Some(known) = kept.get(&key) {
+            return Ok(known);
+        }
+        let (roles, names) = match &self.roles {
+            Some(loaded) => loaded.clone(),
+            None => {
+                let stored = tx.list_roles().await?;
+                let roles = Arc::new(roles_of(&stored));
+                let names = stored.into_iter().map(|role| (role.id, role.name.as_str().to_owned())).collect();
+                self.roles.insert((roles, Arc::new(names))).clone()
+            }
+        };
+        let standing = load_standing(tx, user, &roles).await?;
+        let known = Arc::new(Known { epoch: self.epoch, roles, standing, names });
+        kept.insert(key, Arc::clone(&known));
+        Ok(known)
+    }
+}
+
+async fn known(tx: &mut Tx, user: UserId, kept: &Standings) -> Result<Arc<Known>, AppError> {
+    Snapshot::open(tx).await?.known(tx, user, kept).await
+}
+
+/// What whoever acts holds, as the rows say in the transaction that gives something away because of it: never from memory, and not as
+/// it was when the request was let in.
+pub(crate) struct Rights {
+    of: RightsOf,
+    now: Timestamp,
+}
+
+enum RightsOf {
+    Member(Standing),
+    Key(ApiKey),
+    /// The operator at the console, and the host on his behalf.
+    Host,
+}
+
+impl Rights {
+    pub(crate) async fn load(tx: &mut Tx, actor: &Actor, now: Timestamp) -> Result<Self, AppError> {
+        let of = match actor {
+            Actor::User(user) => {
+                let roles = load_roles(tx).await?;
+                RightsOf::Member(load_standing(tx, *user, &roles).await?)
+            }
+            Actor::ApiKey(id) => {
+                let key = tx.load_api_key(*id).await?.filter(|key| key.revoked_at.is_none());
+                RightsOf::Key(key.ok_or(AppError::Unauthenticated)?)
+            }
+            Actor::System(_) => RightsOf::Host,
+        };
+        Ok(Self { of, now })
+    }
+
+    /// How long all of `wanted` is held there.
+    pub(crate) fn hold(&self, wanted: PermissionSet, within: Within) -> Hold {
+        match &self.of {
+            RightsOf::Member(standing) => standing.hold(wanted, within, self.now),
+            RightsOf::Key(key) => {
+                let missing = wanted.without(key.permissions);
+                if missing.is_empty() {
+                    key.expires_at.map_or(Hold::Forever, Hold::Until)
+                } else {
+                    Hold::Lacks(missing)
+                }
+            }
+            RightsOf::Host => Hold::Forever,
+        }
+    }
+
+    /// # Errors
+    /// [`AppError::Forbidden`] when the permission is not held there, any more.
+    pub(crate) fn require(&self, permission: Permission, within: Within) -> Result<(), AppError> {
+        match self.hold(PermissionSet::one(permission), within) {
+            Hold::Lacks(_) => Err(AppError::Forbidden(permission)),
+            Hold::Until(_) | Hold::Forever => Ok(()),
+        }
+    }
+}
+
+/// Whether what a role gives by a change reaches members who have it: it or a role that inherits from it is assigned.
+pub(crate) async fn is_assigned(tx: &mut Tx, roles: &Roles, id: RoleId, now: Timestamp) -> Result<bool, AppError> {
+    let mut looked = BTreeSet::new();
+    let mut next = vec![id];
+    while let Some(id) = next.pop() {
+        if !looked.insert(id) {
+            continue;
+        }
+        if tx.count_assignments_of_role(id, now).await? > 0 {
+            return Ok(true);
+        }
+        next.extend(roles.heirs_of(RoleRef::Own(id)));
+    }
+    Ok(false)
+}
+
+async fn answer(
+    tx: &mut Tx,
+    question: Question,
+    (policy, kept): (&mut Snapshot, &Standings),
+    teams: &mut BTreeMap<TeamId, bool>,
+    now: Timestamp,
+) -> Result<Verdict, AppError> {
+    if let Within::Team(team) = question.within {
+        let exists = match teams.get(&team) {
+            Some(exists) => *exists,
+            None => tx.load_team(team).await?.is_some(),
+        };
+        teams.insert(team, exists);
+        if !exists {
+            return Ok(Verdict::NoSuchTeam);
+        }
+    }
+    let held = match question.subject {
+        AccessSubject::User(user) => policy.known(tx, user, kept).await?.standing.permissions(question.within, now),
+        AccessSubject::ApiKey(id) => match tx.load_api_key(id).await? {
+            Some(key) if key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end) => key.permissions,
+            Some(_) | None => PermissionSet::EMPTY,
+        },
+    };
+    Ok(if held.contains(question.permission) { Verdict::Allowed } else { Verdict::Refused })
+}
+
+impl App {
+    /// A member's right in an organization, at this moment. What authentication makes of a session.
+    ///
+    /// # Errors
+    /// The store's. Somebody without a role is a caller without a permission.
+    pub async fn member_caller(&self, org: OrgId, user: UserId) -> Result<Caller, AppError> {
+        let scope = SystemScope::new(SystemReason::SignIn).for_org(org);
+        let known = self
+            .store()
+            .read(&scope, (user, self.standings().clone()), |tx, (user, kept)| Box::pin(known(tx, *user, kept)))
+            .await?;
+        let now = self.ambient().now();
+        let permissions = known.standing.permissions(Within::Organization, now);
+        Ok(Caller::from_member(org, user, permissions).with_teams(known.teams(now)))
+    }
+
+    /// Answers up to [`QUESTIONS_MAX`] questions in their order, all at one state of the policy and at one moment.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::Invalid`] `invalid-checks` for none or too many.
+    pub async fn check_access(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        questions: Vec<Question>,
+    ) -> Result<Vec<Verdict>, AppError> {
+        let scope = caller.authorize(org, Permission::AccessCheck)?;
+        // Nothing asked is nothing allowed, and no answer either: somebody made a mistake.
+        if questions.is_empty() || questions.len() > QUESTIONS_MAX {
+            let message = format!("ask 1 to {QUESTIONS_MAX} questions at once");
+            return Err(AppError::invalid("invalid-checks", "/checks", message));
+        }
+        let args = (questions, self.standings().clone(), self.ambient().now());
+        let verdicts: Vec<Verdict> = self
+            .store()
+            .read(&scope, args, |tx, (questions, kept, now)| {
+                Box::pin(async move {
+                    let mut verdicts = Vec::with_capacity(questions.len());
+                    let mut policy = Snapshot::open(tx).await?;
+                    let mut teams = BTreeMap::new();
+                    for question in questions.iter() {
+                        verdicts.push(answer(tx, *question, (&mut policy, kept), &mut teams, *now).await?);
+                    }
+                    Ok::<_, AppError>(verdicts)
+                })
+            })
+            .await?;
+        let allowed = verdicts.iter().filter(|verdict| **verdict == Verdict::Allowed).count();
+        for (decision, count) in [("allowed", allowed), ("refused", verdicts.len() - allowed)] {
+            metrics::counter!("bulkhead_access_decisions_total", "decision" => decision).increment(count as u64);
+        }
+        Ok(verdicts)
+    }
+
+    /// Why a member may or may not do something.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::NotFound`] for a team that is not there.
+    pub async fn explain_access(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        user: UserId,
+        permission: Permission,
+        within: Within,
+    ) -> Result<AccessExplanation, AppError> {
+        let scope = caller.authorize(org, Permission::AccessCheck)?;
+        let known = self
+            .store()
+            .read(&scope, (user, within, self.standings().clone()), |tx, (user, within, kept)| {
+                Box::pin(async move {
+                    if let Within::Team(team) = within {
+                        tx.load_team(*team).await?.ok_or(AppError::NotFound { what: "team" })?;
+                    }
+                    known(tx, *user, kept).await
+                })
+            })
+            .await?;
+        let explanation = known.standing.explain(&known.roles, permission, within, self.ambient().now());
+        Ok(AccessExplanation { known, explanation })
+    }
+
+    /// What the caller may, and why.
+    ///
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn show_own_access(&self, caller: &Caller, org: OrgId) -> Result<OwnAccess, AppError> {
+        let scope = caller.authorize(org, Permission::OrgRead)?;
+        let at = self.ambient().now();
+        let Some(user) = caller.user() else {
+            let permissions = caller.permissions();
+            return Ok(OwnAccess { actor: caller.actor(), permissions, teams: Vec::new(), known: None, at });
+        };
+        let known = self
+            .store()
+            .read(&scope, (user, self.standings().clone()), |tx, (user, kept)| Box::pin(known(tx, *user, kept)))
+            .await?;
+        let permissions = known.standing.permissions(Within::Organization, at);
+        Ok(OwnAccess { actor: caller.actor(), permissions, teams: known.teams(at), known: Some(known), at })
+    }
+}
