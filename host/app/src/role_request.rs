@@ -54,9 +54,11 @@ fn refused(error: RequestError) -> AppError {
 
 /// A key is nobody: who asks and who lets are people, or the two could be one.
 fn person(caller: &Caller) -> Result<UserId, AppError> {
-    caller
-        .user()
-        .ok_or_else(|| AppError::conflict("people-only", "only a signed-in member can do this, and no API key"))
+    caller.user().ok_or_else(people_only)
+}
+
+fn people_only() -> AppError {
+    AppError::conflict("people-only", "only a signed-in member can do this, and no API key")
 }
 
 impl App {
@@ -138,20 +140,22 @@ impl App {
             Answer::Withdraw => Permission::RolesRequest,
         };
         let scope = caller.authorize(org, needed)?;
-        let by = person(caller)?;
         if said.as_ref().is_some_and(|said| said.chars().count() > ANSWER_LEN_MAX) {
             let message = format!("a reason has at most {ANSWER_LEN_MAX} characters");
             return Err(AppError::invalid("invalid-reason", "/reason", message));
         }
-        let args = (id, answer, said, by, self.ambient().clone());
+        let args = (id, answer, said, caller.user(), self.ambient().clone());
         let answered: RoleRequest = self
             .store()
             .write(&scope, args, |tx, (id, answer, said, by, ambient)| {
                 Box::pin(async move {
-                    let (now, actor) = (ambient.now(), Actor::User(*by));
+                    let now = ambient.now();
                     let mut asked =
                         tx.load_role_request(*id).await?.ok_or(AppError::NotFound { what: "role request" })?;
-                    asked.request.state = asked.request.answer(*answer, *by, now).map_err(refused)?;
+                    // Whoever may not know of it learns no more than that it is not there.
+                    let by = by.ok_or_else(people_only)?;
+                    let actor = Actor::User(by);
+                    asked.request.state = asked.request.answer(*answer, by, now).map_err(refused)?;
                     let action = match answer {
                         Answer::Approve => {
                             let new = NewAssignment {
@@ -168,7 +172,7 @@ impl App {
                         Answer::Refuse => EventType::RoleRefused,
                         Answer::Withdraw => EventType::RoleWithdrawn,
                     };
-                    (asked.answered_at, asked.answered_by, asked.answer) = (Some(now), Some(*by), said.clone());
+                    (asked.answered_at, asked.answered_by, asked.answer) = (Some(now), Some(by), said.clone());
                     if !tx.answer_role_request(&asked).await? {
                         return Err(refused(RequestError::Answered));
                     }

@@ -115,8 +115,7 @@ fn tagged(status: StatusCode, detail: RoleDetail) -> Response {
     (status, [(header::ETAG, tag)], Json(RoleView::from(detail))).into_response()
 }
 
-/// Lists all roles: the built-in ones that an organization can give, then its own by name. Never more than a hundred and five, so
-/// there is one page.
+/// Lists the built-in roles that an organization can give, then its own by name. There is one page.
 #[utoipa::path(get, path = "/api/v1/orgs/{org}/roles", tag = "roles", responses((status = 200, body = ListOf<RoleView>)))]
 pub(crate) async fn list_roles(
     at: OrgCaller,
