@@ -71,7 +71,7 @@ on_both! {
             })
         })
         .await;
-        assert_eq!(statements, 6);
+        assert_eq!(statements, 7);
     }
 
     async fn committing_a_step_under_its_lease_is_all_or_nothing(test: TestStore) {
