@@ -177,6 +177,8 @@ create index run_by_workflow_status on run (org_id, workflow_id, status, id);
 create index run_by_status on run (org_id, status, id);
 -- What has ended, oldest first, and what it takes up: read without the rows.
 create index run_ended on run (org_id, status, dead_letter, finished_at, id, history_bytes) where finished_at is not null;
+-- Of which the job that removes has taken a part: it goes on with these.
+create index run_removing on run (org_id, id) where removing = 1;
 -- What runs hold that sleep: read without the rows.
 create index run_sleeping on run (org_id, held_bytes) where status = 'waiting';
 
@@ -549,7 +551,9 @@ create table dead_letter (
 );
 create unique index dead_letter_subject on dead_letter (org_id, kind, subject);
 create index dead_letter_fault on dead_letter (org_id, fingerprint, id);
+create index dead_letter_fault_workflow on dead_letter (org_id, fingerprint, workflow_id, id);
 create index dead_letter_workflow on dead_letter (org_id, workflow_id, id);
+create index dead_letter_workflow_kind on dead_letter (org_id, workflow_id, kind, id);
 create index dead_letter_kind on dead_letter (org_id, kind, id);
 create index dead_letter_run on dead_letter (org_id, run_id) where run_id is not null;
 
@@ -574,6 +578,8 @@ create table dead_letter_task (
     finished_at    timestamptz,
     primary key (org_id, id)
 );
+create index dead_letter_task_running on dead_letter_task (org_id) where state = 'running';
+create index dead_letter_task_ended on dead_letter_task (org_id, finished_at) where finished_at is not null;
 alter table dead_letter enable row level security;
 alter table dead_letter force row level security;
 create policy dead_letter_of_org on dead_letter using (org_id = (select app_org())) with check (org_id = (select app_org()));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bulkhead_app::data::{DeadLetter, DeadLetterAction, DeadLetterFilter, DeadLetterTask, TaskState};
-use bulkhead_app::dead_letter::{Fault, IDS_MAX, Selection};
+use bulkhead_app::dead_letter::{Fault, IDS_MAX, Selection, TASKS_RUNNING_MAX};
 use bulkhead_app::run::{RetryRun, StartByHand};
 use bulkhead_app::schedule::ScheduleDetail;
 use bulkhead_app::supervise::Supervisor;
@@ -14,6 +14,7 @@ use bulkhead_app::{App, AppError};
 use bulkhead_model::id::{DeadLetterTaskId, RunId, WorkflowId};
 use bulkhead_model::job::JobPayload;
 use bulkhead_model::permission::{Permission, SystemReason, SystemScope};
+use bulkhead_model::quota::Quota;
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::job::NewJob;
 use bulkhead_store::page::PageRequest;
@@ -258,6 +259,84 @@ on_both! {
         assert_eq!((stopped.state, stopped.seen), (TaskState::Stopped, 0));
         let jobs = app.app.list_jobs(&acme.caller, acme.org, None, PageRequest::default()).await.unwrap().items;
         assert!(jobs.iter().all(|job| job.kind != "work_dead_letters"), "{jobs:?}");
+    }
+
+    /// What sleeps holds as much as the history may: nothing is begun again then, one by one or many at once, and nothing is given up.
+    async fn resuming_needs_room(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let supervisor = work(&app.app).await;
+        let workflow = fragile(&app, &acme, "one", None).await;
+        let runs = [begin(&app, &acme, workflow).await, begin(&app, &acme, workflow).await];
+        for run in runs {
+            until_status(&app, &acme, run, RunStatus::Failed).await;
+        }
+        let definition = json!({
+            "schema": 1, "name": "sleeps", "triggers": [{ "id": "by-hand", "type": "api" }], "start": "wait",
+            "steps": { "wait": { "type": "delay", "for": "9d" } },
+        });
+        let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+        let sleeps = app.app.create_workflow(&acme.caller, acme.org, save).await.unwrap().workflow.id;
+        for _ in 0..3 {
+            let input = json!({ "big": "x".repeat(400 * 1024) });
+            let start = StartByHand { input, variables: Map::new(), idempotency_key: None };
+            let run = app.app.start_run(&acme.caller, acme.org, sleeps, start).await.unwrap();
+            until_status(&app, &acme, run, RunStatus::Waiting).await;
+        }
+        app.app.set_quota(acme.org, Quota::HistoryBytes, 1024 * 1024).await.unwrap();
+        install_echo(&app, &acme).await;
+        let id = letters(&app, &acme).await[0].id;
+        let refused = app.app.resume_dead_letter(&acme.caller, acme.org, id, RetryRun::default()).await;
+        assert!(matches!(&refused, Err(AppError::Quota(over)) if over.quota == Quota::HistoryBytes), "{refused:?}");
+
+        let task = app.app.start_dead_letter_task(&acme.caller, acme.org, DeadLetterAction::Resume, by_kind("run")).await.unwrap();
+        let job = async || {
+            let jobs = app.app.list_jobs(&acme.caller, acme.org, None, PageRequest::default()).await.unwrap().items;
+            jobs.into_iter().find(|job| job.kind == "work_dead_letters")
+        };
+        // It comes back each minute, however often, and no attempt is counted.
+        for _ in 0..3 {
+            let paused = until_async(PATIENCE, async || job().await.is_some_and(|job| job.state == "future")).await;
+            let found = job().await;
+            assert!(paused, "{found:?}");
+            assert_eq!(found.unwrap().attempt, 0);
+            let task = app.app.show_dead_letter_task(&acme.caller, acme.org, task.id).await.unwrap();
+            assert_eq!((task.state, task.seen), (TaskState::Running, 0));
+            app.ambient.advance(Duration::from_secs(61));
+        }
+        app.app.set_quota(acme.org, Quota::HistoryBytes, 2 * 1024 * 1024).await.unwrap();
+        app.ambient.advance(Duration::from_secs(61));
+        let task = task_ended(&app, &acme, task.id).await;
+        assert_eq!((task.state, task.done), (TaskState::Done, 2), "{task:?}");
+        for run in runs {
+            until_status(&app, &acme, run, RunStatus::Succeeded).await;
+        }
+        supervisor.shut_down(PATIENCE).await;
+    }
+
+    async fn so_many_tasks_go_on_at_once_and_ended_ones_go_with_the_events(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let other = app.tenant("other").await;
+        let start = async |tenant: &Tenant| {
+            app.app.start_dead_letter_task(&tenant.caller, tenant.org, DeadLetterAction::Resume, by_kind("run")).await
+        };
+        let mut tasks = Vec::new();
+        for _ in 0..TASKS_RUNNING_MAX {
+            tasks.push(start(&acme).await.unwrap().id);
+        }
+        assert_eq!(conflict(start(&acme).await), "too-many-tasks");
+        start(&other).await.unwrap();
+        app.app.stop_dead_letter_task(&acme.caller, acme.org, tasks[0]).await.unwrap();
+        tasks.push(start(&acme).await.unwrap().id);
+        let supervisor = work(&app.app).await;
+        for task in &tasks {
+            task_ended(&app, &acme, *task).await;
+        }
+        let list = async || app.app.list_dead_letter_tasks(&acme.caller, acme.org, PageRequest::default()).await.unwrap().items;
+        assert_eq!(list().await.len(), tasks.len());
+        // Events are kept for thirty days.
+        app.ambient.advance(Duration::from_hours(31 * 24));
+        assert!(until_async(PATIENCE, async || list().await.is_empty()).await, "{:?}", list().await);
+        supervisor.shut_down(PATIENCE).await;
     }
 
     async fn a_selection_says_what_it_means(app: TestApp) {

@@ -14,6 +14,7 @@ use bulkhead_model::quota::Quota;
 use bulkhead_model::retention::{EVICTION_AGE_MIN, RUN_FULL, RUN_HISTORY_BYTES_MAX, RetentionPolicy};
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::page::PageRequest;
+use bulkhead_store::prune::{EndedPlace, EndedRow, Removal};
 use bulkhead_test_support::wait::until_async;
 use serde_json::{Map, Value, json};
 
@@ -218,6 +219,60 @@ on_both! {
         let page = PageRequest::default();
         let trimmed = app.app.list_events(&acme.caller, acme.org, Some("history.trimmed".into()), page).await.unwrap();
         assert!(!trimmed.items.is_empty());
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    /// A batch takes ten runs at first, which leaves the history below its quota already: the cut goes on all the same.
+    async fn a_cut_ends_well_below_the_quota(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let id = workflow(&app, &acme).await;
+        let supervisor = work(&app.app).await;
+        look(&app, &acme, &RetentionPolicy::default()).await;
+        let big = "x".repeat(24 * 1024);
+        let mut runs = Vec::new();
+        for _ in 0..60 {
+            runs.push(try_start(&app, &acme, id, json!({ "how": "end", "big": big }), None).await.unwrap());
+        }
+        for run in &runs {
+            until_status(&app, &acme, *run, RunStatus::Succeeded).await;
+        }
+        app.ambient.advance(2 * EVICTION_AGE_MIN);
+        let before = look(&app, &acme, &RetentionPolicy::default()).await;
+        assert_eq!((before.runs, before.pass), (60, None));
+        let quota = before.bytes / 60 * 51;
+        app.app.set_quota(acme.org, Quota::HistoryBytes, quota.unsigned_abs()).await.unwrap();
+        app.ambient.advance(Duration::from_secs(1));
+        let after = look(&app, &acme, &RetentionPolicy::default()).await;
+        assert!(after.bytes <= quota / 100 * 95 && after.runs == 48, "{after:?}");
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    /// Whoever removed its first part died, or found enough room: what is left of it goes, long before its time.
+    async fn a_half_removed_run_goes_whole(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let id = workflow(&app, &acme).await;
+        let supervisor = work(&app.app).await;
+        let (half, other) = (
+            run_until(&app, &acme, id, "end", RunStatus::Succeeded).await,
+            run_until(&app, &acme, id, "end", RunStatus::Succeeded).await,
+        );
+        let scope = SystemScope::new(SystemReason::Worker).for_org(acme.org);
+        let parted = app.store.write_locked(&scope, (half, app.ambient.clone()), |tx, (half, ambient)| {
+            Box::pin(async move {
+                let run = tx.require_run(*half).await?;
+                let place = EndedPlace { at: run.finished_at.unwrap(), run: run.id };
+                // As if it took up more than goes in one transaction.
+                let bytes = 5 << 20;
+                let row = EndedRow { place, workflow: run.workflow, dedupe_key: None, created_at: run.created_at, bytes };
+                tx.remove_run(&row, ambient.now()).await
+            })
+        });
+        assert!(matches!(parted.await.unwrap(), Removal::Part { .. }));
+        assert!(is_there(&app, &acme, half).await);
+        app.ambient.advance(A_LITTLE);
+        let history = look(&app, &acme, &RetentionPolicy::default()).await;
+        assert!(!is_there(&app, &acme, half).await && is_there(&app, &acme, other).await);
+        assert_eq!(history.runs, 1, "{history:?}");
         assert!(supervisor.shut_down(PATIENCE).await);
     }
 

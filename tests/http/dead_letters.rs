@@ -85,6 +85,15 @@ on_both! {
         assert_eq!(audit["items"][0]["detail"]["reason"], "the customer left");
     }
 
+    async fn only_so_many_tasks_go_on_at_once(server: TestServer) {
+        let tenant = server.tenant("acme").await;
+        let body = json!({ "action": "resume", "kind": "run" });
+        for _ in 0..10 {
+            server.post(&tenant, "dead-letter-tasks", &body).await.json(202);
+        }
+        assert_eq!(server.post(&tenant, "dead-letter-tasks", &body).await.problem(409), "too-many-tasks");
+    }
+
     async fn many_are_resumed_by_a_task(server: TestServer) {
         let tenant = server.tenant("acme").await;
         server.work().await;

@@ -82,6 +82,10 @@ on_both! {
         assert_eq!(of(both).await, ["c"]);
         let crossed = DeadLetterFilter { workflow: Some(tenant.workflow.id), fingerprint: Some(fingerprint.clone()), ..all() };
         assert!(of(crossed).await.is_empty());
+        let crossed = DeadLetterFilter { workflow: Some(other), fingerprint: Some(fingerprint.clone()), ..all() };
+        assert_eq!(of(crossed.clone()).await, ["b", "a"]);
+        assert_eq!(of(DeadLetterFilter { since: Some(middle), ..crossed.clone() }).await, ["b"]);
+        assert!(of(DeadLetterFilter { kind: Some("run".into()), ..crossed }).await.is_empty());
         assert_eq!(of(DeadLetterFilter { since: Some(middle), ..all() }).await, ["c", "b"]);
         assert_eq!(of(DeadLetterFilter { until: Some(middle), ..all() }).await, ["a", &run]);
         let during = DeadLetterFilter { since: Some(began.plus(SECOND)), until: Some(middle), fingerprint: Some(fingerprint), ..all() };
@@ -192,5 +196,32 @@ on_both! {
             tx.list_dead_letter_tasks(PageRequest::default()).await
         });
         assert_eq!(listed.unwrap().items, [task]);
+    }
+
+    async fn tasks_that_go_on_are_counted_and_those_that_ended_go_by_age(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let mut gone = Vec::new();
+        for _ in 0..3 {
+            let mut task = support::dead_letter_task(&test.ambient);
+            (task.state, task.finished_at) = (TaskState::Done, Some(test.ambient.now()));
+            gone.push(task);
+            test.ambient.advance(SECOND);
+        }
+        let (more, last) = (support::dead_letter_task(&test.ambient), gone[2].clone());
+        let (before, own) = (gone[2].finished_at.unwrap(), tenant.dead_letter_task.id);
+        tx!(test.write, &tenant.scope(), [gone, more, last, before, own], |tx| {
+            tx.insert_dead_letter_task(more).await?;
+            for task in gone {
+                tx.insert_dead_letter_task(task).await?;
+            }
+            assert_eq!([tx.count_running_dead_letter_tasks(9).await?, tx.count_running_dead_letter_tasks(1).await?], [2, 1]);
+            let removed = [tx.remove_dead_letter_tasks(*before, 1).await?, tx.remove_dead_letter_tasks(*before, 9).await?];
+            assert_eq!(removed, [1, 1]);
+            let left = tx.list_dead_letter_tasks(PageRequest::default()).await?.items;
+            assert!(left.iter().any(|task| task.id == last.id) && left.iter().any(|task| task.id == *own), "{left:?}");
+            assert_eq!(left.len(), 3, "one of that moment, and those that go on");
+            Ok(())
+        })
+        .unwrap();
     }
 }

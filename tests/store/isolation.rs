@@ -13,13 +13,14 @@ use bulkhead_model::run::RunStatus;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::audit_log::AuditLog;
 use bulkhead_store::call::CallBytes;
+use bulkhead_store::dead_letter::task::TaskState;
 use bulkhead_store::dead_letter::{DeadLetterFilter, NewDeadLetter};
 use bulkhead_store::job::Attempt;
 use bulkhead_store::job::look::LiveJob;
 use bulkhead_store::node::NodeSlots;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::plugin::PluginCount;
-use bulkhead_store::prune::{EndedPlace, Removal};
+use bulkhead_store::prune::{EndedPlace, EndedRow, Removal};
 use bulkhead_store::{STATEMENT_SOURCES, StoreError};
 use serde_json::json;
 
@@ -111,24 +112,38 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
     .unwrap()
 }
 
-fn letter_filters(letter: &NewDeadLetter) -> [DeadLetterFilter; 3] {
+fn letter_filters(letter: &NewDeadLetter) -> [DeadLetterFilter; 5] {
     let all = DeadLetterFilter::default;
+    let (fingerprint, workflow) = (Some(letter.fingerprint.clone()), letter.workflow);
     [
+        DeadLetterFilter { fingerprint, workflow, ..all() },
+        DeadLetterFilter { workflow, kind: Some(letter.kind.clone()), ..all() },
         DeadLetterFilter { fingerprint: Some(letter.fingerprint.clone()), ..all() },
         DeadLetterFilter { workflow: letter.workflow, ..all() },
         DeadLetterFilter { kind: Some(letter.kind.clone()), ..all() },
     ]
 }
 
-/// Rows that another organization's breakers and runs would be found by: a breaker that is open, a job that waits for it, and a run
-/// that succeeded.
+/// Rows that another organization's breakers, runs and tasks would be found by: a breaker that is open, a job that waits for it, a run
+/// that succeeded, one of which a part is removed, and a task that ended.
 async fn hold_back(test: &TestStore, tenant: &Tenant) {
     let (scope, ambient) = (tenant.scope(), test.ambient.clone());
     let mut ended = crate::support::run(&ambient, tenant.workflow.id, None);
     (ended.status, ended.finished_at) = (RunStatus::Succeeded, Some(ambient.now()));
     let waits = crate::support::job(RunId::new(&ambient), ambient.now());
-    tx!(test.write, &scope, [tenant, ambient, ended, waits], |tx| {
+    let mut half = crate::support::run(&ambient, tenant.workflow.id, None);
+    (half.status, half.finished_at) = (RunStatus::Succeeded, Some(ambient.now()));
+    let mut task = crate::support::dead_letter_task(&ambient);
+    (task.state, task.finished_at) = (TaskState::Done, Some(ambient.now()));
+    tx!(test.write, &scope, [tenant, ambient, ended, waits, half, task], |tx| {
         let now = ambient.now();
+        tx.insert_dead_letter_task(task).await?;
+        tx.insert_run(half).await?;
+        tx.save_step(half.id, &tenant.step).await?;
+        tx.update_run(half).await?;
+        let place = EndedPlace { at: now, run: half.id };
+        let row = EndedRow { place, workflow: half.workflow, dedupe_key: None, created_at: now, bytes: 5 << 20 };
+        assert!(matches!(tx.remove_run(&row, now).await?, Removal::Part { .. }));
         // Another moment than the one that the other organization tries to save.
         tx.save_breaker(&tenant.breaker(now.plus(Duration::from_mins(1))), now).await?;
         tx.enqueue_paused(waits, &tenant.hold_name(), ambient).await?;
@@ -199,6 +214,7 @@ on_both! {
             assert!(tx.list_jobs(None, page).await?.items.is_empty());
             assert_eq!(tx.count_waiting_runs(9).await?, 0);
             assert!(tx.load_run_summary(run).await?.is_none());
+            assert!(tx.load_run_bytes(run).await?.is_none());
             assert!(tx.load_live_job("advance_run", &run.to_string()).await?.is_none());
             assert!(tx.count_ready_jobs_of_org(Lane::Interactive).await?.is_empty());
             assert!(tx.count_future_jobs_of_org(Lane::Interactive).await?.is_empty());
@@ -224,6 +240,7 @@ on_both! {
             assert!(tx.list_fault_workflows(&letter.fingerprint).await?.is_empty());
             assert!(tx.load_dead_letter_task(task).await?.is_none());
             assert!(tx.list_dead_letter_tasks(page).await?.items.is_empty());
+            assert_eq!(tx.count_running_dead_letter_tasks(9).await?, 0);
             assert_eq!(tx.count_paused_runs(None, 9).await?, 0);
             assert_eq!(tx.count_paused_runs(Some(&a.hold_name()), 9).await?, 0);
             assert_eq!(tx.count_sleeping_runs(9).await?, (0, 0));
@@ -235,6 +252,7 @@ on_both! {
             let (first, last) = (CallId::first_at(Timestamp::from_micros(0)), CallId::first_at(until));
             assert_eq!(tx.count_ended_runs(ended, EndedPlace::FIRST, until, 9).await?.rows, 0);
             assert!(tx.list_removable_runs(ended, EndedPlace::FIRST, until, 9).await?.is_empty());
+            assert!(tx.list_half_removed_runs(9).await?.is_empty());
             assert_eq!(tx.count_calls_by_hand(first, last, 9).await?.rows, 0);
             assert!(tx.list_calls_by_hand(first, last, 9).await?.is_empty());
             assert_eq!(tx.count_events(EventId::first_at(until), 9).await?, 0);
@@ -289,7 +307,7 @@ on_both! {
             tx.update_run(&a.run).await?;
             assert_eq!(tx.delete_steps(a.run.id, 0).await?, 0);
             tx.raise_run_bytes(a.run.id, CallBytes { all: 9, log: 9 }).await?;
-            tx.note_retry().await?;
+            tx.note_retries(1).await?;
             assert!(!tx.bring_job_forward("advance_run", &key, Timestamp::from_micros(0)).await?);
             assert!(!tx.hasten_job("advance_run", &key, *now).await?);
             assert!(!tx.remove_waiting_job("advance_run", &key).await?);
@@ -299,6 +317,7 @@ on_both! {
             let end = now.plus(Duration::from_hours(24 * 30));
             assert_eq!(tx.remove_events(EventId::first_at(end), 9).await?, 0);
             assert_eq!(tx.remove_spent_keys(end, 9).await?, 0);
+            assert_eq!(tx.remove_dead_letter_tasks(end, 9).await?, 0);
             assert!(!tx.save_retention(&RetentionPolicy::default(), 1, *now).await?);
             tx.give_back_space(0).await?;
             assert!(!tx.delete_plugin(a.plugin.id, *now).await?);

@@ -17,7 +17,7 @@ use crate::statements::statements;
 use crate::support::TestStore;
 
 /// Tables that grow with use.
-const LARGE: &[&str] = &["audit", "call", "event", "job", "run", "run_event", "step"];
+const LARGE: &[&str] = &["audit", "call", "dead_letter", "event", "job", "run", "run_event", "step"];
 /// Organizations among which the rows are spread. They are few, and so are workflows and kinds: what is picked from is large even where
 /// the rows are fewer than a million.
 const ORGS: u32 = 5;
@@ -132,7 +132,7 @@ const JOB_STATE: &str = "(case when n % 1000 = 0 then 'leased' when n % 10 < 4 t
 fn value(dialect: Dialect, table: &str, column: &Column) -> String {
     let org = format!("n % {ORGS}");
     // Three rows of a run follow each other.
-    let run = if table == "run" { "n" } else { "n / 3" };
+    let run = if matches!(table, "run" | "dead_letter") { "n" } else { "n / 3" };
     let when = |condition: &str, value: &str| format!("case when {condition} then {value} end");
     match (table, column.name.as_str()) {
         ("organization", "id") => dialect.id("n"),
@@ -165,6 +165,10 @@ fn value(dialect: Dialect, table: &str, column: &Column) -> String {
         ("job", "priority") => "100".into(),
         ("job", "rerun_at") => "null".into(),
         ("event", "kind") => "'run.' || (case n % 5 when 0 then 'failed' else 'succeeded' end)".into(),
+        // One cause may fail everybody: few faults, and many entries of each.
+        ("dead_letter", "fingerprint") => "'fault-' || (n / 10 % 7)".into(),
+        ("dead_letter", "kind") => "case when n % 50 = 3 then 'fire_schedule' else 'run' end".into(),
+        ("dead_letter", "subject") => "'run_' || n".into(),
         ("call", "outcome") => "case n % 4 when 0 then 'failed' else 'returned' end".into(),
         ("audit", "action") => "'action.' || (n / 10 % 3)".into(),
         ("audit", "target") => "'wf_' || (n % 10)".into(),
@@ -223,6 +227,9 @@ fn bound(sql: &str, number: usize, kind: &str) -> String {
         (true, "status", _) => "'failed'".into(),
         (true, "lane", _) => "'interactive'".into(),
         (true, "outcome", _) => "'failed'".into(),
+        (true, "kind", _) if sql.contains("dead_letter") => "'run'".into(),
+        (true, "subject", _) => "'run_10007'".into(),
+        (true, "fingerprint", _) => "'fault-3'".into(),
         (true, "kind", _) if sql.contains("job") => "'advance_run'".into(),
         (true, "kind", _) => "'run.failed'".into(),
         (true, "action", _) => "'action.1'".into(),

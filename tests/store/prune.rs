@@ -156,15 +156,22 @@ on_both! {
         let mut parts = Vec::new();
         let mut row = removable(&test, &tenant, EndedRun::Succeeded, test.ambient.now().plus(HOUR)).await.remove(0);
         assert!(row.bytes > 9 << 20);
+        let half_removed = async || tx!(test.read, &tenant.scope(), [], |tx| tx.list_half_removed_runs(9).await).unwrap();
+        assert!(half_removed().await.is_empty());
+        let id = large.id;
+        let bytes = tx!(test.read, &tenant.scope(), [id], |tx| tx.load_run_bytes(*id).await).unwrap();
+        assert_eq!(bytes, Some(row.bytes));
         while let Removal::Part { left } = remove(&test, &tenant, &row).await {
             let id = large.id;
             let run = tx!(test.read, &tenant.scope(), [id], |tx| tx.require_run(*id).await).unwrap();
             assert!(run.kept.removing, "nobody begins it again by now");
             row = removable(&test, &tenant, EndedRun::Succeeded, test.ambient.now().plus(HOUR)).await.remove(0);
             assert_eq!((row.place.run, row.bytes), (id, left), "whoever goes on knows what is left");
+            assert_eq!(half_removed().await, [row.clone()], "and finds it, whatever its time is");
             parts.push(left);
         }
         assert_eq!(parts.len(), 1, "two of the large calls went at once: {parts:?}");
+        assert!(half_removed().await.is_empty());
         let (id, installation) = (large.id, tenant.installation.id);
         tx!(test.read, &tenant.scope(), [id, installation], |tx| {
             assert!(tx.load_run(*id).await?.is_none());
@@ -193,13 +200,13 @@ on_both! {
         let seen = history(test.ambient.now());
         let saved = tx!(test.write, &tenant.scope(), [seen], |tx| {
             tx.save_history(seen).await?;
-            tx.note_retry().await?;
+            tx.note_retries(2).await?;
             // The job, which read the row before.
             tx.save_history(seen).await?;
             tx.load_history().await
         });
         let saved = saved.unwrap().unwrap();
-        assert_eq!((saved.retried, saved.retried_counted), (1, 0));
+        assert_eq!((saved.retried, saved.retried_counted), (2, 0));
     }
 
     async fn a_key_is_remembered_for_longer_than_its_run(test: TestStore) {

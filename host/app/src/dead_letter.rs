@@ -16,7 +16,7 @@ use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
-pub use self::task::{IDS_MAX, Selection};
+pub use self::task::{IDS_MAX, Selection, TASKS_RUNNING_MAX};
 use crate::run::record::log_event;
 use crate::run::{BeginAgain, PRIORITY, RetryRun, begin_again, retried};
 use crate::schedule;
@@ -81,10 +81,8 @@ async fn decide(
             Ok(Decided::Run(run, begin_again(tx, &again, by, ambient).await?))
         }
         (Decision::Resume { .. }, None) => {
-            let letter = tx.lock_dead_letter(letter.id).await?.ok_or_else(gone)?;
-            if let (Some(workflow), Some(trigger)) = (letter.new.workflow, letter.new.step.as_deref())
-                && letter.new.kind == schedule::JOB_KIND
-            {
+            let letter = lock_entry(tx, letter).await?.ok_or_else(gone)?;
+            if let Some((workflow, trigger)) = schedule_of(&letter) {
                 if let Some(job) = letter.new.job {
                     tx.delete_dead_job(job).await?;
                 }
@@ -109,7 +107,7 @@ async fn decide(
             Ok(Decided::Other)
         }
         (Decision::Discard { .. }, None) => {
-            let letter = tx.lock_dead_letter(letter.id).await?.ok_or_else(gone)?;
+            let letter = lock_entry(tx, letter).await?.ok_or_else(gone)?;
             if let Some(job) = letter.new.job {
                 tx.delete_dead_job(job).await?;
             }
@@ -117,6 +115,23 @@ async fn decide(
             Ok(Decided::Other)
         }
     }
+}
+
+/// The schedule that an entry is about.
+fn schedule_of(letter: &DeadLetter) -> Option<(WorkflowId, &str)> {
+    let new = &letter.new;
+    new.workflow.zip(new.step.as_deref()).filter(|_| new.kind == schedule::JOB_KIND)
+}
+
+/// A job's entry as it stands; whoever else decides about it waits. Rows of a schedule are taken in one order, here as wherever it is
+/// saved, fires or stalls: its own, its job's, its entry's.
+async fn lock_entry(tx: &mut Tx, letter: &DeadLetter) -> Result<Option<DeadLetter>, StoreError> {
+    if let Some((workflow, trigger)) = schedule_of(letter)
+        && tx.lock_schedule(workflow, trigger).await?.is_some()
+    {
+        return tx.load_dead_letter(letter.id).await;
+    }
+    tx.lock_dead_letter(letter.id).await
 }
 
 fn count(what: &'static str, by: u64) {
@@ -210,8 +225,8 @@ impl App {
     /// Resumes one: a failed run begins again from the step that ended it or the one named, a job that was given up is ready again.
     ///
     /// # Errors
-    /// [`AppError::NotFound`] when somebody else decided already; [`AppError::Conflict`] `run-not-finished`;
-    /// [`AppError::Invalid`] `unknown-step`; [`AppError::TooMany`].
+    /// [`AppError::NotFound`] when somebody else decided already; [`AppError::Conflict`] `run-not-finished`, `run-history-full`;
+    /// [`AppError::Invalid`] `unknown-step`; [`AppError::TooMany`]; [`AppError::Quota`].
     pub async fn resume_dead_letter(
         &self,
         caller: &Caller,
@@ -223,6 +238,9 @@ impl App {
         let place = self.admit(&scope, None).await?;
         let letter = self.require_dead_letter(&scope, id).await?;
         let again = self.definition_of(&scope, &letter).await?;
+        if again.is_some() {
+            self.require_room(&scope).await?;
+        }
         let args = (letter, Decision::Resume { again, retry }, scope.actor().clone(), self.ambient().clone());
         place
             // The lock of what the entry is about orders this against others who decide.
@@ -275,7 +293,11 @@ async fn write_decision(
     ambient: &Ambient,
 ) -> Result<(), AppError> {
     let decided = decide(tx, letter, decision, (&actor.to_string(), PRIORITY), ambient).await?;
-    Ok(tx.record_audit(&audit_of(letter, decision, &decided, actor), ambient).await?)
+    tx.record_audit(&audit_of(letter, decision, &decided, actor), ambient).await?;
+    if let Decided::Run(..) = decided {
+        tx.note_retries(1).await?;
+    }
+    Ok(())
 }
 
 fn audit_of(letter: &DeadLetter, decision: &Decision, decided: &Decided, actor: &Actor) -> AuditEvent {

@@ -46,9 +46,11 @@ const BATCH_FIRST: usize = 10;
 const BATCH_SHORT: Duration = Duration::from_millis(8);
 const BATCH_LONG: Duration = Duration::from_millis(30);
 /// … and about so many bytes; a run that takes up more goes in parts.
-const BATCH_BYTES: i64 = 4 << 20;
+pub(crate) const BATCH_BYTES: i64 = 4 << 20;
 /// Events and keys removed in one transaction.
 const EVENTS_BATCH: u32 = 500;
+/// … and tasks, which may each name a thousand entries.
+const TASKS_BATCH: u32 = 50;
 /// Runs that ended within this time are not counted yet: their commits may still come. Above [`ATTEMPT_DEADLINE`].
 const RUNS_LAG: Duration = Duration::from_mins(3);
 /// As much for calls by hand, which are named when they begin.
@@ -102,10 +104,11 @@ impl Candidate {
         }
     }
 
+    /// What is left of it after its first part went: that goes whatever its time is.
     fn with_bytes(&self, left: i64) -> Self {
         match self {
-            Self::Run { row, due } => Self::Run { row: EndedRow { bytes: left, ..row.clone() }, due: *due },
-            Self::Call { id, due, .. } => Self::Call { id: *id, bytes: left, due: *due },
+            Self::Run { row, .. } => Self::Run { row: EndedRow { bytes: left, ..row.clone() }, due: true },
+            Self::Call { id, .. } => Self::Call { id: *id, bytes: left, due: true },
         }
     }
 
@@ -144,6 +147,8 @@ struct Work {
     policy: RetentionPolicy,
     history_bytes_max: i64,
     history: History,
+    /// The quota was passed, and the history is cut down to a little below it.
+    cutting: bool,
     growth: Growth,
     /// What runs take up whose keys were put aside in this pass: they go with the next one.
     promised_bytes: i64,
@@ -154,7 +159,11 @@ struct Work {
 impl Work {
     /// Bytes that have to go for the quota's sake.
     fn over(&self) -> i64 {
-        excess(self.history.bytes, self.history_bytes_max).saturating_sub(self.promised_bytes).max(0)
+        self.excess(self.cutting)
+    }
+
+    fn excess(&self, cutting: bool) -> i64 {
+        excess(self.history.bytes, self.history_bytes_max, cutting).saturating_sub(self.promised_bytes).max(0)
     }
 }
 
@@ -238,6 +247,8 @@ impl App {
             lease: lease.clone(),
             policy,
             history_bytes_max: i64::try_from(quotas.history_bytes_max).unwrap_or(i64::MAX),
+            // A claim before this one may have begun to cut.
+            cutting: history.as_ref().and_then(|history| history.pass.as_ref()).is_some_and(Pass::is_cutting),
             history: history.unwrap_or_else(|| unseen(now)),
             growth: Growth { bytes: 0, within: Duration::ZERO },
             promised_bytes: 0,
@@ -248,9 +259,10 @@ impl App {
         let mut came = self.count_ended(&mut work, leash, anew).await?;
         // A run that ended, was begun again and ended once more counts twice: nothing goes, and nobody is refused, for its sake.
         let twice = work.history.retried > work.history.retried_counted;
-        if matches!(came, Came::Through) && twice && work.over() > 0 {
+        if matches!(came, Came::Through) && twice && work.excess(false) > 0 {
             came = self.count_ended(&mut work, leash, true).await?;
         }
+        work.cutting |= work.excess(false) > 0;
         if matches!(came, Came::Through) {
             came = self.remove_ended(&mut work, leash).await?;
         }
@@ -391,17 +403,20 @@ impl App {
         let evict_before = (work.over() > 0).then(|| now.minus(EVICTION_AGE_MIN));
         let mut lines = Ended::ALL.map(Line::new);
         let mut batch_max = BATCH_FIRST;
-        // What is left of a large run, which goes on first.
-        let mut rest = None;
+        // What is left of large runs goes on first, also where another claim began with it.
+        let mut rest = self.half_removed(&work.scope).await?;
         loop {
-            let mut batch: Vec<Candidate> = rest.take().into_iter().collect();
-            let mut bytes = batch.iter().map(Candidate::bytes).sum::<i64>();
-            let mut left = work.over() - bytes;
+            let mut batch: Vec<Candidate> = Vec::new();
+            let (mut bytes, mut left) = (0_i64, work.over());
             while batch.len() < batch_max && bytes < BATCH_BYTES {
-                for line in &mut lines {
-                    self.fill_line(&work.scope, line, &work.policy, evict_before, now).await?;
+                let mut candidate = rest.pop_front();
+                if candidate.is_none() {
+                    for line in &mut lines {
+                        self.fill_line(&work.scope, line, &work.policy, evict_before, now).await?;
+                    }
+                    candidate = next(&mut lines, left > 0);
                 }
-                let Some(candidate) = next(&mut lines, left > 0) else { break };
+                let Some(candidate) = candidate else { break };
                 left -= candidate.bytes();
                 bytes = bytes.saturating_add(candidate.bytes());
                 batch.push(candidate);
@@ -410,12 +425,8 @@ impl App {
                 break;
             }
             let began = Instant::now();
-            rest = self.remove(work, batch).await?;
-            batch_max = match began.elapsed() {
-                short if short < BATCH_SHORT => (batch_max * 2).min(BATCH_MAX),
-                long if long > BATCH_LONG => (batch_max / 2).max(1),
-                _ => batch_max,
-            };
+            rest.extend(self.remove(work, batch).await?);
+            batch_max = batch_after(began.elapsed(), batch_max, BATCH_MAX);
             if self.must_hand_back(work, leash).await? {
                 return Ok(Came::HandBack);
             }
@@ -454,6 +465,16 @@ impl App {
         Ok(Came::Through)
     }
 
+    async fn half_removed(&self, scope: &OrgScope) -> Result<VecDeque<Candidate>, AppError> {
+        let rows = self
+            .store()
+            .read(scope, (), |tx, ()| {
+                Box::pin(async move { Ok::<_, AppError>(tx.list_half_removed_runs(LINE_PAGE).await?) })
+            })
+            .await?;
+        Ok(rows.into_iter().map(|row| Candidate::Run { row, due: true }).collect())
+    }
+
     /// Removes a batch in one transaction, under the lease. Answers what is left of a large run.
     async fn remove(&self, work: &mut Work, batch: Vec<Candidate>) -> Result<Option<Candidate>, AppError> {
         let args = (work.lease.clone(), Arc::new(batch), work.history.clone(), self.ambient().clone());
@@ -482,9 +503,9 @@ impl App {
         Ok(rest)
     }
 
-    /// Removes events and keys whose time is over. Answers how many of the kind of which there were more.
+    /// Removes events, keys and tasks whose time is over. Answers how many of the kind of which there were more.
     async fn remove_facts(&self, work: &mut Work) -> Result<u64, AppError> {
-        let before = EventId::first_at(work.policy.events_before(self.ambient().now()));
+        let before = work.policy.events_before(self.ambient().now());
         let args = (work.lease.clone(), before, work.history.clone(), self.ambient().clone());
         let (removed, history) = self
             .store()
@@ -493,13 +514,17 @@ impl App {
                     let now = ambient.now();
                     tx.hold_lease(lease, ATTEMPT_DEADLINE, now).await?;
                     let keys = tx.remove_spent_keys(now, EVENTS_BATCH).await?;
-                    let events = tx.remove_events(*before, EVENTS_BATCH).await?;
+                    // What is said of a task that ended is a fact as others.
+                    let tasks = tx.remove_dead_letter_tasks(*before, TASKS_BATCH).await?;
+                    let events = tx.remove_events(EventId::first_at(*before), EVENTS_BATCH).await?;
                     let mut history = history.clone();
                     if events > 0 {
                         pass_of(&mut history, now).events += i64::try_from(events).unwrap_or(i64::MAX);
                         tx.save_history(&history).await?;
                     }
-                    Ok::<_, AppError>((events.max(keys), history))
+                    // Where there are more of them, another round.
+                    let full = if tasks < TASKS_BATCH.into() { 0 } else { EVENTS_BATCH.into() };
+                    Ok::<_, AppError>((events.max(keys).max(full), history))
                 })
             })
             .await?;
@@ -555,6 +580,15 @@ impl App {
     }
 }
 
+/// How many go into the next batch after one of `now` that took so long: about as many as a usual commit has time for.
+pub(crate) fn batch_after(took: Duration, now: usize, most: usize) -> usize {
+    match took {
+        short if short < BATCH_SHORT => (now * 2).min(most),
+        long if long > BATCH_LONG => (now / 2).max(1),
+        _ => now,
+    }
+}
+
 /// The organization's own moment within the longest pause, so that not all are looked at together.
 fn spread(org: OrgId) -> Duration {
     let of = LOOK_PAUSE_MAX.as_micros();
@@ -604,7 +638,8 @@ async fn remove_one(
         Candidate::Call { .. } => pass.calls += i64::from(whole),
     }
     pass.bytes += bytes;
-    pass.evicted += i64::from(whole && !candidate.is_due());
+    // A large one with its first part: what is left of it counts as due.
+    pass.evicted += i64::from(!candidate.is_due());
     Ok(removal)
 }
 
@@ -634,6 +669,21 @@ mod tests {
         let ended: &[&[(i64, bool)]] = &[&[(10, false), (40, false)], &[(5, true), (30, false)], &[(20, false)], &[]];
         assert_eq!(order(lines(ended), true), [5, 10, 20, 30, 40]);
         assert_eq!(order(lines(ended), false), [5], "within the quota only what is due goes");
+    }
+
+    #[test]
+    fn batches_grow_while_they_are_quick_and_never_end() {
+        let after = |ms, now| batch_after(Duration::from_millis(ms), now, 20);
+        assert_eq!([after(1, 4), after(1, 16), after(15, 7), after(31, 7), after(31, 1)], [8, 20, 7, 3, 1]);
+    }
+
+    #[test]
+    fn what_is_left_of_a_run_goes_whatever_its_time_is() {
+        let place = EndedPlace::FIRST;
+        let workflow = bulkhead_model::id::WorkflowId::from_uuid(place.run.uuid());
+        let row = EndedRow { place, workflow, dedupe_key: None, created_at: place.at, bytes: 9 };
+        let rest = Candidate::Run { row, due: false }.with_bytes(4);
+        assert!(rest.is_due() && rest.bytes() == 4);
     }
 
     #[test]

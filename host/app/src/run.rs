@@ -521,7 +521,8 @@ impl App {
             .write(self.store(), &scope, args, |tx, (again, actor, ambient)| {
                 Box::pin(async move {
                     let begun = begin_again(tx, again, &actor.to_string(), ambient).await?;
-                    Ok::<_, AppError>(tx.record_audit(&retried(again.run, &begun, actor), ambient).await?)
+                    tx.record_audit(&retried(again.run, &begun, actor), ambient).await?;
+                    Ok::<_, AppError>(tx.note_retries(1).await?)
                 })
             })
             .await?;
@@ -558,7 +559,8 @@ pub(crate) fn retried(run: RunId, begun: &BegunAgain, actor: &Actor) -> AuditEve
 }
 
 /// Begins an ended run again, in that transaction, and takes it off the list of dead letters. A refusal comes before anything is
-/// written, so that the transaction may go on with another run. The run's row lock orders it against whoever else does the same.
+/// written, so that the transaction may go on with another run. The run's row lock orders it against whoever else does the same. Its
+/// caller notes it with [`Tx::note_retries`], last of all.
 pub(crate) async fn begin_again(
     tx: &mut Tx,
     again: &BeginAgain,
@@ -594,7 +596,11 @@ pub(crate) async fn begin_again(
         let message = "a worker still holds the run: try again in a moment";
         return Err(AppError::conflict("run-not-finished", message));
     }
-    let group = run_group(definition, run.workflow, &read_trigger(&run)?);
+    // A trigger may be a megabyte: read only where the group depends on it.
+    let group = match &definition.concurrency {
+        Some(_) => run_group(definition, run.workflow, &read_trigger(&run)?),
+        None => None,
+    };
     let state_text = state_text(&state)?;
     let now = ambient.now();
     let status_before = run.status;
@@ -614,7 +620,6 @@ pub(crate) async fn begin_again(
     tx.update_run(&run).await?;
     tx.remove_waiting_job("advance_run", &key).await?;
     tx.delete_dead_letter_of(dead_letter::RUN, &key).await?;
-    tx.note_retry().await?;
     let job = NewJob { priority: *priority, ..advance_job(*id, now, group) };
     if tx.enqueue(&job, ambient).await?.is_none() {
         // Under the run's lock nobody else makes or takes its job.

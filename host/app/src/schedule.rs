@@ -398,6 +398,16 @@ fn measure(plan: &Plan, started: &[(PlannedRun, Started)]) {
     count("unmatched", plan.unmatched.unsigned_abs());
 }
 
+/// Nobody is there to be refused: the tick waits, and the policy for missed ones says what becomes of it.
+fn without_room(error: AppError) -> AppError {
+    match error {
+        AppError::Quota(_) | AppError::TooMany { .. } => {
+            AppError::Busy { what: "the history's quota", retry_after_ms: NO_ROOM_PAUSE_MS }
+        }
+        error => error,
+    }
+}
+
 impl App {
     /// Fires what is due of a schedule while its job is held.
     pub(crate) async fn fire_schedule(&self, job: &ClaimedJob, workflow: WorkflowId, trigger: &TriggerId) -> Left {
@@ -513,11 +523,7 @@ impl App {
 
     async fn settle_schedule(&self, lease: &Lease, workflow: WorkflowId, trigger: &TriggerId) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        self.require_room(&scope).await.map_err(|error| match error {
-            // Nobody is there to be refused: the tick waits, and the policy for missed ones says what becomes of it.
-            AppError::Quota(_) => AppError::Busy { what: "the history's quota", retry_after_ms: NO_ROOM_PAUSE_MS },
-            error => error,
-        })?;
+        self.require_room(&scope).await.map_err(without_room)?;
         // No bound on starts is asked: ticks are few by definition, and putting one off could lose it to the policy for missed ones.
         for _ in 0..PLANS_MAX {
             let plan = self.plan_firing(&scope, workflow, trigger).await?.map(Arc::new);
@@ -603,5 +609,24 @@ impl App {
             schedules.map(|found| detail(org, id, found, state_of(found.0), now)).collect::<Vec<_>>()
         };
         self.planner().run(org, show).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tick_waits_where_there_is_no_room_and_fails_where_the_host_does() {
+        use crate::quota::QuotaExceeded;
+        use bulkhead_model::quota::Quota;
+        let full = QuotaExceeded { quota: Quota::HistoryBytes, used: 2, limit: 1, hint: "wait" };
+        let asleep = AppError::TooMany { code: "too-many-waiting", message: "they sleep".into(), retry_after_ms: 5 };
+        for refused in [AppError::Quota(full), asleep] {
+            let told = without_room(refused);
+            assert!(matches!(told, AppError::Busy { retry_after_ms: NO_ROOM_PAUSE_MS, .. }), "{told:?}");
+        }
+        let failed = without_room(AppError::Store(StoreError::LostLease));
+        assert!(matches!(failed, AppError::Store(StoreError::LostLease)), "{failed:?}");
     }
 }

@@ -207,7 +207,7 @@ pub(crate) async fn show_dead_letter(
     request_body = RetryInput,
     responses((status = 204)),
     extensions(("x-bulkhead-problems" = json!([
-        "run-not-finished", "unknown-step", "too-many-starts", "too-many-waiting", "runs-per-minute"
+        "run-not-finished", "run-history-full", "unknown-step", "quota-exceeded", "too-many-starts", "too-many-waiting", "runs-per-minute"
     ]))),
 )]
 pub(crate) async fn resume_dead_letter(
@@ -354,7 +354,7 @@ impl From<DeadLetterTask> for TaskView {
     tag = "dead letters",
     request_body = TaskInput,
     responses((status = 202, body = TaskView)),
-    extensions(("x-bulkhead-problems" = json!(["invalid-selection", "invalid-reason"]))),
+    extensions(("x-bulkhead-problems" = json!(["invalid-selection", "invalid-reason", "too-many-tasks"]))),
 )]
 pub(crate) async fn start_dead_letter_task(
     at: OrgCaller,

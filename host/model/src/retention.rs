@@ -190,14 +190,15 @@ pub fn key_kept_until(started_at: Timestamp) -> Timestamp {
     started_at.plus(KEY_KEPT)
 }
 
-/// Bytes that must go before their time, for a history of `bytes` under a quota of `bytes_max`; zero within it.
+/// Bytes that must go before their time, for a history of `bytes` under a quota of `bytes_max`. Zero within it, unless a cut is under
+/// way (`cutting`): that ends a little below the quota, in however many batches.
 #[must_use]
-pub fn excess(bytes: i64, bytes_max: i64) -> i64 {
-    if bytes <= bytes_max {
+pub fn excess(bytes: i64, bytes_max: i64, cutting: bool) -> i64 {
+    if bytes <= bytes_max && !cutting {
         return 0;
     }
     let wanted = bytes_max / 100 * EVICT_DOWN_TO_PERCENT + bytes_max % 100 * EVICT_DOWN_TO_PERCENT / 100;
-    bytes.saturating_sub(wanted)
+    bytes.saturating_sub(wanted).max(0)
 }
 
 /// How the history grew between two looks at it.
@@ -288,13 +289,24 @@ mod tests {
     proptest! {
         #[test]
         fn a_cut_ends_a_little_below_the_quota(bytes in 0_i64..1 << 50, bytes_max in 0_i64..1 << 50) {
-            let excess = excess(bytes, bytes_max);
-            prop_assert!(excess >= 0 && excess <= bytes);
-            prop_assert_eq!(excess > 0, bytes > bytes_max);
-            prop_assert!(bytes - excess <= bytes_max);
-            if excess > 0 {
-                prop_assert!((bytes - excess) >= bytes_max / 100 * 95);
+            let cut = excess(bytes, bytes_max, false);
+            prop_assert!(cut >= 0 && cut <= bytes);
+            prop_assert_eq!(cut > 0, bytes > bytes_max);
+            prop_assert!(bytes - cut <= bytes_max);
+            if cut > 0 {
+                prop_assert!((bytes - cut) >= bytes_max / 100 * 95);
             }
+        }
+
+        #[test]
+        fn a_cut_in_parts_ends_where_a_cut_at_once_does(
+            bytes in 1_i64..1 << 50, bytes_max in 0_i64..1 << 50, part in 1_i64..1 << 50,
+        ) {
+            let cut = excess(bytes, bytes_max, false);
+            prop_assume!(cut > 0);
+            let gone = part.min(cut);
+            prop_assert_eq!(excess(bytes - gone, bytes_max, true), cut - gone);
+            prop_assert_eq!(excess(bytes - cut, bytes_max, true), 0);
         }
 
         #[test]

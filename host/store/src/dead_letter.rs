@@ -198,25 +198,42 @@ impl Tx {
     ) -> Result<Page<DeadLetter>, StoreError> {
         let (org, limit) = (self.org()?, page.fetch());
         let (lowest, below) = (filter.lowest(), filter.bound(page));
-        let rows = if let Some(fingerprint) = &filter.fingerprint {
+        // What the kind leaves out of a fault is nothing: a fingerprint is of one kind.
+        let rows = if let (Some(fingerprint), Some(workflow)) = (&filter.fingerprint, filter.workflow) {
+            let sql = sql!(
+                "select id, fingerprint, kind, subject, workflow_id, run_id, job_id, step_id, code, message, times, created_at,
+                     updated_at
+                 from dead_letter where org_id = $1 and fingerprint = $2 and workflow_id = $3 and id >= $4 and id < $5
+                     and (cast($6 as text) is null or kind = $6)
+                 order by id desc limit $7"
+            );
+            let values = binds![org, fingerprint.as_str(), workflow, lowest, below, &filter.kind, limit];
+            self.fetch(sql, values).await?
+        } else if let Some(fingerprint) = &filter.fingerprint {
             let sql = sql!(
                 "select id, fingerprint, kind, subject, workflow_id, run_id, job_id, step_id, code, message, times, created_at,
                      updated_at
                  from dead_letter where org_id = $1 and fingerprint = $2 and id >= $3 and id < $4
-                     and (cast($5 as text) is null or kind = $5) and coalesce($6, workflow_id) is not distinct from workflow_id
-                 order by id desc limit $7"
+                     and (cast($5 as text) is null or kind = $5)
+                 order by id desc limit $6"
             );
-            let values = binds![org, fingerprint.as_str(), lowest, below, &filter.kind, filter.workflow, limit];
+            let values = binds![org, fingerprint.as_str(), lowest, below, &filter.kind, limit];
             self.fetch(sql, values).await?
+        } else if let (Some(workflow), Some(kind)) = (filter.workflow, &filter.kind) {
+            let sql = sql!(
+                "select id, fingerprint, kind, subject, workflow_id, run_id, job_id, step_id, code, message, times, created_at,
+                     updated_at
+                 from dead_letter where org_id = $1 and workflow_id = $2 and kind = $3 and id >= $4 and id < $5
+                 order by id desc limit $6"
+            );
+            self.fetch(sql, binds![org, workflow, kind, lowest, below, limit]).await?
         } else if let Some(workflow) = filter.workflow {
             let sql = sql!(
                 "select id, fingerprint, kind, subject, workflow_id, run_id, job_id, step_id, code, message, times, created_at,
                      updated_at
-                 from dead_letter where org_id = $1 and workflow_id = $2 and id >= $3 and id < $4
-                     and (cast($5 as text) is null or kind = $5)
-                 order by id desc limit $6"
+                 from dead_letter where org_id = $1 and workflow_id = $2 and id >= $3 and id < $4 order by id desc limit $5"
             );
-            self.fetch(sql, binds![org, workflow, lowest, below, &filter.kind, limit]).await?
+            self.fetch(sql, binds![org, workflow, lowest, below, limit]).await?
         } else if let Some(kind) = &filter.kind {
             let sql = sql!(
                 "select id, fingerprint, kind, subject, workflow_id, run_id, job_id, step_id, code, message, times, created_at,

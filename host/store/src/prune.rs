@@ -101,6 +101,16 @@ fn read_place(row: &Row) -> Result<EndedPlace, StoreError> {
     Ok(EndedPlace { at: row.get("finished_at")?, run: row.get("id")? })
 }
 
+fn read_ended(row: &Row) -> Result<EndedRow, StoreError> {
+    Ok(EndedRow {
+        place: read_place(row)?,
+        workflow: row.get("workflow_id")?,
+        dedupe_key: row.get("dedupe_key")?,
+        created_at: row.get("created_at")?,
+        bytes: row.get("history_bytes")?,
+    })
+}
+
 impl Tx {
     /// Adds up the runs that ended so, after a place and up to a moment: the first `limit` of them. Reads an index alone.
     pub async fn count_ended_runs(
@@ -172,18 +182,18 @@ impl Tx {
         let org = self.org()?;
         let (status, dead) = (ended.status().as_str(), i64::from(ended.is_dead_letter()));
         let values = binds![org, status, after.at, after.run, before, i64::from(limit), dead];
-        let rows = self.fetch(sql, values).await?;
-        rows.iter()
-            .map(|row| {
-                Ok(EndedRow {
-                    place: read_place(row)?,
-                    workflow: row.get("workflow_id")?,
-                    dedupe_key: row.get("dedupe_key")?,
-                    created_at: row.get("created_at")?,
-                    bytes: row.get("history_bytes")?,
-                })
-            })
-            .collect()
+        self.fetch(sql, values).await?.iter().map(read_ended).collect()
+    }
+
+    /// Runs of which a part is gone: they are not listed by their time, which may be far off, and go first. There is hardly ever more
+    /// than one.
+    pub async fn list_half_removed_runs(&mut self, limit: u32) -> Result<Vec<EndedRow>, StoreError> {
+        let sql = sql!(
+            "select finished_at, id, workflow_id, dedupe_key, created_at, history_bytes from run
+             where org_id = $1 and removing = 1 and finished_at is not null order by id limit $2"
+        );
+        let org = self.org()?;
+        self.fetch(sql, binds![org, i64::from(limit)]).await?.iter().map(read_ended).collect()
     }
 
     /// Whether the run, or its job, is on the list of dead letters.

@@ -31,7 +31,7 @@ pub struct History {
     pub calls_counted_to: CallId,
     /// When everything was last counted from the beginning.
     pub recounted_at: Timestamp,
-    /// Runs that were begun again so far, which [`note_retry`](Tx::note_retry) alone raises …
+    /// Runs that were begun again so far, which [`note_retries`](Tx::note_retries) alone raises …
     pub retried: i64,
     /// … and how many of them the last count from the beginning knew of. A run that is begun again counts twice until the next one.
     pub retried_counted: i64,
@@ -61,6 +61,12 @@ impl Pass {
     #[must_use]
     pub fn begun(at: Timestamp) -> Self {
         Self { began_at: at, ended_at: None, runs: 0, calls: 0, events: 0, bytes: 0, evicted: 0 }
+    }
+
+    /// It goes on, and has taken something before its time.
+    #[must_use]
+    pub fn is_cutting(&self) -> bool {
+        self.ended_at.is_none() && self.evicted > 0
     }
 }
 
@@ -171,11 +177,12 @@ impl Tx {
         self.execute(sql, values).await.map(drop)
     }
 
-    /// Notes that a run was begun again, which may have been counted as one that ended.
-    pub async fn note_retry(&mut self) -> Result<(), StoreError> {
-        let sql = sql!("update history set retried = retried + 1 where org_id = $1");
+    /// Notes that so many runs were begun again, which may have been counted as ones that ended. The last statement of its transaction:
+    /// there is one such row, which others wait for.
+    pub async fn note_retries(&mut self, runs: u32) -> Result<(), StoreError> {
+        let sql = sql!("update history set retried = retried + $2 where org_id = $1");
         let org = self.org()?;
-        self.execute(sql, binds![org]).await.map(drop)
+        self.execute(sql, binds![org, i64::from(runs)]).await.map(drop)
     }
 
     /// Organizations whose job that sees to their history is not in the queue (never was, or was given up), by id. Needs the scope of

@@ -348,6 +348,13 @@ impl Tx {
         self.execute(sql, binds![org, run, call.all, call.log]).await.map(drop)
     }
 
+    /// What an ended run takes up in all; zero while it goes on.
+    pub async fn load_run_bytes(&mut self, id: RunId) -> Result<Option<i64>, StoreError> {
+        let sql = sql!("select history_bytes from run where org_id = $1 and id = $2");
+        let org = self.org()?;
+        self.fetch_optional(sql, binds![org, id]).await?.map(|row| row.get("history_bytes")).transpose()
+    }
+
     /// The organization's runs that sleep until a time: how many, and what they hold. At most `limit` are counted.
     pub async fn count_sleeping_runs(&mut self, limit: u32) -> Result<(i64, i64), StoreError> {
         let sql = sql!(

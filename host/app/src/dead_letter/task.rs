@@ -2,6 +2,7 @@
 //! task began is newer than the task, and not touched by it.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::audit::{AuditEvent, EventType};
@@ -15,19 +16,25 @@ use bulkhead_store::dead_letter::{DeadLetter, DeadLetterFilter, id_after};
 use bulkhead_store::job::{Attempt, ClaimedJob, NewJob};
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::{StoreError, Tx};
+use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Decision, check_reason, count, decide, why_left};
+use super::{Decided, Decision, check_reason, count, decide, why_left};
 use crate::engine::{ATTEMPT_DEADLINE, FAULT_BACKOFF, Left};
 use crate::in_flight::Leash;
+use crate::prune::{BATCH_BYTES, batch_after};
+use crate::quota::NO_ROOM_PAUSE_MS;
 use crate::run::{PRIORITY_RESUMED, RetryRun};
 use crate::{App, AppError};
 
 /// Entries that one task may name by id.
 pub const IDS_MAX: usize = 1_000;
-/// Entries decided in one transaction.
-const BATCH: u32 = 20;
+/// Tasks of one organization that go on at once; each is a job, and they would only wait for each other.
+pub const TASKS_RUNNING_MAX: u32 = 10;
+/// Entries decided in one transaction: so many that it takes about as long as a usual commit, whatever their runs take up.
+const BATCH_MAX: usize = 20;
+const BATCH_FIRST: usize = 4;
 /// After so many batches the job lets others of its lane go first.
 const BATCHES_MAX: u32 = 50;
 /// The job is given up after this many attempts that ended badly; what was done is done.
@@ -105,6 +112,17 @@ struct Batch {
     looked_at: i64,
 }
 
+/// What a batch's transaction works with.
+struct BatchWrite {
+    lease: Lease,
+    /// The task as it was when the batch was read.
+    seen: DeadLetterTask,
+    prepared: Vec<Prepared>,
+    cursor: Option<DeadLetterId>,
+    looked_at: i64,
+    ambient: Ambient,
+}
+
 /// One entry and what is to become of it; or why nothing can.
 #[derive(Clone)]
 enum Prepared {
@@ -112,9 +130,16 @@ enum Prepared {
     Leave(String),
 }
 
+impl Prepared {
+    fn begins_run(&self) -> bool {
+        matches!(self, Self::Decide(_, Decision::Resume { again: Some(_), .. }))
+    }
+}
+
 /// How a batch ended.
 enum BatchEnd {
-    More(u64),
+    /// There may be more; the transaction took so long, with its wait for others.
+    More { took: Duration },
     /// Nothing is left to do, or somebody stopped it.
     Over,
 }
@@ -130,28 +155,38 @@ fn task_job(task: DeadLetterTaskId, now: Timestamp) -> NewJob {
     }
 }
 
-async fn write_batch(
-    tx: &mut Tx,
-    lease: &Lease,
-    seen: &DeadLetterTask,
-    prepared: &[Prepared],
-    cursor: Option<DeadLetterId>,
-    looked_at: i64,
-    ambient: &Ambient,
-) -> Result<BatchEnd, AppError> {
-    let now = ambient.now();
+/// How many of the entries, the first ones, go into one batch, by what their runs take up: at least one.
+fn fitting(bytes: &[i64]) -> usize {
+    let mut sum = 0_i64;
+    let fits = |bytes: &&i64| {
+        sum = sum.saturating_add(**bytes);
+        sum <= BATCH_BYTES
+    };
+    bytes.iter().take_while(fits).count().max(1).min(bytes.len())
+}
+
+/// Each entry's own lock orders this against whoever else decides on it. Answers how many were decided; `None` when there is nothing
+/// left to do, or somebody stopped the task.
+fn write_batch<'t>(tx: &'t mut Tx, batch: &'t BatchWrite) -> BoxFuture<'t, Result<Option<u64>, AppError>> {
+    Box::pin(decide_batch(tx, batch))
+}
+
+async fn decide_batch(tx: &mut Tx, batch: &BatchWrite) -> Result<Option<u64>, AppError> {
+    let BatchWrite { lease, seen, prepared, cursor, looked_at, ambient } = batch;
+    let (now, looked_at) = (ambient.now(), *looked_at);
     let Some(mut task) = tx.lock_dead_letter_task(seen.id).await?.filter(|task| task.state == TaskState::Running)
     else {
         tx.finish_job(lease).await?;
-        return Ok(BatchEnd::Over);
+        return Ok(None);
     };
     if looked_at == 0 {
         tx.finish_job(lease).await?;
         end_task(tx, &mut task, TaskState::Done, ambient).await?;
-        return Ok(BatchEnd::Over);
+        return Ok(None);
     }
     tx.hold_lease(lease, ATTEMPT_DEADLINE, now).await?;
-    let (mut done, mut skipped) = (0, looked_at - i64::try_from(prepared.len()).unwrap_or(0));
+    let (mut done, mut begun) = (0, 0);
+    let mut skipped = looked_at - i64::try_from(prepared.len()).unwrap_or(0);
     if skipped > 0 {
         task.skipped_why = Some("somebody else decided already".to_owned());
     }
@@ -160,8 +195,9 @@ async fn write_batch(
             Prepared::Leave(why) => why.clone(),
             Prepared::Decide(letter, decision) => {
                 match decide(tx, letter, decision, (&task.actor, PRIORITY_RESUMED), ambient).await {
-                    Ok(_) => {
+                    Ok(decided) => {
                         done += 1;
+                        begun += u32::from(matches!(decided, Decided::Run(..)));
                         continue;
                     }
                     Err(error) => {
@@ -177,10 +213,13 @@ async fn write_batch(
     task.seen += looked_at;
     task.done += done;
     task.skipped += skipped;
-    task.cursor = cursor.unwrap_or(task.cursor);
+    task.cursor = (*cursor).unwrap_or(task.cursor);
     task.updated_at = now;
     tx.update_dead_letter_task(&task).await?;
-    Ok(BatchEnd::More(done.unsigned_abs()))
+    if begun > 0 {
+        tx.note_retries(begun).await?;
+    }
+    Ok(Some(done.unsigned_abs()))
 }
 
 /// Ends a task, with what came of it in the audit log and for those who listen.
@@ -212,7 +251,7 @@ impl App {
     /// Begins to resume or discard many entries in the background.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] `invalid-selection`, `invalid-reason`.
+    /// [`AppError::Invalid`] `invalid-selection`, `invalid-reason`; [`AppError::Conflict`] `too-many-tasks`.
     pub async fn start_dead_letter_task(
         &self,
         caller: &Caller,
@@ -247,11 +286,17 @@ impl App {
         };
         let args = (task.clone(), event, self.ambient().clone());
         self.store()
-            .write_locked(&scope, args, |tx, (task, event, ambient)| {
+            // Serializable: two that start at once count each other.
+            .write(&scope, args, |tx, (task, event, ambient)| {
                 Box::pin(async move {
+                    if tx.count_running_dead_letter_tasks(TASKS_RUNNING_MAX).await? >= TASKS_RUNNING_MAX {
+                        let message =
+                            format!("{TASKS_RUNNING_MAX} tasks go on already: wait until one has ended, or stop one");
+                        return Err(AppError::conflict("too-many-tasks", message));
+                    }
                     tx.insert_dead_letter_task(task).await?;
                     tx.enqueue(&task_job(task.id, task.created_at), ambient).await?;
-                    Ok::<_, AppError>(tx.record_audit(event, ambient).await?)
+                    Ok(tx.record_audit(event, ambient).await?)
                 })
             })
             .await?;
@@ -334,18 +379,26 @@ impl App {
             let why = "its worker died, or the store failed, at every attempt".to_owned();
             return self.give_up_task(&scope, lease, id, why).await;
         }
+        // What failed may have been too much for one transaction.
+        let mut batch_max = if lease.attempt > 1 { 1 } else { BATCH_FIRST };
         for _ in 0..BATCHES_MAX {
             if leash.hand_back() {
-                return self.release(lease, std::time::Duration::ZERO, Attempt::DoesNotCount, None).await;
+                return self.release(lease, Duration::ZERO, Attempt::DoesNotCount, None).await;
             }
-            match self.work_batch(&scope, lease, id).await {
-                Ok(BatchEnd::More(_)) => {}
+            match self.work_batch(&scope, lease, id, batch_max).await {
+                Ok(BatchEnd::More { took }) => batch_max = batch_after(took, batch_max, BATCH_MAX),
                 Ok(BatchEnd::Over) => return Left::Settled,
                 Err(AppError::Store(StoreError::LostLease)) => return Left::Lost,
-                // The organization's work waits already: the rest comes when there is room.
-                Err(AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. }) => {
-                    let pause = std::time::Duration::from_millis(retry_after_ms);
-                    return self.release(lease, pause, Attempt::DoesNotCount, None).await;
+                // The organization's work waits already, or its history is full: the rest comes when there is room.
+                Err(error @ (AppError::Busy { .. } | AppError::TooMany { .. } | AppError::Quota(_))) => {
+                    let pause_ms = match &error {
+                        AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. } => {
+                            *retry_after_ms
+                        }
+                        _ => NO_ROOM_PAUSE_MS,
+                    };
+                    let pause = Duration::from_millis(pause_ms);
+                    return self.release(lease, pause, Attempt::DoesNotCount, Some(error.to_string())).await;
                 }
                 Err(error) => {
                     tracing::error!(task = %id, error = &error as &dyn std::error::Error, "a batch of dead letters failed; trying again");
@@ -354,11 +407,23 @@ impl App {
                 }
             }
         }
-        self.release(lease, std::time::Duration::ZERO, Attempt::StartsAnew, None).await
+        self.release(lease, Duration::ZERO, Attempt::StartsAnew, None).await
     }
 
-    async fn work_batch(&self, scope: &OrgScope, lease: &Lease, id: DeadLetterTaskId) -> Result<BatchEnd, AppError> {
-        let read = self.store().read(scope, id, |tx, id| Box::pin(async move { read_batch(tx, *id).await })).await?;
+    /// Decides on the next entries, at most `batch_max`.
+    async fn work_batch(
+        &self,
+        scope: &OrgScope,
+        lease: &Lease,
+        id: DeadLetterTaskId,
+        batch_max: usize,
+    ) -> Result<BatchEnd, AppError> {
+        let read = self
+            .store()
+            .read(scope, (id, batch_max), |tx, (id, batch_max)| {
+                Box::pin(async move { read_batch(tx, *id, *batch_max).await })
+            })
+            .await?;
         let Some(Batch { task, selection, letters, looked_at }) = read else {
             let lease = lease.clone();
             self.store()
@@ -373,21 +438,21 @@ impl App {
         for letter in letters {
             prepared.push(self.prepare_decision(scope, task.action, &selection, letter).await?);
         }
-        let action = task.action.as_str();
-        let args = (lease.clone(), task, prepared, cursor, looked_at, self.ambient().clone());
-        // Each entry's own lock orders this against whoever else decides on it.
-        let end = self
-            .store()
-            .write_locked(scope, args, |tx, (lease, task, prepared, cursor, looked_at, ambient)| {
-                Box::pin(async move { write_batch(tx, lease, task, prepared, *cursor, *looked_at, ambient).await })
-            })
-            .await?;
-        drop(place);
-        if let BatchEnd::More(done) = end {
-            count(action, done);
-            self.wake_org(Lane::Interactive, scope.org());
+        if prepared.iter().any(Prepared::begins_run) {
+            self.require_room(scope).await?;
         }
-        Ok(end)
+        let (action, ambient) = (task.action.as_str(), self.ambient().clone());
+        let batch = BatchWrite { lease: lease.clone(), seen: task, prepared, cursor, looked_at, ambient };
+        let began = Instant::now();
+        let written = match &place {
+            Some(place) => place.write(self.store(), scope, batch, write_batch).await?,
+            // Each entry's own lock orders this against whoever else decides on it.
+            None => self.store().write_locked(scope, batch, write_batch).await?,
+        };
+        let Some(done) = written else { return Ok(BatchEnd::Over) };
+        count(action, done);
+        self.wake_org(Lane::Interactive, scope.org());
+        Ok(BatchEnd::More { took: began.elapsed() })
     }
 
     async fn prepare_decision(
@@ -439,27 +504,50 @@ impl App {
     }
 }
 
-/// `None` when there is nothing to do any more.
-async fn read_batch(tx: &mut Tx, id: DeadLetterTaskId) -> Result<Option<Batch>, AppError> {
+/// The next entries, at most `batch_max` and no more than their runs leave room for. `None` when there is nothing to do any more.
+async fn read_batch(tx: &mut Tx, id: DeadLetterTaskId, batch_max: usize) -> Result<Option<Batch>, AppError> {
     let Some(task) = tx.load_dead_letter_task(id).await?.filter(|task| task.state == TaskState::Running) else {
         return Ok(None);
     };
     let selection: Selection = serde_json::from_str(&task.request)
         .map_err(|error| StoreError::Corrupt { what: "dead letter task", why: error.to_string() })?;
-    let (letters, looked_at) = if selection.ids.is_empty() {
-        let page = PageRequest { before: Some(task.cursor.uuid()), limit: BATCH };
-        let letters = tx.list_dead_letters(&selection.filter(), page).await?.items;
-        let looked_at = letters.len();
-        (letters, looked_at)
+    // Also places of entries that are gone.
+    let mut found: Vec<Option<DeadLetter>> = Vec::with_capacity(batch_max);
+    if selection.ids.is_empty() {
+        let page =
+            PageRequest { before: Some(task.cursor.uuid()), limit: u32::try_from(batch_max).unwrap_or(u32::MAX) };
+        found.extend(tx.list_dead_letters(&selection.filter(), page).await?.items.into_iter().map(Some));
     } else {
-        let from = usize::try_from(task.seen).unwrap_or(usize::MAX).min(selection.ids.len());
-        let ids = &selection.ids[from..selection.ids.len().min(from + BATCH as usize)];
-        let mut letters = Vec::with_capacity(ids.len());
-        for id in ids {
-            letters.extend(tx.load_dead_letter(*id).await?);
+        let from = usize::try_from(task.seen).unwrap_or(usize::MAX);
+        for id in selection.ids.iter().skip(from).take(batch_max) {
+            found.push(tx.load_dead_letter(*id).await?);
         }
-        (letters, ids.len())
-    };
-    let looked_at = i64::try_from(looked_at).unwrap_or(i64::MAX);
+    }
+    let mut bytes = Vec::with_capacity(found.len());
+    for letter in &found {
+        bytes.push(match letter.as_ref().and_then(|letter| letter.new.run) {
+            Some(run) => tx.load_run_bytes(run).await?.unwrap_or_default(),
+            None => 0,
+        });
+    }
+    found.truncate(fitting(&bytes));
+    let looked_at = i64::try_from(found.len()).unwrap_or(i64::MAX);
+    let letters = found.into_iter().flatten().collect();
     Ok(Some(Batch { task, selection: Arc::new(selection), letters, looked_at }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_bounded_by_what_its_runs_take_up_and_never_empty() {
+        let large = BATCH_BYTES;
+        assert_eq!(fitting(&[]), 0);
+        assert_eq!(fitting(&[1; 20]), 20);
+        assert_eq!(fitting(&[large, 1, 1]), 1);
+        assert_eq!(fitting(&[large * 50, 1]), 1, "one that is larger goes alone");
+        assert_eq!(fitting(&[large / 2, large / 2, 0, 1]), 3);
+        assert_eq!(fitting(&[i64::MAX, i64::MAX]), 1);
+    }
 }

@@ -110,6 +110,7 @@ kinds! {
     RunFinished = "run-finished", CONFLICT, "The run has ended already";
     RunNotFinished = "run-not-finished", CONFLICT, "The run has not ended yet";
     TaskFinished = "task-finished", CONFLICT, "The task has ended already";
+    TooManyTasks = "too-many-tasks", CONFLICT, "Too many tasks go on already";
     RunHistoryFull = "run-history-full", CONFLICT, "The run takes up as much as a run may";
     NoTrigger = "no-trigger", CONFLICT, "No trigger starts this run";
     TooManyGrants = "too-many-grants", CONFLICT, "The installation would have too many grants";

@@ -133,6 +133,28 @@ impl Tx {
         self.fetch_optional(sql, binds![org, id]).await?.map(|row| read(&row)).transpose()
     }
 
+    /// How many tasks of the organization go on; counts up to `most`.
+    pub async fn count_running_dead_letter_tasks(&mut self, most: u32) -> Result<u32, StoreError> {
+        let sql = sql!(
+            "select count(*) as running from (select 1 as one from dead_letter_task
+                 where org_id = $1 and state = 'running' limit $2) as found"
+        );
+        let org = self.org()?;
+        let row = self.fetch_optional(sql, binds![org, i64::from(most)]).await?;
+        let running: i64 = row.ok_or(StoreError::NotFound { what: "count" })?.get("running")?;
+        Ok(u32::try_from(running).unwrap_or(u32::MAX))
+    }
+
+    /// Removes tasks that ended before a moment: at most `limit`. Answers how many.
+    pub async fn remove_dead_letter_tasks(&mut self, before: Timestamp, limit: u32) -> Result<u64, StoreError> {
+        let sql = sql!(
+            "delete from dead_letter_task where org_id = $1 and id in (
+                 select id from dead_letter_task where org_id = $1 and finished_at < $2 order by finished_at limit $3)"
+        );
+        let org = self.org()?;
+        self.execute(sql, binds![org, before, i64::from(limit)]).await
+    }
+
     /// The task with its row locked until the transaction ends: a batch is ordered against whoever stops the task.
     pub async fn lock_dead_letter_task(&mut self, id: DeadLetterTaskId) -> Result<Option<DeadLetterTask>, StoreError> {
         if self.is_postgres() {
