@@ -1,5 +1,8 @@
 //! A workflow whose runs fail at once, again and again: it is held back, tried now and then, and goes on when it is well again.
 
+use std::time::Duration;
+
+use bulkhead_app::installation::InstallationPatch;
 use bulkhead_app::run::StartByHand;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
@@ -15,7 +18,7 @@ use bulkhead_test_support::wait::until_async;
 use serde_json::json;
 
 use crate::guests::acme_echo;
-use crate::support::{Options, PATIENCE, Tenant};
+use crate::support::{Options, PATIENCE, Tenant, TestApp};
 
 const STORM: usize = FAILURES_MAX as usize;
 
@@ -224,6 +227,44 @@ on_both! {
         assert!(supervisor.shut_down(PATIENCE).await);
     }
 
+    /// A tick is no reason to carry on what fails: its run waits with the others, and goes on with them.
+    async fn a_schedules_run_waits_as_well(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let definition = json!({
+            "schema": 1, "name": "hourly", "start": "call",
+            "triggers": [{ "id": "by-hand", "type": "api" }, { "id": "tick", "type": "schedule", "cron": "0 * * * *" }],
+            "steps": { "call": { "type": "action", "use": "acme/echo#it", "with": {} } },
+        });
+        // Saved while the plugin is there, which an active workflow needs.
+        let installed = app.install(&acme, acme_echo(), json!({})).await.installation;
+        let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+        let workflow = app.app.create_workflow(&acme.caller, acme.org, save).await.unwrap().workflow.id;
+        app.app.set_workflow_active(&acme.caller, acme.org, workflow, true).await.unwrap();
+        let switch = async |enabled: bool| {
+            let shown = app.app.get_installation(&acme.caller, acme.org, installed.id).await.unwrap().installation;
+            let patch = InstallationPatch { enabled: Some(enabled), ..InstallationPatch::default() };
+            app.app.update_installation(&acme.caller, acme.org, installed.id, shown.grant_version, patch).await.unwrap();
+        };
+        switch(false).await;
+        begin(&app.app, &acme, workflow, STORM + 1).await;
+        let supervisor = work(&app.app).await;
+        reach(&app.app, &acme, workflow, STORM, 1).await;
+        // The one that waits is tried when the tick comes, and fails; the tick's run waits then.
+        app.ambient.advance(Duration::from_mins(65));
+        let fired = async || {
+            let schedules = app.app.list_schedules(&acme.caller, acme.org, workflow).await.unwrap();
+            schedules[0].fired
+        };
+        assert!(until_async(PATIENCE, async || fired().await == 1).await);
+        reach(&app.app, &acme, workflow, STORM + 1, 1).await;
+        switch(true).await;
+        app.ambient.advance(2 * PROBE_FIRST);
+        reach(&app.app, &acme, workflow, STORM + 1, 0).await;
+        assert!(until_async(PATIENCE, async || count(&app.app, &acme, workflow, RunStatus::Succeeded).await == 1).await);
+        assert_eq!(fired().await, 1, "the tick was fired once");
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
     /// What waits for a breaker takes no room from others, and has a bound of its own.
     async fn runs_that_wait_for_a_breaker_are_bounded_apart(app: TestApp) {
         let acme = app.tenant("acme").await;
@@ -253,5 +294,46 @@ on_both! {
         assert_eq!(paused(&limited, &acme).await, 2);
         let other = harmless(&limited, &acme).await;
         begin(&limited, &acme, other, 8).await;
+    }
+}
+
+/// Whichever node counts the failures, and whichever lets one go to see: there is one breaker, and one run at a time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_keep_one_breaker() {
+    let Some(test) = TestApp::postgres().await else { return };
+    let acme = test.tenant("acme").await;
+    let workflow = poisoned(&test.app, &acme, "poisoned").await;
+    let nodes = [test.node(&test.ambient).await, test.node(&test.ambient).await];
+    begin(&test.app, &acme, workflow, 3 * STORM).await;
+    let workers = [work(&nodes[0]).await, work(&nodes[1]).await];
+    let stand = async || (count(&test.app, &acme, workflow, RunStatus::Failed).await, paused(&test.app, &acme).await);
+    let settled = async || {
+        let (failed, waiting) = stand().await;
+        failed + waiting == 3 * STORM
+    };
+    assert!(until_async(PATIENCE, settled).await, "{:?}", stand().await);
+    let (failed, waiting) = stand().await;
+    // A run that was under way on the other node when the breaker opened comes on top.
+    assert!((STORM..=STORM + 1).contains(&failed), "{failed} failed");
+    assert_eq!(test.audit(&acme, "workflow.breaker_opened").await.len(), 1);
+    for round in 1..=2_u32 {
+        test.ambient.advance(PROBE_FIRST * 2_u32.pow(round - 1));
+        let probed = failed + round as usize;
+        let reached = until_async(PATIENCE, async || {
+            let open = breakers(&test.app, &acme, workflow).await;
+            open.first().is_some_and(|open| open.breaker.probes == round) && stand().await.0 == probed
+        });
+        assert!(reached.await, "{:?}: {:?}", stand().await, breakers(&test.app, &acme, workflow).await);
+        assert_eq!(stand().await, (probed, waiting - round as usize), "one at a time");
+    }
+    assert_eq!(test.audit(&acme, "workflow.breaker_opened").await.len(), 1, "it opened once");
+    test.install(&acme, acme_echo(), json!({})).await;
+    test.ambient.advance(PROBE_FIRST * 4);
+    let done =
+        until_async(PATIENCE, async || count(&test.app, &acme, workflow, RunStatus::Succeeded).await == waiting - 2);
+    assert!(done.await, "{:?}", breakers(&test.app, &acme, workflow).await);
+    assert_eq!(test.audit(&acme, "workflow.breaker_closed").await.len(), 1);
+    for worker in workers {
+        assert!(worker.shut_down(PATIENCE).await);
     }
 }

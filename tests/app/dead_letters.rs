@@ -161,6 +161,33 @@ on_both! {
         supervisor.shut_down(PATIENCE).await;
     }
 
+    /// Its job was given up while it could not be ended; somebody cancels it then. Nothing is left to be decided, or to stay for ever.
+    async fn a_cancelled_run_leaves_no_entry(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let workflow = fragile(&app, &acme, "one", None).await;
+        let run = begin(&app, &acme, workflow).await;
+        let scope = SystemScope::new(SystemReason::Worker).for_org(acme.org);
+        let letter = bulkhead_store::dead_letter::NewDeadLetter {
+            fingerprint: "0123456789abcdef".parse().unwrap(),
+            kind: "advance_run".to_owned(),
+            subject: run.to_string(),
+            workflow: None,
+            run: Some(run),
+            job: None,
+            step: None,
+            code: "host-fault".to_owned(),
+            message: "its row did not decode".to_owned(),
+        };
+        let recorded = app.store.write_locked(&scope, (letter, app.ambient.clone()), |tx, (letter, ambient)| {
+            Box::pin(async move { tx.record_dead_letter(letter, ambient).await })
+        });
+        recorded.await.unwrap();
+        app.app.cancel_run(&acme.caller, acme.org, run).await.unwrap();
+        assert!(letters(&app, &acme).await.is_empty());
+        let kept = app.store.read(&scope, run, |tx, run| Box::pin(async move { tx.require_run(*run).await })).await.unwrap().kept;
+        assert!(!kept.dead_letter, "it goes when the time of cancelled runs is over");
+    }
+
     /// What its definition ends as failed waits for nobody.
     async fn a_run_that_was_meant_to_fail_is_not_listed(app: TestApp) {
         let acme = app.tenant("acme").await;

@@ -6,12 +6,14 @@ use std::time::Duration;
 use bulkhead_app::App;
 use bulkhead_app::installation::InstallationPatch;
 use bulkhead_app::node::Notifications;
+use bulkhead_app::queue::look_at_queue;
 use bulkhead_app::run::StartByHand;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{RunId, WorkflowId};
+use bulkhead_model::job::Lane;
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::StoreConfig;
 use bulkhead_store::page::PageRequest;
@@ -238,4 +240,20 @@ async fn on_sqlite_a_node_is_alone() {
     let node = Node::start(test.again(Options::default()), ON, None).await;
     assert_eq!(node.app.list_nodes().await.unwrap().len(), 1);
     node.stop().await;
+}
+
+/// The operator's machine is ten minutes ahead: what is told goes by the clock that the nodes share.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_operator_reckons_by_the_nodes_clock() {
+    let Some(test) = TestApp::postgres().await else { return };
+    let node = test.node(&Ambient::system()).await;
+    let tenant = test.tenant("acme").await;
+    // Nobody works: it is ready from now on.
+    let workflow = save(&node, &tenant, json!({ "it": { "type": "stop" } })).await;
+    begin(&node, &tenant, workflow).await;
+    let ahead = Ambient::system_ahead_by(600_000_000);
+    let queue = look_at_queue(&test.store, &ahead).await.unwrap();
+    let lane = queue.lanes.iter().find(|lane| lane.lane == Lane::Interactive).unwrap();
+    assert!(lane.oldest_ready_at.is_some() && lane.lag < Duration::from_mins(5), "{lane:?}");
+    assert!(queue.waiting.iter().all(|waiting| waiting.lag < Duration::from_mins(5)), "{:?}", queue.waiting);
 }

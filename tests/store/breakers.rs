@@ -185,7 +185,7 @@ on_both! {
         assert_eq!(names(None).await, [(tenant.org, name.clone()), (tenant.org, other.clone())]);
         assert_eq!(names(Some(name.clone())).await, [(tenant.org, other.clone())]);
         let resume = async |jobs: u32| {
-            tx!(test.write_locked, &tenant.scope(), [name, jobs], |tx| tx.resume_paused_jobs(name, *jobs).await).unwrap()
+            tx!(test.write_locked, &tenant.scope(), [name, jobs, now], |tx| tx.resume_paused_jobs(name, *jobs, *now).await).unwrap()
         };
         assert_eq!(resume(1).await, [tenant.run.id.to_string()], "the oldest comes first");
         assert_eq!(resume(9).await.len(), 1);

@@ -175,7 +175,7 @@ impl Subject {
             match then {
                 0 => tx.hold_lease(lease, DEADLINE, *now).await?,
                 1 => tx.release_job(lease, *until, Attempt::StartsAnew, None, *now).await?,
-                _ => tx.finish_job(lease).await?,
+                _ => tx.finish_job(lease, *now).await?,
             }
             let mut row = tx.lock_run(*run).await?;
             if row.status.is_final() {
@@ -204,7 +204,7 @@ impl Subject {
             [Attempt::Counts, Attempt::DoesNotCount, Attempt::StartsAnew][usize::try_from(dice.below(3)).unwrap()];
         let ambient = test.ambient.clone();
         told(tx!(test.write_locked, scope, [lease, how, now, run_at, count, ambient], |tx| match how {
-            0 | 1 => tx.finish_job(lease).await,
+            0 | 1 => tx.finish_job(lease, *now).await,
             2 => tx.release_job(lease, *run_at, *count, Some("again"), *now).await,
             3 => tx.bury_job(lease, "dead", ambient).await,
             _ => tx.hold_lease(lease, Duration::from_hours(1), *now).await,

@@ -99,7 +99,7 @@ on_both! {
                 tx.record_run_event(*run, event).await?;
                 (row.status, row.log_seq) = (RunStatus::Succeeded, 2);
                 tx.update_run(&row).await?;
-                tx.finish_job(lease).await
+                tx.finish_job(lease, *now).await
             })
         })
         .await;

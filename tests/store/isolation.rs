@@ -302,7 +302,7 @@ on_both! {
             assert!(tx.lock_breaker(wf, 1).await?.is_none());
             tx.save_breaker(&a.breaker(*now), *now).await?;
             assert!(!tx.delete_breaker(wf, 1).await?);
-            assert!(tx.resume_paused_jobs(&a.hold_name(), 9).await?.is_empty());
+            assert!(tx.resume_paused_jobs(&a.hold_name(), 9, *now).await?.is_empty());
             assert!(matches!(tx.lock_run(a.run.id).await, Err(StoreError::NotFound { .. })));
             tx.update_run(&a.run).await?;
             assert_eq!(tx.delete_steps(a.run.id, 0).await?, 0);
@@ -425,7 +425,7 @@ on_both! {
         });
         let clock = test.ambient.clone();
         let bury = tx!(test.write, &scope, [lease, clock], |tx| tx.bury_job(lease, "no", clock).await);
-        let finish = tx!(test.write, &scope, [lease], |tx| tx.finish_job(lease).await);
+        let finish = tx!(test.write, &scope, [lease, now], |tx| tx.finish_job(lease, *now).await);
         let pause = tx!(test.write, &scope, [lease, now], |tx| tx.pause_job(lease, "x", *now).await);
         for result in [keep, hold, standing, release, bury, finish, pause] {
             assert!(matches!(result, Err(StoreError::LostLease)), "{result:?}");
@@ -438,7 +438,7 @@ on_both! {
         assert!(made.unwrap().is_none_or(|made| made.lease.org == b));
         let paused = tx!(test.write, &scope, [job, ambient], |tx| tx.enqueue_paused(job, "x", ambient).await);
         assert!(paused.unwrap().is_none(), "its key is taken in this organization, by the job above");
-        tx!(test.write, &a.scope(), [lease], |tx| tx.finish_job(lease).await).unwrap();
+        tx!(test.write, &a.scope(), [lease, now], |tx| tx.finish_job(lease, *now).await).unwrap();
     }
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {
@@ -458,7 +458,7 @@ on_both! {
                     refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, &[], *now, *minute).await);
                     refused!($scope, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await);
                     refused!($scope, [], |tx| tx.list_audit_waiting_orgs(9).await);
-                    refused!($scope, [], |tx| tx.admit_blocked_jobs(None).await);
+                    refused!($scope, [now], |tx| tx.admit_blocked_jobs(None, *now).await);
                     refused!($scope, [], |tx| tx.list_open_breakers(9, 9).await);
                     refused!($scope, [], |tx| tx.list_paused_names(None, 9).await);
                     refused!($scope, [worker], |tx| tx.list_held_jobs(*worker).await);

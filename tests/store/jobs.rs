@@ -61,8 +61,8 @@ impl Queue {
     }
 
     async fn finish(&self, lease: &Lease) -> Result<(), StoreError> {
-        let test = &self.test;
-        tx!(test.write_locked, &self.tenant.scope(), [lease], |tx| tx.finish_job(lease).await)
+        let (test, now) = (&self.test, self.now());
+        tx!(test.write_locked, &self.tenant.scope(), [lease, now], |tx| tx.finish_job(lease, *now).await)
     }
 
     async fn release(&self, lease: &Lease, run_at: Timestamp, count: Attempt) -> Result<(), StoreError> {
@@ -575,8 +575,8 @@ on_both! {
         assert_eq!(queue.recover(other).await, 3);
         let claimed = queue.claim_as(other, 9, MINUTE).await;
         assert_eq!(claimed.len(), 3);
-        let test = &queue.test;
-        let sweep = async || tx!(test.write_locked, &JOBS, [], |tx| tx.admit_blocked_jobs(None).await).unwrap();
+        let (test, now) = (&queue.test, queue.now());
+        let sweep = async || tx!(test.write_locked, &JOBS, [now], |tx| tx.admit_blocked_jobs(None, *now).await).unwrap();
         assert_eq!(sweep().await, None);
         assert_eq!(queue.states().await.iter().filter(|state| *state == "blocked").count(), 1);
         for job in &claimed {

@@ -85,15 +85,48 @@ on_both! {
             tx.list_ready_since(Lane::Interactive, 9).await
         });
         let mut expected = vec![
-            ReadySince { org: acme.org, priority: -5, run_at: begun.plus(MINUTE) },
-            ReadySince { org: acme.org, priority: 0, run_at: begun },
-            ReadySince { org: other.org, priority: 0, run_at: begun },
+            ReadySince { org: acme.org, priority: -5, since: begun.plus(MINUTE) },
+            ReadySince { org: acme.org, priority: 0, since: begun },
+            ReadySince { org: other.org, priority: 0, since: begun },
         ];
         expected.sort_by_key(|since| (since.org, since.priority));
         assert_eq!(all.unwrap(), expected);
         let org = acme.org;
         let slug = tx!(test.read, &JOBS, [org], |tx| tx.load_queue_slug(*org).await).unwrap();
         assert_eq!(slug.as_deref(), Some("acme"));
+    }
+
+    /// What its group or a breaker held back keeps its place in the line, and is ready since it was let go.
+    async fn a_job_that_was_held_back_is_not_ready_since_it_was_due(test: TestStore) {
+        let acme = test.tenant("acme").await;
+        claim(&test, Lane::Interactive).await;
+        let (worker, now) = (test.worker().await, test.ambient.now());
+        for _ in 0..2 {
+            enqueue(&test, &acme, job(&test, 0, Duration::ZERO, Some("g"))).await;
+        }
+        let claimed = tx!(test.write_locked, &JOBS, [worker, now], |tx| {
+            crate::support::claim_any(tx, *worker, Lane::Interactive, 9, *now, MINUTE).await
+        });
+        let mut claimed = claimed.unwrap();
+        assert_eq!(claimed.len(), 1, "the other one is blocked");
+        let lease = claimed.remove(0).lease;
+        let (paused, ambient, name) = (job(&test, 1, Duration::ZERO, None), test.ambient.clone(), acme.hold_name());
+        tx!(test.write, &acme.scope(), [paused, ambient, name], |tx| tx.enqueue_paused(paused, name, ambient).await).unwrap();
+        let ready_since = async || {
+            let org = tx!(test.read, &acme.scope(), [], |tx| tx.load_ready_since(Lane::Interactive).await).unwrap();
+            let all = tx!(test.read, &JOBS, [], |tx| tx.list_ready_since(Lane::Interactive, 9).await).unwrap();
+            (org, all.into_iter().map(|ready| (ready.priority, ready.since)).collect::<Vec<_>>())
+        };
+        assert_eq!(ready_since().await, (None, vec![]), "one is held, one blocked, one paused");
+
+        test.ambient.advance(MINUTE * 30);
+        let admitted = test.ambient.now();
+        tx!(test.write_locked, &acme.scope(), [lease, admitted], |tx| tx.finish_job(lease, *admitted).await).unwrap();
+        assert_eq!(ready_since().await, (Some(admitted), vec![(0, admitted)]));
+        test.ambient.advance(MINUTE);
+        let resumed = test.ambient.now();
+        tx!(test.write_locked, &acme.scope(), [name, resumed], |tx| tx.resume_paused_jobs(name, 9, *resumed).await).unwrap();
+        assert_eq!(ready_since().await, (Some(admitted), vec![(0, admitted), (1, resumed)]));
     }
 
     async fn who_holds_what_is_told(test: TestStore) {

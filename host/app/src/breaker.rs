@@ -134,7 +134,8 @@ pub(crate) async fn run_failed(
     state.error = Some(json!(error).to_string());
     let to = match failed {
         Failed::Counted | Failed::Late => None,
-        Failed::StaysOpen => Some("open"),
+        // Nothing opened: the one that was let go to see has failed as the others.
+        Failed::StaysOpen => Some("stays-open"),
         Failed::Suspicious => {
             if tx.has_succeeded_since(run.workflow, run.version, state.breaker.since).await? {
                 state.breaker.interrupt(now);
@@ -234,13 +235,13 @@ async fn tend(
         }
     }
     let Some(mut state) = state else {
-        let runs = tx.resume_paused_jobs(name, RESUMED_MAX).await?.len();
+        let runs = tx.resume_paused_jobs(name, RESUMED_MAX, now).await?.len();
         return Ok(Tended::LetGo { runs, state: None });
     };
     if !state.breaker.is_probe_due(now) {
         return Ok(Tended::Waits(state));
     }
-    let resumed = tx.resume_paused_jobs(name, 1).await?;
+    let resumed = tx.resume_paused_jobs(name, 1, now).await?;
     let Some(run) = resumed.first().and_then(|key| key.parse::<RunId>().ok()) else {
         return Ok(Tended::Waits(state));
     };

@@ -176,7 +176,7 @@ impl App {
                     let mut call = call.clone();
                     let in_force = tx.lock_installation_version(call.installation).await?;
                     if in_force != Some((call.grant_version, InstallationState::Enabled)) {
-                        revoke(&mut call.report);
+                        revoke_result(&mut call.report);
                     }
                     tx.record_call(&call).await?;
                     let event = AuditEvent {
@@ -357,7 +357,7 @@ impl App {
         drop(permit);
         check_output(ready, &mut report).await?;
         if ready.rights.has_ended(self.ambient().now()) {
-            revoke(&mut report);
+            revoke_result(&mut report);
         }
         Ok(report)
     }
@@ -561,15 +561,16 @@ fn end(report: &mut CallReport, outcome: Outcome, code: &str, message: &str) {
     });
 }
 
-/// The rights that a call ran under are no longer in force. How it failed, if it did, stays on record.
-fn revoke(report: &mut CallReport) {
+/// The rights that a call ran under are no longer in force: nothing of it counts, however it ended.
+pub(crate) fn revoke(report: &mut CallReport) {
+    let message = "the installation's grants, settings or state changed while the call ran";
+    end(report, Outcome::Revoked, "revoked", message);
+}
+
+/// As [`revoke`]; but how it failed, if it did, stays on record.
+fn revoke_result(report: &mut CallReport) {
     if report.outcome == Outcome::Returned {
-        end(
-            report,
-            Outcome::Revoked,
-            "revoked",
-            "the installation's grants, settings or state changed while the call ran",
-        );
+        revoke(report);
     }
 }
 

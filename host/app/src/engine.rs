@@ -29,7 +29,7 @@ use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
 
 use crate::breaker::{self, Moved};
-use crate::call::{Attempted, PluginCall};
+use crate::call::{Attempted, PluginCall, revoke};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
 use crate::run::record::{letter_of, log_event, read_state, read_trigger, save_record, state_text};
@@ -402,7 +402,12 @@ impl App {
                     journey.lease.attempt = 1;
                     return Ok(matches!(next, Next::Call(_)).then_some(next));
                 }
-                Err(NotCommitted::Revoked) => revoke(&mut made),
+                // Nothing of it counts.
+                Err(NotCommitted::Revoked) => {
+                    if let Made::Call(call) = &mut made {
+                        revoke(&mut call.report);
+                    }
+                }
                 Err(NotCommitted::RunEnded) => {
                     self.record_lost(&journey.scope, made).await;
                     self.finish(&journey.scope, &journey.lease).await?;
@@ -497,7 +502,9 @@ impl App {
     /// The run ended by other means: only the job is left to finish.
     async fn finish(&self, scope: &OrgScope, lease: &Lease) -> Result<Left, AppError> {
         self.store()
-            .write_locked(scope, lease.clone(), |tx, lease| Box::pin(async move { tx.finish_job(lease).await }))
+            .write_locked(scope, (lease.clone(), self.ambient().now()), |tx, (lease, now)| {
+                Box::pin(async move { tx.finish_job(lease, *now).await })
+            })
             .await?;
         Ok(Left::Settled)
     }
@@ -606,20 +613,6 @@ fn then_of(next: &Next) -> Then {
     }
 }
 
-/// The call's grants changed before its result could be committed: nothing of it counts.
-fn revoke(made: &mut Made) {
-    let Made::Call(call) = made else { return };
-    call.report.outcome = Outcome::Revoked;
-    call.report.output = None;
-    call.report.error = Some(CallError {
-        code: "revoked".into(),
-        message: "the installation's grants, settings or state changed while the call ran".into(),
-        retryable: false,
-        retry_after_ms: None,
-        limit: None,
-    });
-}
-
 /// What stands on the list for a job whose run cannot be ended with it.
 fn job_letter(lease: &Lease, id: RunId, is_there: bool, why: &str) -> NewDeadLetter {
     let (kind, code) = ("advance_run", "host-fault");
@@ -667,7 +660,7 @@ async fn write_commit(
             tx.lock_standing(id, used).await?
         }
         Then::Finish { .. } => {
-            tx.finish_job(&commit.lease).await?;
+            tx.finish_job(&commit.lease, now).await?;
             tx.lock_standing(id, used).await?
         }
     };

@@ -33,6 +33,8 @@ const JOB_KIND: &str = "prune_history";
 const JOB_KEY: &str = "history";
 /// After a failure of the host's the job comes again after this long.
 const FAULT_PAUSE: Duration = Duration::from_secs(30);
+/// A claim that could only put keys aside comes again when their runs may go.
+const KEYS_PAUSE: Duration = Duration::from_secs(30);
 /// For so long one organization's job goes on before others of its lane have their turn.
 const SLICE: Duration = Duration::from_secs(5);
 /// The lease is proved this often while only reading goes on.
@@ -152,6 +154,8 @@ struct Work {
     growth: Growth,
     /// What runs take up whose keys were put aside in this pass: they go with the next one.
     promised_bytes: i64,
+    /// Whether this claim removed anything.
+    removed: bool,
     began: Instant,
     proved: Instant,
 }
@@ -252,6 +256,7 @@ impl App {
             history: history.unwrap_or_else(|| unseen(now)),
             growth: Growth { bytes: 0, within: Duration::ZERO },
             promised_bytes: 0,
+            removed: false,
             began: Instant::now(),
             proved: Instant::now(),
         };
@@ -456,6 +461,7 @@ impl App {
             if free <= PAGES_RESERVE || leash.hand_back() {
                 break;
             }
+            work.removed = true;
             if work.began.elapsed() >= SLICE {
                 return Ok(Came::OutOfTime);
             }
@@ -478,7 +484,7 @@ impl App {
     /// Removes a batch in one transaction, under the lease. Answers what is left of a large run.
     async fn remove(&self, work: &mut Work, batch: Vec<Candidate>) -> Result<Option<Candidate>, AppError> {
         let args = (work.lease.clone(), Arc::new(batch), work.history.clone(), self.ambient().clone());
-        let (history, promised_bytes, rest) = self
+        let (history, promised_bytes, rest, removed) = self
             .store()
             // The job's row orders this against other holders; each run's row lock against whoever begins it again.
             .write_locked(&work.scope, args, |tx, (lease, batch, history, ambient)| {
@@ -486,20 +492,23 @@ impl App {
                     let now = ambient.now();
                     tx.hold_lease(lease, ATTEMPT_DEADLINE, now).await?;
                     let (mut history, mut promised_bytes, mut rest) = (history.clone(), 0, None);
+                    let mut removed = false;
                     for candidate in batch.iter() {
                         match remove_one(tx, candidate, &mut history, now).await? {
-                            Removal::Removed | Removal::Changed => {}
+                            Removal::Removed => removed = true,
+                            Removal::Changed => {}
                             Removal::KeySpent => promised_bytes += candidate.bytes(),
-                            Removal::Part { left } => rest = Some(candidate.with_bytes(left)),
+                            Removal::Part { left } => (removed, rest) = (true, Some(candidate.with_bytes(left))),
                         }
                     }
                     tx.save_history(&history).await?;
-                    Ok::<_, AppError>((history, promised_bytes, rest))
+                    Ok::<_, AppError>((history, promised_bytes, rest, removed))
                 })
             })
             .await?;
         (work.history, work.proved) = (history, Instant::now());
         work.promised_bytes += promised_bytes;
+        work.removed |= removed;
         Ok(rest)
     }
 
@@ -529,13 +538,14 @@ impl App {
             })
             .await?;
         (work.history, work.proved) = (history, Instant::now());
+        work.removed |= removed > 0;
         Ok(removed)
     }
 
     /// Puts the job off until the next look, or back for others' turns, and ends the pass.
     async fn leave_pruning(&self, work: Work, came: &Came) -> Result<(), AppError> {
         let now = self.ambient().now();
-        let Work { scope, lease, mut history, growth, history_bytes_max, .. } = work;
+        let Work { scope, lease, mut history, growth, history_bytes_max, removed, .. } = work;
         let through = matches!(came, Came::Through);
         let mut ended = None;
         if through {
@@ -545,7 +555,7 @@ impl App {
                 ended = Some(pass.clone());
             }
         }
-        let pause = if through { look_pause(growth, history.bytes, history_bytes_max) } else { Duration::ZERO };
+        let pause = pause_after(came, removed, look_pause(growth, history.bytes, history_bytes_max));
         let (run_at, full) = (now.plus(pause), history.full_since.is_some());
         let count = if matches!(came, Came::HandBack) { Attempt::DoesNotCount } else { Attempt::StartsAnew };
         let args = (lease, run_at, count, history, ended.clone(), self.ambient().clone());
@@ -577,6 +587,16 @@ impl App {
             self.wake_org(Lane::Bulk, scope.org());
         }
         Ok(())
+    }
+}
+
+/// When the job comes again that came so far. `look` is the pause until the next look at everything.
+fn pause_after(came: &Came, removed: bool, look: Duration) -> Duration {
+    match came {
+        Came::Through => look,
+        // It put keys aside and nothing else: walking the same ones again would remove nothing either.
+        Came::OutOfTime if !removed => KEYS_PAUSE,
+        Came::OutOfTime | Came::HandBack => Duration::ZERO,
     }
 }
 
@@ -675,6 +695,20 @@ mod tests {
     fn batches_grow_while_they_are_quick_and_never_end() {
         let after = |ms, now| batch_after(Duration::from_millis(ms), now, 20);
         assert_eq!([after(1, 4), after(1, 16), after(15, 7), after(31, 7), after(31, 1)], [8, 20, 7, 3, 1]);
+    }
+
+    #[test]
+    fn what_could_only_put_keys_aside_waits_until_they_may_go() {
+        let (look, now) = (Duration::from_mins(7), Duration::ZERO);
+        for (came, removed, pause) in [
+            (Came::Through, true, look),
+            (Came::Through, false, look),
+            (Came::OutOfTime, true, now),
+            (Came::OutOfTime, false, KEYS_PAUSE),
+            (Came::HandBack, false, now),
+        ] {
+            assert_eq!(pause_after(&came, removed, look), pause);
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub struct LaneQueue {
     pub lane: Lane,
     /// One for each of [`STATES`].
     pub states: Vec<StateCount>,
-    /// Since when the oldest ready job could have run.
+    /// Since when the first ready job could have been taken: time for which it was held back on purpose does not count.
     pub oldest_ready_at: Option<Timestamp>,
     /// How long that is.
     pub lag: Duration,
@@ -162,8 +162,8 @@ async fn read_totals(tx: &mut Tx, now: Timestamp) -> Result<Totals, StoreError> 
     for lane in Lane::ALL {
         let mut oldest: BTreeMap<OrgId, Timestamp> = BTreeMap::new();
         for since in tx.list_ready_since(lane, READY_LOOKED_AT_MAX).await? {
-            let found = oldest.entry(since.org).or_insert(since.run_at);
-            *found = (*found).min(since.run_at);
+            let found = oldest.entry(since.org).or_insert(since.since);
+            *found = (*found).min(since.since);
         }
         let oldest_ready_at = oldest.values().min().copied();
         let held = holders.iter().filter(|held| held.lane == lane.as_str()).map(|held| held.count).sum();
@@ -205,11 +205,22 @@ async fn list_nodes(store: &Store) -> Result<Vec<Node>, StoreError> {
     Ok(nodes)
 }
 
-/// Everybody's queue. For the operator: no route leads here.
+/// Has an operator's clock tell the time that the nodes go by, whatever the machine's says. (A node's does by itself; SQLite's one process
+/// has its own.)
+async fn follow_nodes_clock(store: &Store, ambient: &Ambient) -> Result<(), StoreError> {
+    let shared = store.read(&NODES, (), |tx, ()| Box::pin(async move { tx.load_shared_clock().await })).await?;
+    if let Some(shared) = shared {
+        ambient.follow(shared);
+    }
+    Ok(())
+}
+
+/// Everybody's queue, at the time of the clock that nodes share, which `ambient` follows. For the operator: no route leads here.
 ///
 /// # Errors
 /// The store's.
 pub async fn look_at_queue(store: &Store, ambient: &Ambient) -> Result<WholeQueue, StoreError> {
+    follow_nodes_clock(store, ambient).await?;
     let now = ambient.now();
     let Totals { mut lanes, holders, waiting } = load_totals(store, now).await?;
     let nodes = list_nodes(store).await?;

@@ -483,6 +483,13 @@ impl App {
                     log_event(tx, &mut run, "cancelled", &json!({ "by": actor.to_string() }), now).await?;
                     tx.update_run(&run).await?;
                     tx.remove_waiting_job("advance_run", &id.to_string()).await?;
+                    // A job of it that was given up carries nothing on any more, and nobody is to decide about it.
+                    if let Some(letter) = tx.load_dead_letter_of("advance_run", &id.to_string()).await? {
+                        if let Some(job) = letter.new.job {
+                            tx.delete_dead_job(job).await?;
+                        }
+                        tx.delete_dead_letter(letter.id).await?;
+                    }
                     tx.record_event("run.cancelled", &id.to_string(), &json!({ "workflow": run.workflow }), ambient)
                         .await?;
                     let event = AuditEvent {

@@ -347,7 +347,7 @@ async fn write_firing(
 ) -> Result<Written, AppError> {
     let state = tx.lock_schedule(workflow, trigger.as_str()).await?;
     let Some(Standing { mut state, next_tick, version }) = standing(tx, state).await? else {
-        tx.finish_job(lease).await?;
+        tx.finish_job(lease, ambient.now()).await?;
         return Ok(Written::Nothing);
     };
     let Some(plan) = plan.filter(|plan| plan.seen_tick == next_tick && plan.seen_version == version) else {
@@ -356,7 +356,7 @@ async fn write_firing(
     // Proves the lease: without it nothing of this is committed.
     match plan.settlement.next {
         Some(next) => tx.release_job(lease, next.plus(plan.offset), Attempt::StartsAnew, None, plan.now).await?,
-        None => tx.finish_job(lease).await?,
+        None => tx.finish_job(lease, plan.now).await?,
     }
     let Some(last) = plan.settlement.last else { return Ok(Written::Nothing) };
     let mut started = Vec::new();

@@ -53,6 +53,7 @@ pub enum CallTrouble {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobStanding {
     pub state: JobPlace,
+    /// When it is due; of a ready one, since when it could have been taken.
     pub run_at: Timestamp,
     /// Attempts that ended badly for the host's reasons, this one included.
     pub attempt: i64,

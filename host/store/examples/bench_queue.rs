@@ -177,10 +177,10 @@ impl Queue {
         // Done at once, so that what is held does not grow; not part of the figure.
         let leases: Vec<Lease> = claim.jobs.into_iter().map(|job| job.lease).collect();
         self.store
-            .write_locked(&JOBS, leases, |tx, leases| {
+            .write_locked(&JOBS, (leases, self.ambient.now()), |tx, (leases, now)| {
                 Box::pin(async move {
                     for lease in leases {
-                        tx.finish_job(lease).await?;
+                        tx.finish_job(lease, *now).await?;
                     }
                     Ok::<_, StoreError>(())
                 })

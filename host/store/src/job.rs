@@ -212,23 +212,23 @@ impl Tx {
     ///
     /// # Errors
     /// [`StoreError::LostLease`].
-    pub async fn finish_job(&mut self, lease: &Lease) -> Result<(), StoreError> {
+    pub async fn finish_job(&mut self, lease: &Lease, now: Timestamp) -> Result<(), StoreError> {
         let org = self.lease_org(lease)?;
         let sql = sql!(
             "delete from job where org_id = $1 and id = $2 and worker_id is not distinct from $3 and fence = $4 and state = 'leased'
                  and rerun_at is null returning group_key"
         );
         if let Some(ended) = self.fetch_optional(sql, binds![org, lease.job, lease.worker, lease.fence]).await? {
-            return self.admit_next(org, ended.get("group_key")?).await;
+            return self.admit_next(org, ended.get("group_key")?, now).await;
         }
         let sql = sql!(
             "update job set state = 'future', run_at = rerun_at, rerun_at = null, attempt = 0, error = null, worker_id = null,
-                 deadline_at = null
+                 deadline_at = null, updated_at = $5
              where org_id = $1 and id = $2 and worker_id is not distinct from $3 and fence = $4 and state = 'leased' and rerun_at is not null
              returning group_key"
         );
-        let ended = self.fetch_optional(sql, binds![org, lease.job, lease.worker, lease.fence]).await?;
-        self.admit_next(org, ended.ok_or(StoreError::LostLease)?.get("group_key")?).await
+        let ended = self.fetch_optional(sql, binds![org, lease.job, lease.worker, lease.fence, now]).await?;
+        self.admit_next(org, ended.ok_or(StoreError::LostLease)?.get("group_key")?, now).await
     }
 
     /// Puts a held job back for `run_at`. `count` says whether the attempt counts: a shutdown's and a full house's do not, and a
@@ -260,7 +260,7 @@ impl Tx {
         let org = self.lease_org(lease)?;
         let values = binds![org, lease.job, lease.worker, lease.fence, state, run_at, attempt, error, now];
         let ended = self.fetch_optional(sql, values).await?.ok_or(StoreError::LostLease)?;
-        self.admit_next(org, ended.get("group_key")?).await
+        self.admit_next(org, ended.get("group_key")?, now).await
     }
 
     /// Gives a held job up for good: it goes to the dead letters. If somebody enqueued it again while it was held, that is a job of
@@ -289,7 +289,7 @@ impl Tx {
             let sql = sql!("update job set rerun_at = null where org_id = $1 and id = $2");
             self.execute(sql, binds![org, lease.job]).await?;
         }
-        self.admit_next(org, ended.get("group_key")?).await
+        self.admit_next(org, ended.get("group_key")?, now).await
     }
 
     /// Makes a job that was given up ready again, its attempts counted anew; where another one of its kind and key waits or is held,

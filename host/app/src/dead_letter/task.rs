@@ -176,11 +176,11 @@ async fn decide_batch(tx: &mut Tx, batch: &BatchWrite) -> Result<Option<u64>, Ap
     let (now, looked_at) = (ambient.now(), *looked_at);
     let Some(mut task) = tx.lock_dead_letter_task(seen.id).await?.filter(|task| task.state == TaskState::Running)
     else {
-        tx.finish_job(lease).await?;
+        tx.finish_job(lease, now).await?;
         return Ok(None);
     };
     if looked_at == 0 {
-        tx.finish_job(lease).await?;
+        tx.finish_job(lease, now).await?;
         end_task(tx, &mut task, TaskState::Done, ambient).await?;
         return Ok(None);
     }
@@ -425,9 +425,9 @@ impl App {
             })
             .await?;
         let Some(Batch { task, selection, letters, looked_at }) = read else {
-            let lease = lease.clone();
+            let args = (lease.clone(), self.ambient().now());
             self.store()
-                .write_locked(scope, lease, |tx, lease| Box::pin(async move { tx.finish_job(lease).await }))
+                .write_locked(scope, args, |tx, (lease, now)| Box::pin(async move { tx.finish_job(lease, *now).await }))
                 .await?;
             return Ok(BatchEnd::Over);
         };
@@ -486,7 +486,7 @@ impl App {
             .store()
             .write_locked(scope, args, |tx, (lease, id, why, ambient)| {
                 Box::pin(async move {
-                    tx.finish_job(lease).await?;
+                    tx.finish_job(lease, ambient.now()).await?;
                     let Some(mut task) = tx.lock_dead_letter_task(*id).await? else { return Ok(()) };
                     if task.state == TaskState::Running {
                         task.skipped_why = Some(why.clone());

@@ -22,7 +22,7 @@ use bulkhead_store::run::Run;
 use bulkhead_store::{Store, StoreError, Tx};
 use serde_json::json;
 
-use super::{JOBS, NODES, list_nodes};
+use super::{JOBS, NODES, follow_nodes_clock, list_nodes};
 use crate::run::record::read_state;
 use crate::{App, AppError};
 
@@ -155,7 +155,11 @@ fn standing(
         dead_letter: found.letter,
         job: found.job.as_ref().map(|found| JobStanding {
             state: place(found, nodes, lane_held),
-            run_at: found.job.run_at,
+            run_at: if found.job.state == "ready" {
+                found.job.run_at.max(found.job.updated_at)
+            } else {
+                found.job.run_at
+            },
             attempt: found.job.attempt,
             attempts_max: found.job.attempts_max,
             error: found.job.error.clone(),
@@ -231,11 +235,13 @@ enum NodeNames {
     Hidden,
 }
 
-/// Why a run of whatever organization stands where it stands. For the operator: no route leads here.
+/// Why a run of whatever organization stands where it stands, at the time of the clock that nodes share, which `ambient` follows. For the
+/// operator: no route leads here.
 ///
 /// # Errors
 /// [`AppError::NotFound`], the store's.
 pub async fn explain_run_as_operator(store: &Store, ambient: &Ambient, id: RunId) -> Result<ExplainedRun, AppError> {
+    follow_nodes_clock(store, ambient).await?;
     let org = store
         .read(&NODES, id, |tx, id| Box::pin(async move { tx.find_org_of_run(*id).await }))
         .await?

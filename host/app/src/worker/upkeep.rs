@@ -149,8 +149,9 @@ impl Worker {
 
     /// `after` is the group that the last look ended with; answers the same for the next one.
     async fn admit_blocked(&self, after: Option<String>) -> Result<Option<String>, StoreError> {
-        let admit = self.app.store().write_locked(&SCOPE, after, |tx, after| {
-            Box::pin(async move { tx.admit_blocked_jobs(after.as_deref()).await })
+        let args = (after, self.app.ambient().now());
+        let admit = self.app.store().write_locked(&SCOPE, args, |tx, (after, now)| {
+            Box::pin(async move { tx.admit_blocked_jobs(after.as_deref(), *now).await })
         });
         admit.await
     }

@@ -284,13 +284,19 @@ impl Tx {
     }
 
     /// After a job of a group ended: the next one of the group comes back into the claim path.
-    pub(super) async fn admit_next(&mut self, org: OrgId, group: Option<String>) -> Result<(), StoreError> {
+    pub(super) async fn admit_next(
+        &mut self,
+        org: OrgId,
+        group: Option<String>,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         let Some(group) = group else { return Ok(()) };
-        self.admit(org, &group, 1).await.map(drop)
+        self.admit(org, &group, 1, now).await.map(drop)
     }
 
-    async fn admit(&mut self, org: OrgId, group: &str, jobs: u32) -> Result<u64, StoreError> {
-        let values = binds![org, group, i64::from(jobs)];
+    /// Its time stays, which is its place in the line; since when it is ready is told by `updated_at`.
+    async fn admit(&mut self, org: OrgId, group: &str, jobs: u32, now: Timestamp) -> Result<u64, StoreError> {
+        let values = binds![org, group, i64::from(jobs), now];
         if self.is_postgres() {
             // `for update skip locked`: two jobs of the group that end together admit two. Materialized, since a plan that chose
             // for each row anew would admit more than asked. `coalesce` keeps it from reading all jobs of the organization: the group
@@ -299,12 +305,12 @@ impl Tx {
                 "with picked as materialized (select id as blocked_id from job
                      where coalesce(org_id, org_id) = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3
                      for update skip locked)
-                 update job set state = 'ready' from picked where org_id = $1 and id = blocked_id"
+                 update job set state = 'ready', updated_at = $4 from picked where org_id = $1 and id = blocked_id"
             );
             self.execute(sql, values).await
         } else {
             let sql = sql!(
-                "update job set state = 'ready' where org_id = $1 and id in (select id from job
+                "update job set state = 'ready', updated_at = $4 where org_id = $1 and id in (select id from job
                      where coalesce(org_id, org_id) = $1 and group_key = $2 and state = 'blocked' order by priority, run_at, id limit $3)"
             );
             self.execute(sql, values).await
@@ -313,7 +319,11 @@ impl Tx {
 
     /// Brings blocked jobs back whose group has room although none of it ended here (its holder died, its limit was raised); looks
     /// at the groups after `after` and answers the last one looked at, `None` at the end. Needs the scope of `SystemReason::Jobs`.
-    pub async fn admit_blocked_jobs(&mut self, after: Option<&str>) -> Result<Option<String>, StoreError> {
+    pub async fn admit_blocked_jobs(
+        &mut self,
+        after: Option<&str>,
+        now: Timestamp,
+    ) -> Result<Option<String>, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
         let sql = sql!(
             "with recursive found (group_key) as (
@@ -335,7 +345,7 @@ impl Tx {
             );
             let Some(row) = self.fetch_optional(sql, binds![group]).await? else { continue };
             if let Ok(room @ 1..) = u32::try_from(row.get::<i64>("room")?) {
-                self.admit(row.get("org_id")?, group, room).await?;
+                self.admit(row.get("org_id")?, group, room, now).await?;
             }
         }
         Ok(if groups.len() < GROUPS_MAX as usize { None } else { groups.last().cloned() })

@@ -44,12 +44,13 @@ pub struct BlockedGroup {
     pub waiting: i64,
 }
 
-/// The oldest ready job of an organization, lane and priority.
+/// The first ready job of an organization, lane and priority.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReadySince {
     pub org: OrgId,
     pub priority: i64,
-    pub run_at: Timestamp,
+    /// Since when it could have been taken: it was due, and neither its group nor a breaker held it back.
+    pub since: Timestamp,
 }
 
 /// An organization's use of a lane.
@@ -77,7 +78,7 @@ pub struct LiveJob {
     pub worker: Option<WorkerId>,
     /// … and how long its attempt still has; negative once that is over. On SQLite only the serving process can tell.
     pub deadline_in_ms: Option<i64>,
-    /// For a held one: when it was claimed, or its holder last came forward.
+    /// For a held one: when it was claimed, or its holder last came forward; for a ready one, when it became so.
     pub updated_at: Timestamp,
 }
 
@@ -217,9 +218,10 @@ impl Tx {
         self.fetch(sql, binds![org, lane.as_str()]).await?.iter().map(read_held).collect()
     }
 
-    /// Since when the organization's oldest ready job of the lane could have run.
+    /// Since when the organization's first ready job of the lane, of whichever priority waits longest, could have been taken: it was
+    /// due, and neither its group nor a breaker held it back.
     pub async fn load_ready_since(&mut self, lane: Lane) -> Result<Option<Timestamp>, StoreError> {
-        // The index orders by priority first: the oldest of each priority, found by a search.
+        // The index orders by priority first: the first of each priority, found by a search. What held it back has set `updated_at`.
         let sql = sql!(
             "with recursive found (priority) as (
                  select (select priority from job where state = 'ready' and lane = $2 and org_id = $1 order by priority limit 1)
@@ -228,13 +230,13 @@ impl Tx {
                      order by priority limit 1)
                  from found where found.priority is not null
              )
-             select (select run_at from job where state = 'ready' and lane = $2 and org_id = $1 and priority = found.priority
-                 order by run_at limit 1) as run_at
+             select (select case when updated_at > run_at then updated_at else run_at end from job
+                 where state = 'ready' and lane = $2 and org_id = $1 and priority = found.priority order by run_at limit 1) as since
              from found where priority is not null limit $3"
         );
         let org = self.org()?;
         let rows = self.fetch(sql, binds![org, lane.as_str(), PRIORITIES_MAX]).await?;
-        let found = rows.iter().map(|row| row.get::<Timestamp>("run_at")).collect::<Result<Vec<_>, _>>()?;
+        let found = rows.iter().map(|row| row.get::<Timestamp>("since")).collect::<Result<Vec<_>, _>>()?;
         Ok(found.into_iter().min())
     }
 
@@ -397,7 +399,7 @@ impl Tx {
         self.fetch(sql, &[]).await?.iter().map(read_held).collect()
     }
 
-    /// The oldest ready job of each organization and priority of the lane, of the first `limit` pairs. Each costs a few searches of the
+    /// The first ready job of each organization and priority of the lane, of the first `limit` pairs. Each costs a few searches of the
     /// index, however long its queue is.
     pub async fn list_ready_since(&mut self, lane: Lane, limit: u32) -> Result<Vec<ReadySince>, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
@@ -416,13 +418,14 @@ impl Tx {
                              order by org_id, priority limit 1))
                  from found where found.org_id is not null
              )
-             select org_id, priority, (select run_at from job where state = 'ready' and lane = $1 and org_id = found.org_id
-                 and priority = found.priority order by run_at limit 1) as run_at
+             select org_id, priority, (select case when updated_at > run_at then updated_at else run_at end from job
+                 where state = 'ready' and lane = $1 and org_id = found.org_id and priority = found.priority
+                 order by run_at limit 1) as since
              from found where org_id is not null limit $2"
         );
         let rows = self.fetch(sql, binds![lane.as_str(), i64::from(limit)]).await?;
         let read = |row: &Row| {
-            Ok(ReadySince { org: row.get("org_id")?, priority: row.get("priority")?, run_at: row.get("run_at")? })
+            Ok(ReadySince { org: row.get("org_id")?, priority: row.get("priority")?, since: row.get("since")? })
         };
         rows.iter().map(read).collect()
     }

@@ -44,11 +44,17 @@ impl Tx {
         let attempt = i64::from(lease.attempt.saturating_sub(1));
         let values = binds![org, lease.job, lease.worker, lease.fence, held_for, attempt, now];
         let paused = self.fetch_optional(sql, values).await?.ok_or(StoreError::LostLease)?;
-        self.admit_next(org, paused.get("group_key")?).await
+        self.admit_next(org, paused.get("group_key")?, now).await
     }
 
     /// Lets the first `jobs` of those that wait under the name `held_for` go; answers their dedupe keys.
-    pub async fn resume_paused_jobs(&mut self, held_for: &str, jobs: u32) -> Result<Vec<String>, StoreError> {
+    /// Their places in the line stay; since when they are ready is told by `updated_at`.
+    pub async fn resume_paused_jobs(
+        &mut self,
+        held_for: &str,
+        jobs: u32,
+        now: Timestamp,
+    ) -> Result<Vec<String>, StoreError> {
         let (org, jobs) = (self.org()?, i64::from(jobs));
         let rows = if self.is_postgres() {
             // `for update skip locked`: another node may let the same ones go. Materialized, since a plan that chose for each row
@@ -57,17 +63,17 @@ impl Tx {
                 "with picked as materialized (select id as paused_id from job
                      where org_id = $1 and held_for = $2 and state = 'paused' order by priority, run_at, id limit $3
                      for update skip locked)
-                 update job set state = 'ready', held_for = null from picked where org_id = $1 and id = paused_id
+                 update job set state = 'ready', held_for = null, updated_at = $4 from picked where org_id = $1 and id = paused_id
                  returning dedupe_key"
             );
-            self.fetch(sql, binds![org, held_for, jobs]).await?
+            self.fetch(sql, binds![org, held_for, jobs, now]).await?
         } else {
             let sql = sql!(
-                "update job set state = 'ready', held_for = null where org_id = $1 and id in (select id from job
+                "update job set state = 'ready', held_for = null, updated_at = $4 where org_id = $1 and id in (select id from job
                      where org_id = $1 and held_for = $2 and state = 'paused' order by priority, run_at, id limit $3)
                  returning dedupe_key"
             );
-            self.fetch(sql, binds![org, held_for, jobs]).await?
+            self.fetch(sql, binds![org, held_for, jobs, now]).await?
         };
         rows.iter().map(|row| Ok(row.get::<Option<String>>("dedupe_key")?.unwrap_or_default())).collect()
     }
