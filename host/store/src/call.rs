@@ -8,7 +8,7 @@ use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
 use crate::page::{Page, PageRequest};
-use crate::sql::{Row, binds, sql};
+use crate::sql::{Bind, Row, binds, sql};
 use crate::tx::Tx;
 
 #[derive(Clone, Debug)]
@@ -108,6 +108,32 @@ pub struct CallBytes {
 }
 
 impl CallTexts {
+    /// What a call's row holds beside its organization, in the order in which it is inserted: here and with its step
+    /// ([`record_called_step`](Tx::record_called_step)).
+    pub(crate) fn values<'a>(&'a self, call: &'a Call) -> [Bind<'a>; 18] {
+        let report = &call.report;
+        [
+            call.id.into(),
+            call.installation.into(),
+            call.plugin.into(),
+            call.run.into(),
+            (&call.step).into(),
+            call.attempt.into(),
+            (&call.contribution).into(),
+            call.grant_version.0.into(),
+            report.outcome.as_str().into(),
+            (&call.input).into(),
+            (&report.output).into(),
+            (&self.error).into(),
+            (&self.usage).into(),
+            (&self.limits).into(),
+            (&self.log).into(),
+            (&self.egress).into(),
+            (&self.refusals).into(),
+            call.created_at.into(),
+        ]
+    }
+
     pub(crate) fn bytes(&self, call: &Call) -> CallBytes {
         // Besides its texts: columns, and entries of its indexes.
         const ROW_BYTES: usize = 256;
@@ -129,39 +155,16 @@ impl CallTexts {
 impl Tx {
     /// Answers what the call's row takes up.
     pub async fn record_call(&mut self, call: &Call) -> Result<CallBytes, StoreError> {
-        let report = &call.report;
         let texts = CallTexts::of(call)?;
-        let bytes = texts.bytes(call);
-        let CallTexts { error, usage, limits, log, egress, refusals } = texts;
         let sql = sql!(
             "insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version,
                  outcome, input, output, error, usage, limits, log, egress, refusals, created_at)
              values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"
         );
         let org = self.org()?;
-        let values = binds![
-            org,
-            call.id,
-            call.installation,
-            call.plugin,
-            call.run,
-            &call.step,
-            call.attempt,
-            &call.contribution,
-            call.grant_version.0,
-            report.outcome.as_str(),
-            &call.input,
-            &report.output,
-            &error,
-            &usage,
-            &limits,
-            &log,
-            &egress,
-            &refusals,
-            call.created_at
-        ];
-        self.execute(sql, values).await?;
-        Ok(bytes)
+        let values = [&[Bind::from(org)][..], &texts.values(call)[..]].concat();
+        self.execute(sql, &values).await?;
+        Ok(texts.bytes(call))
     }
 
     /// Bytes that the logs of the run's calls take up, and how many they may.

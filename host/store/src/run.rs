@@ -11,7 +11,7 @@ use crate::advance::Standing;
 use crate::call::CallBytes;
 use crate::error::StoreError;
 use crate::page::{Page, PageRequest};
-use crate::sql::{Row, binds, sql, sql_postgres};
+use crate::sql::{Bind, Row, binds, sql, sql_postgres};
 use crate::tx::Tx;
 
 #[derive(Clone, Debug)]
@@ -150,6 +150,35 @@ pub struct RunEvent {
     pub kind: String,
     pub detail: String,
     pub created_at: Timestamp,
+}
+
+impl Step {
+    /// What a step's row holds beside its organization and run, in the order in which it is inserted: here and with its call
+    /// ([`record_called_step`](Tx::record_called_step)).
+    pub(crate) fn values(&self) -> [Bind<'_>; 13] {
+        [
+            (&self.step).into(),
+            self.iteration.into(),
+            self.position.into(),
+            self.status.as_str().into(),
+            (&self.outcome).into(),
+            self.attempts.into(),
+            (&self.input).into(),
+            (&self.output).into(),
+            (&self.error).into(),
+            (&self.usage).into(),
+            self.call.into(),
+            self.started_at.into(),
+            self.finished_at.into(),
+        ]
+    }
+}
+
+impl RunEvent {
+    /// As [`Step::values`].
+    pub(crate) fn values(&self) -> [Bind<'_>; 4] {
+        [self.seq.into(), (&self.kind).into(), (&self.detail).into(), self.created_at.into()]
+    }
 }
 
 fn read(row: &Row) -> Result<Run, StoreError> {
@@ -482,24 +511,8 @@ impl Tx {
                  started_at = coalesce(step.started_at, excluded.started_at), finished_at = excluded.finished_at"
         );
         let org = self.org()?;
-        let values = binds![
-            org,
-            run,
-            &step.step,
-            step.iteration,
-            step.position,
-            step.status.as_str(),
-            &step.outcome,
-            step.attempts,
-            &step.input,
-            &step.output,
-            &step.error,
-            &step.usage,
-            step.call,
-            step.started_at,
-            step.finished_at
-        ];
-        self.execute(sql, values).await.map(drop)
+        let values = [&[Bind::from(org), run.into()][..], &step.values()[..]].concat();
+        self.execute(sql, &values).await.map(drop)
     }
 
     /// Removes the rows of steps at this position and after it: the run begins again there. Answers what they took up.
@@ -555,7 +568,8 @@ impl Tx {
             "insert into run_event (org_id, run_id, seq, kind, detail, created_at) values ($1, $2, $3, $4, $5, $6)"
         );
         let org = self.org()?;
-        self.execute(sql, binds![org, run, event.seq, &event.kind, &event.detail, event.created_at]).await.map(drop)
+        let values = [&[Bind::from(org), run.into()][..], &event.values()[..]].concat();
+        self.execute(sql, &values).await.map(drop)
     }
 
     /// The log after `after`, oldest first.
