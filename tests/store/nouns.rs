@@ -169,6 +169,20 @@ on_both! {
         assert_eq!(echo, [ids[1], ids[0]]);
         let missing = tx!(test.read, &scope, [], |tx| tx.load_plugin_version("acme/echo", "9.0.0").await).unwrap();
         assert!(missing.is_none());
+
+        // What stays of a deleted one counts: its manifest, which the history reads.
+        let (gone, count) = (ids[0], async || tx!(test.read, &scope, [], |tx| tx.count_plugins().await).unwrap());
+        let before = count().await;
+        let deleted = tx!(test.write, &scope, [gone, now], |tx| {
+            assert!(tx.delete_plugin(*gone, *now).await?);
+            Ok(tx.load_plugin(*gone).await?.expect("its name stays"))
+        });
+        let deleted = deleted.unwrap();
+        let manifest_bytes = serde_json::to_string(&deleted.manifest).unwrap().len() as u64;
+        let size_bytes = u64::try_from(deleted.size_bytes).unwrap();
+        let after = count().await;
+        assert_eq!((before.versions, before.deleted, after.versions, after.deleted), (3, 0, 2, 1));
+        assert_eq!(after.bytes, before.bytes - size_bytes + manifest_bytes);
     }
 
     async fn an_installation_changes_only_from_the_version_that_was_seen(test: TestStore) {

@@ -111,11 +111,11 @@ impl Tx {
         self.fetch_optional(sql, binds![org, name, version]).await?.map(|row| read(&row)).transpose()
     }
 
-    /// How many versions the organization holds, and the bytes of their packages together.
+    /// How many versions the organization holds, and the bytes of their packages together; of a deleted one its manifest stays.
     pub async fn count_plugins(&mut self) -> Result<PluginCount, StoreError> {
         let sql = sql!(
             "select count(*) as versions, count(deleted_at) as deleted,
-                 cast(coalesce(sum(case when deleted_at is null then size_bytes else 0 end), 0) as bigint) as size_bytes
+                 cast(coalesce(sum(case when deleted_at is null then size_bytes else octet_length(manifest) end), 0) as bigint) as size_bytes
              from plugin where org_id = $1"
         );
         let org = self.org()?;
