@@ -313,8 +313,9 @@ async fn two_nodes_keep_one_breaker() {
     };
     assert!(until_async(PATIENCE, settled).await, "{:?}", stand().await);
     let (failed, waiting) = stand().await;
-    // A run that was under way on the other node when the breaker opened comes on top.
-    assert!((STORM..=STORM + 1).contains(&failed), "{failed} failed");
+    // What was under way on the other node when the breaker opened comes on top; by its failure that node knows as well. (A look at all
+    // breakers that began before may make it forget once more.)
+    assert!((STORM..=STORM + 4).contains(&failed), "{failed} failed");
     assert_eq!(test.audit(&acme, "workflow.breaker_opened").await.len(), 1);
     for round in 1..=2_u32 {
         test.ambient.advance(PROBE_FIRST * 2_u32.pow(round - 1));

@@ -15,6 +15,7 @@ use bulkhead_model::id::{DeadLetterTaskId, RunId, WorkflowId};
 use bulkhead_model::job::JobPayload;
 use bulkhead_model::permission::{Permission, SystemReason, SystemScope};
 use bulkhead_model::quota::Quota;
+use bulkhead_model::retention::RetentionPolicy;
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::job::NewJob;
 use bulkhead_store::page::PageRequest;
@@ -362,6 +363,9 @@ on_both! {
         assert_eq!(list().await.len(), tasks.len());
         // Events are kept for thirty days.
         app.ambient.advance(Duration::from_hours(31 * 24));
+        // The job that removes looks at once where the policy changed.
+        let policy = RetentionPolicy { succeeded_days: 7, ..RetentionPolicy::default() };
+        app.app.replace_retention(&acme.caller, acme.org, 0, policy).await.unwrap();
         assert!(until_async(PATIENCE, async || list().await.is_empty()).await, "{:?}", list().await);
         supervisor.shut_down(PATIENCE).await;
     }

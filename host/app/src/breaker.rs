@@ -76,13 +76,14 @@ pub(crate) fn breakers_shown(caller: &Caller, mut breakers: Vec<BreakerState>) -
     breakers
 }
 
-/// How a run's end moved its workflow's breaker.
+/// How a run's end moved its workflow's breaker, or what it found.
 #[derive(Clone, Debug)]
 pub(crate) struct Moved {
     key: Key,
     /// `None`: it closed.
     state: Option<BreakerState>,
-    to: &'static str,
+    /// `None`: it did not move; another node moved it before.
+    to: Option<&'static str>,
 }
 
 fn fact(state: &BreakerState) -> serde_json::Value {
@@ -129,7 +130,8 @@ pub(crate) async fn run_failed(
     let mut state = tx.begin_breaker(run.workflow, run.version, now).await?;
     let failed = state.breaker.failed(run.id, &fault.fingerprint(), now);
     if failed == Failed::Late {
-        return Ok(None);
+        // This node did not know: it opened elsewhere a moment ago.
+        return Ok(Some(Moved { key, state: Some(state), to: None }));
     }
     state.error = Some(json!(error).to_string());
     let to = match failed {
@@ -148,7 +150,7 @@ pub(crate) async fn run_failed(
         }
     };
     tx.save_breaker(&state, now).await?;
-    Ok(to.map(|to| Moved { key, state: Some(state), to }))
+    Ok(to.map(|to| Moved { key, state: Some(state), to: Some(to) }))
 }
 
 /// Closes the breaker of a run that ended well, in the transaction that ends it.
@@ -163,7 +165,7 @@ pub(crate) async fn run_succeeded(
         return Ok(None);
     }
     close(tx, &state, ambient).await?;
-    Ok(Some(Moved { key: (org, run.workflow, run.version), state: None, to: "closed" }))
+    Ok(Some(Moved { key: (org, run.workflow, run.version), state: None, to: Some("closed") }))
 }
 
 async fn close(tx: &mut Tx, state: &BreakerState, ambient: &Ambient) -> Result<(), StoreError> {
@@ -265,11 +267,14 @@ async fn remove_stale(tx: &mut Tx, key: Key, ambient: &Ambient) -> Result<bool, 
 impl App {
     /// Takes in how a breaker moved, after the commit.
     pub(crate) fn breaker_moved(&self, moved: &Moved) {
-        metrics::counter!("bulkhead_breaker_moves_total", "to" => moved.to).increment(1);
         let (org, workflow, version) = moved.key;
-        match moved.to {
-            "open" => tracing::warn!(%org, %workflow, version, "runs fail alike: the workflow's breaker is open"),
-            to => tracing::info!(%org, %workflow, version, to, "a workflow's breaker moved"),
+        if let Some(to) = moved.to {
+            metrics::counter!("bulkhead_breaker_moves_total", "to" => to).increment(1);
+            if to == "open" {
+                tracing::warn!(%org, %workflow, version, "runs fail alike: the workflow's breaker is open");
+            } else {
+                tracing::info!(%org, %workflow, version, to, "a workflow's breaker moved");
+            }
         }
         self.breakers().learn(moved.key, moved.state.as_ref());
     }
@@ -367,7 +372,7 @@ impl App {
                 })
                 .await;
             match removed {
-                Ok(true) => self.breaker_moved(&Moved { key, state: None, to: "closed" }),
+                Ok(true) => self.breaker_moved(&Moved { key, state: None, to: Some("closed") }),
                 Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(%org, workflow = %state.workflow, error = &error as &dyn std::error::Error, "a breaker was not looked at");
@@ -433,7 +438,7 @@ impl App {
             .await?;
         for state in closed {
             let key = (org, id, state.version);
-            self.breaker_moved(&Moved { key, state: None, to: "closed" });
+            self.breaker_moved(&Moved { key, state: None, to: Some("closed") });
         }
         Ok(workflow)
     }
