@@ -236,6 +236,8 @@ fn bound(sql: &str, number: usize, kind: &str) -> String {
         (true, "target" | "group_key", _) => "'wf_7'".into(),
         (true, "held_for", _) => "'wf_8'".into(),
         (true, "dedupe_key", _) => "'run_10007'".into(),
+        // A filter that is not given.
+        (false, _, "text") if before.ends_with("(cast(") => "null".into(),
         (_, _, "uuid") => some,
         (_, _, "text") => "''".into(),
         (_, _, "timestamp with time zone") => "to_timestamp(1700000100)".into(),

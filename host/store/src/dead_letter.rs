@@ -198,7 +198,7 @@ impl Tx {
     ) -> Result<Page<DeadLetter>, StoreError> {
         let (org, limit) = (self.org()?, page.fetch());
         let (lowest, below) = (filter.lowest(), filter.bound(page));
-        // What the kind leaves out of a fault is nothing: a fingerprint is of one kind.
+        // A fingerprint is of one kind, which leaves all of its entries or none.
         let rows = if let (Some(fingerprint), Some(workflow)) = (&filter.fingerprint, filter.workflow) {
             let sql = sql!(
                 "select id, fingerprint, kind, subject, workflow_id, run_id, job_id, step_id, code, message, times, created_at,

@@ -230,8 +230,8 @@ impl Tx {
                      order by priority limit 1)
                  from found where found.priority is not null
              )
-             select (select case when updated_at > run_at then updated_at else run_at end from job
-                 where state = 'ready' and lane = $2 and org_id = $1 and priority = found.priority order by run_at limit 1) as since
+             select (select case when updated_at > run_at then updated_at else run_at end as since from job
+                 where state = 'ready' and lane = $2 and org_id = $1 and priority = found.priority order by job.run_at limit 1) as since
              from found where priority is not null limit $3"
         );
         let org = self.org()?;
@@ -418,9 +418,9 @@ impl Tx {
                              order by org_id, priority limit 1))
                  from found where found.org_id is not null
              )
-             select org_id, priority, (select case when updated_at > run_at then updated_at else run_at end from job
+             select org_id, priority, (select case when updated_at > run_at then updated_at else run_at end as since from job
                  where state = 'ready' and lane = $1 and org_id = found.org_id and priority = found.priority
-                 order by run_at limit 1) as since
+                 order by job.run_at limit 1) as since
              from found where org_id is not null limit $2"
         );
         let rows = self.fetch(sql, binds![lane.as_str(), i64::from(limit)]).await?;
