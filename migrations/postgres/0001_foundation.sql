@@ -179,8 +179,6 @@ create index run_by_status on run (org_id, status, id);
 create index run_ended on run (org_id, status, dead_letter, finished_at, id, history_bytes) where finished_at is not null;
 -- Of which the job that removes has taken a part: it goes on with these.
 create index run_removing on run (org_id, id) where removing = 1;
--- What runs hold that sleep: read without the rows.
-create index run_sleeping on run (org_id, held_bytes) where status = 'waiting';
 
 -- What happened in a run, in its own order.
 create table run_event (

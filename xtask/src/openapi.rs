@@ -8,7 +8,7 @@ use crate::tools;
 /// mode fails on a stale snapshot, so `test` needs no chore for that.
 pub(crate) fn chore() -> Result<()> {
     let mut test = tools::cargo();
-    test.args(["test", "--package", "bulkhead-http", "--test", "http", "--", "openapi_snapshot", "isolation"])
+    test.args(["test", "--workspace", "--test", "http", "--", "openapi_snapshot", "isolation"])
         .env("UPDATE_SNAPSHOTS", "1");
     tools::run(&mut test)?;
     tools::run(tools::program("git").args([

@@ -572,7 +572,7 @@ impl App {
                 })
             })
             .await?;
-        self.rooms().invalidate(&scope.org());
+        self.rooms().invalidate(&scope.org()).await;
         if let Some(pass) = ended {
             tracing::info!(org = %scope.org(), ?pass, "removed what is not to be kept any longer");
             for (what, count) in [("runs", pass.runs), ("calls", pass.calls), ("events", pass.events)] {

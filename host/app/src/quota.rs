@@ -86,19 +86,27 @@ pub(crate) fn ended_bytes() -> EndedBytes {
 }
 
 /// Rooms that are known, by organization.
-pub(crate) type Rooms = moka::sync::Cache<OrgId, Room>;
+pub(crate) type Rooms = moka::future::Cache<OrgId, Room>;
 
 pub(crate) fn rooms() -> Rooms {
-    moka::sync::Cache::builder().max_capacity(ROOMS_MAX).time_to_live(ROOM_KNOWN_FOR).build()
+    moka::future::Cache::builder().max_capacity(ROOMS_MAX).time_to_live(ROOM_KNOWN_FOR).build()
 }
 
 impl App {
+    /// Read by one of those who ask for an organization at the same time: with many sleeping runs it is a count of many rows.
     async fn room(&self, scope: &OrgScope) -> Result<Room, AppError> {
-        if let Some(room) = self.rooms().get(&scope.org()) {
-            return Ok(room);
+        match self.rooms().try_get_with(scope.org(), self.read_room(scope)).await {
+            Ok(room) => Ok(room),
+            // The error is of all who waited; it cannot be copied, so that each but the last asks for himself.
+            Err(shared) => match Arc::try_unwrap(shared) {
+                Ok(error) => Err(error),
+                Err(_) => self.read_room(scope).await,
+            },
         }
-        let room = self
-            .store()
+    }
+
+    async fn read_room(&self, scope: &OrgScope) -> Result<Room, AppError> {
+        self.store()
             .read(scope, (), |tx, ()| {
                 Box::pin(async move {
                     let (quotas, history) = (tx.load_quotas().await?, tx.load_history().await?);
@@ -123,9 +131,7 @@ impl App {
                     Ok::<_, AppError>(Room { payload_bytes_max: quotas.payload_bytes_max, full, too_many_sleep })
                 })
             })
-            .await?;
-        self.rooms().insert(scope.org(), room.clone());
-        Ok(room)
+            .await
     }
 
     /// Asks whether the organization's history has room for what is about to be recorded.
@@ -248,7 +254,7 @@ impl App {
                 })
             })
             .await?;
-        self.rooms().invalidate(&org);
+        self.rooms().invalidate(&org).await;
         self.wake_workers();
         Ok(quotas)
     }
