@@ -338,7 +338,6 @@ create index job_group_ready on job (org_id, group_key) where state = 'ready' an
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
 create index job_dead on job (org_id, kind, dedupe_key) where state = 'dead';
-create index job_deadline on job (deadline_at) where state = 'leased';
 
 -- Row-level security: a transaction sees the rows of the organization that it named, and nothing without one. The
 -- sub-selects let the context be read once for a statement instead of once for a row.

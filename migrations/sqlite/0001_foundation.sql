@@ -340,7 +340,6 @@ create index job_group_ready on job (org_id, group_key) where state = 'ready' an
 create index job_future on job (run_at) where state = 'future';
 create index job_leased on job (worker_id) where state = 'leased';
 create index job_dead on job (org_id, kind, dedupe_key) where state = 'dead';
-create index job_deadline on job (deadline_at) where state = 'leased';
 
 -- Where each schedule trigger of a workflow stands. Its job ('fire_schedule') only wakes up; what is due is decided here.
 create table schedule (

@@ -353,6 +353,7 @@ on_both! {
         let schedule = tx!(test.write, &scope, [a], |tx| tx.save_schedule(&a.schedule).await);
         let breaker = tx!(test.write, &scope, [a, now], |tx| tx.begin_breaker(a.workflow.id, 1, *now).await.map(drop));
         let run = tx!(test.write, &scope, [a], |tx| tx.insert_run(&a.run).await.map(drop));
+        tx!(test.write, &scope, [a], |tx| tx.requeue_run(a.run.id).await).unwrap();
         let step = tx!(test.write, &scope, [a], |tx| tx.save_step(a.run.id, &a.step).await);
         let event = tx!(test.write, &scope, [a], |tx| tx.record_run_event(a.run.id, &a.run_event).await);
         let call = tx!(test.write, &scope, [a], |tx| tx.record_call(&a.call).await.map(drop));

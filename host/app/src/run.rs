@@ -167,7 +167,11 @@ pub(crate) async fn insert_started(
         tx.enqueue_paused(&job, name, ambient).await?;
         None
     } else if let (Some(worker), None) = (worker, group) {
-        tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?
+        let held = tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?;
+        if held.is_none() {
+            tx.requeue_run(run.id).await?;
+        }
+        held
     } else {
         tx.enqueue(&job, ambient).await?;
         None
@@ -226,7 +230,7 @@ impl App {
             AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
         })?;
         let group = run_group(&start.definition, start.workflow, &start.payload);
-        let run = new_run(start, &state, self.ambient())?;
+        let mut run = new_run(start, &state, self.ambient())?;
         if let Err(refused) = self.require_room_for_start(scope, run.trigger_data.len()).await {
             // What was accepted before is answered for, whatever room there is now.
             return self.started_before(scope, &run).await?.ok_or(refused);
@@ -248,8 +252,12 @@ impl App {
         {
             return self.started_before(scope, &run).await?.ok_or(refused);
         }
-        let reserved = if held_for.is_none() { self.wake().reserve(Lane::Interactive) } else { None };
+        let reserved = if held_for.is_none() { self.wake().reserve(Lane::Interactive, scope.org()) } else { None };
         let worker = reserved.as_ref().map(Reserved::worker);
+        if worker.is_some() && group.is_none() {
+            // Its first step's commit need not move it from one status to another.
+            run.status = RunStatus::Running;
+        }
         let args = (run.clone(), group, audited, worker, held_for, self.ambient().clone());
         let (started, held) = place
             // Two starts with one dedupe key are ordered by its unique index.

@@ -78,6 +78,11 @@ impl Turns {
         self.with(lane, |line| line.order.is_empty())
     }
 
+    /// How many organizations are known to wait in the lane; `None` when this one does, or holds as much as it may.
+    pub(crate) fn waiting_beside(&self, lane: Lane, org: OrgId) -> Option<usize> {
+        self.with(lane, |line| (!line.places.contains_key(&org)).then_some(line.order.len()))
+    }
+
     /// How `slots` free slots are to be shared.
     pub(crate) fn plan(&self, lane: Lane, slots: u32) -> Vec<Planned> {
         self.with(lane, |line| line.plan(slots))

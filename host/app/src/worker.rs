@@ -1,6 +1,7 @@
 //! The worker of this process: claims jobs, carries them out in bounded slots per lane and recovers what dead workers left. While
 //! its heartbeat is overdue ([`heartbeat`](crate::heartbeat)) it claims nothing.
 
+mod slots;
 mod upkeep;
 
 use std::collections::HashSet;
@@ -17,7 +18,7 @@ use bulkhead_store::job::{Attempt, ClaimedJob, Turn, TurnEnd};
 use bulkhead_store::node::NodeSlots;
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreConfig, StoreError};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 
 use crate::App;
 use crate::engine::ATTEMPT_DEADLINE;
@@ -25,6 +26,7 @@ use crate::heartbeat::{self, Heartbeat, LEASE_TTL};
 use crate::in_flight::Leash;
 use crate::supervise::Supervisor;
 use crate::turns::{Planned, Turns};
+use crate::worker::slots::{LaneSlots, Slot};
 
 /// Without a wake-up the queue is looked at this often.
 const POLL_EVERY: Duration = Duration::from_millis(250);
@@ -88,14 +90,17 @@ impl Wake {
         self.0.notify.notify_one();
     }
 
-    /// A free slot for a job that is about to be made, if nobody waits for one.
-    pub(crate) fn reserve(&self, lane: Lane) -> Option<Reserved> {
+    /// A free slot for a job that the organization is about to make: if nobody waits for one, or if it has nothing that waits and holds
+    /// less than its share beside those that do.
+    pub(crate) fn reserve(&self, lane: Lane, org: OrgId) -> Option<Reserved> {
         let worker = self.0.worker.get()?.upgrade()?;
-        if !self.0.turns.is_idle(lane) || worker.heartbeat.is_fenced() || worker.supervisor.stop_token().is_cancelled()
-        {
+        let waiting = self.0.turns.waiting_beside(lane, org)?;
+        if worker.heartbeat.is_fenced() || worker.supervisor.stop_token().is_cancelled() {
             return None;
         }
-        let slot = Arc::clone(worker.slots(lane)?).try_acquire_owned().ok()?;
+        let slots = worker.slots(lane)?;
+        let share = if waiting == 0 { usize::MAX } else { slots.of_each(waiting + 1) };
+        let slot = slots.try_take(org, share)?;
         Some(Reserved { worker, lane, slot })
     }
 }
@@ -104,7 +109,7 @@ impl Wake {
 pub(crate) struct Reserved {
     worker: Arc<Worker>,
     lane: Lane,
-    slot: OwnedSemaphorePermit,
+    slot: Slot,
 }
 
 impl Reserved {
@@ -122,7 +127,7 @@ impl Reserved {
 struct Worker {
     app: App,
     id: WorkerId,
-    lanes: Vec<(Lane, Arc<Semaphore>)>,
+    lanes: Vec<(Lane, LaneSlots)>,
     heartbeat: Arc<Heartbeat>,
     /// Whether a thread of its own renews the heartbeat; without one the recovery loop does.
     has_heartbeat_thread: bool,
@@ -170,7 +175,7 @@ impl App {
         let worker = Arc::new(Worker {
             app: self.clone(),
             id,
-            lanes: lanes.into_iter().map(|(lane, slots)| (lane, Arc::new(Semaphore::new(slots)))).collect(),
+            lanes: lanes.into_iter().map(|(lane, slots)| (lane, LaneSlots::new(lane, slots))).collect(),
             heartbeat: Arc::new(Heartbeat::new(self.clone(), id, config.name, told)),
             has_heartbeat_thread: config.heartbeat.is_some(),
             supervisor: supervisor.clone(),
@@ -224,7 +229,7 @@ impl Worker {
         self.held.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn slots(&self, lane: Lane) -> Option<&Arc<Semaphore>> {
+    fn slots(&self, lane: Lane) -> Option<&LaneSlots> {
         self.lanes.iter().find(|(name, _)| *name == lane).map(|(_, slots)| slots)
     }
 
@@ -321,18 +326,16 @@ impl Worker {
 
     /// Fills free slots with the jobs whose turn it is; answers how many were taken.
     async fn claim(self: &Arc<Self>, wake: &WakeState) -> Result<usize, StoreError> {
-        let mut turns: Vec<(Lane, OwnedSemaphorePermit, Vec<Planned>)> = Vec::new();
+        let mut turns: Vec<(&LaneSlots, Lane, OwnedSemaphorePermit, Vec<Planned>)> = Vec::new();
         for (lane, slots) in &self.lanes {
-            let free = slots.available_permits().min(CLAIM_MAX);
-            let Ok(free) = u32::try_from(free) else { continue };
-            if free == 0 || wake.turns.is_idle(*lane) {
+            if wake.turns.is_idle(*lane) {
                 continue;
             }
             // Taken before the claim: starts take slots at the same time.
-            let Ok(permit) = Arc::clone(slots).try_acquire_many_owned(free) else { continue };
+            let Some((permit, free)) = slots.take_for_claim(CLAIM_MAX) else { continue };
             let planned = wake.turns.plan(*lane, free);
             if !planned.is_empty() {
-                turns.push((*lane, permit, planned));
+                turns.push((slots, *lane, permit, planned));
             }
         }
         if turns.is_empty() {
@@ -340,7 +343,7 @@ impl Worker {
         }
         let wanted: Vec<(Lane, Vec<Turn>)> = turns
             .iter()
-            .map(|(lane, _, planned)| (*lane, planned.iter().map(|planned| planned.turn).collect()))
+            .map(|(_, lane, _, planned)| (*lane, planned.iter().map(|planned| planned.turn).collect()))
             .collect();
         // A fence from here on ends what this claim takes as well.
         let leashes = self.app.in_flight().clone();
@@ -363,7 +366,7 @@ impl Worker {
             Ok(claims) => claims,
             Err(error) => {
                 // Nothing is known of what was ready.
-                for (lane, _, planned) in &turns {
+                for (_, lane, _, planned) in &turns {
                     for planned in planned {
                         wake.turns.settle(*lane, planned, 0, TurnEnd::More);
                     }
@@ -372,13 +375,14 @@ impl Worker {
             }
         };
         let mut started = 0;
-        for ((lane, mut permit, planned), claim) in turns.into_iter().zip(claims) {
+        for ((slots, lane, mut permit, planned), claim) in turns.into_iter().zip(claims) {
             for (planned, (org, end)) in planned.iter().zip(&claim.turns) {
                 let taken = claim.jobs.iter().filter(|job| job.lease.org == *org).count();
                 wake.turns.settle(lane, planned, u32::try_from(taken).unwrap_or(u32::MAX), *end);
             }
             for job in claim.jobs {
                 let Some(slot) = permit.split(1) else { break };
+                let slot = slots.given_to(job.lease.org, slot);
                 started += 1;
                 self.start(lane, job, slot, before.another(), None);
             }
@@ -387,14 +391,7 @@ impl Worker {
     }
 
     /// `begun` is the run as it was just saved, where that is known.
-    fn start(
-        self: &Arc<Self>,
-        lane: Lane,
-        job: ClaimedJob,
-        slot: OwnedSemaphorePermit,
-        leash: Leash,
-        begun: Option<Box<Run>>,
-    ) {
+    fn start(self: &Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, leash: Leash, begun: Option<Box<Run>>) {
         metrics::counter!("bulkhead_jobs_claimed_total", "kind" => job.kind.clone()).increment(1);
         let worker = Arc::clone(self);
         self.supervisor.spawn("job", async move {

@@ -22,6 +22,7 @@ pub mod call;
 pub mod dead_letter;
 pub mod error;
 pub mod event;
+mod fair;
 pub mod hook;
 pub mod installation;
 pub mod job;

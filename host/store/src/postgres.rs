@@ -11,6 +11,7 @@ use sqlx::{
 };
 
 use crate::error::StoreError;
+use crate::fair::{Gate, Place};
 use crate::migrations;
 use crate::store::{Isolation, TxError, WRITE_TIME_MAX};
 use crate::tx::{Conn, Tx, TxContext};
@@ -49,9 +50,13 @@ const CHANNEL: &str = "bulkhead";
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 7_999;
 /// A new connection for listening is there within this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// A transaction that has waited longer for a connection is not begun.
+const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
 pub(crate) struct PostgresBackend {
     pool: PgPool,
+    /// In front of the pool, whose own line knows no organizations.
+    gate: Gate,
     connections_max: u32,
     listen_options: PgConnectOptions,
 }
@@ -185,12 +190,13 @@ impl PostgresBackend {
         let app_options = app_options.options(further.iter().copied());
         let pool = PgPoolOptions::new()
             .max_connections(connections_max)
-            .acquire_timeout(Duration::from_secs(10))
+            .acquire_timeout(ACQUIRE_WITHIN)
             // A round trip per transaction saved: `begin` notices a dead connection and takes another.
             .test_before_acquire(false)
             .connect_with(app_options)
             .await?;
-        let backend = Self { pool, connections_max, listen_options };
+        let gate = Gate::new(connections_max as usize);
+        let backend = Self { pool, gate, connections_max, listen_options };
         if let Err(error) = backend.refuse_unsafe_role().await {
             backend.close().await;
             return Err(error);
@@ -256,6 +262,7 @@ impl PostgresBackend {
             Isolation::ReadCommitted => "read committed",
         };
         let begin = format!("begin isolation level {level}");
+        let _place = self.enter(context).await?;
         for attempt in 0_u32.. {
             let mut tx = new_tx(self.begin(&begin, context).await?);
             let result = run(&mut tx, &args, &closure).await;
@@ -285,6 +292,11 @@ impl PostgresBackend {
             tokio::time::sleep(Duration::from_millis(1 << attempt.min(6))).await;
         }
         Err(StoreError::TimedOut.into())
+    }
+
+    /// Waits for its turn at a connection: to be held until the transaction has ended.
+    pub(crate) async fn enter(&self, context: &TxContext) -> Result<Place, StoreError> {
+        tokio::time::timeout(ACQUIRE_WITHIN, self.gate.enter(context.org)).await.map_err(|_| StoreError::TimedOut)
     }
 
     pub(crate) async fn begin_read(&self, context: &TxContext) -> Result<Conn, StoreError> {

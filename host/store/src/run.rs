@@ -270,6 +270,13 @@ impl Tx {
         Ok(self.execute(sql, values).await? > 0)
     }
 
+    /// A run that was to begin at once waits for its turn.
+    pub async fn requeue_run(&mut self, run: RunId) -> Result<(), StoreError> {
+        let sql = sql!("update run set status = 'queued' where org_id = $1 and id = $2 and status = 'running'");
+        let org = self.org()?;
+        self.execute(sql, binds![org, run]).await.map(drop)
+    }
+
     pub async fn load_run_by_dedupe_key(
         &mut self,
         workflow: WorkflowId,

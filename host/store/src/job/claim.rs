@@ -159,18 +159,25 @@ impl Tx {
         Ok(claim)
     }
 
+    /// From here on nobody else claims for the organization until the transaction ends; `false` when somebody does now. On SQLite
+    /// there is one writer.
+    async fn lock_turn(&mut self, org: OrgId) -> Result<bool, StoreError> {
+        if !self.is_postgres() {
+            return Ok(true);
+        }
+        // A statement of its own: the count that follows must see what the holder before committed.
+        let sql = sql_postgres!(
+            "select case when pg_try_advisory_xact_lock(cast($1 as integer), hashtext(cast($2 as text))) then cast(1 as bigint) else 0 end as free"
+        );
+        let answer = self.fetch_optional(sql, binds![TURN_LOCK, org]).await?;
+        Ok(answer.map(|row| row.get::<i64>("free")).transpose()? == Some(1))
+    }
+
     /// Counts what the organization holds. On PostgreSQL nobody else claims for it until the transaction ends; `None` when
     /// somebody does now.
     async fn open_turn(&mut self, org: OrgId, lane: Lane) -> Result<Option<Share>, StoreError> {
-        if self.is_postgres() {
-            // A statement of its own: the count that follows must see what the holder before committed.
-            let sql = sql_postgres!(
-                "select case when pg_try_advisory_xact_lock(cast($1 as integer), hashtext(cast($2 as text))) then cast(1 as bigint) else 0 end as free"
-            );
-            let answer = self.fetch_optional(sql, binds![TURN_LOCK, org]).await?;
-            if answer.map(|row| row.get::<i64>("free")).transpose()? != Some(1) {
-                return Ok(None);
-            }
+        if !self.lock_turn(org).await? {
+            return Ok(None);
         }
         let sql = sql!(
             "select jobs_max, (select count(*) from job where job.org_id = $1 and job.lane = $2 and job.state = 'leased') as held
@@ -245,8 +252,8 @@ impl Tx {
     }
 
     /// Enqueues a job that `worker` holds from the start, so that no claim is needed: only where nobody waits for the lane, which
-    /// the caller knows. `None` when the organization holds as many jobs as it may (the job is ready then, for a later claim), and
-    /// always on PostgreSQL, where counting would make one organization's starts wait for each other.
+    /// the caller knows. `None` when the organization holds as many jobs as it may, or another node claims for it at this moment: the
+    /// job is ready then, for a later claim.
     ///
     /// # Errors
     /// [`StoreError::Misuse`] for a job that is not due, has a group or whose key a job has already.
@@ -261,26 +268,80 @@ impl Tx {
         if job.group.is_some() || job.run_at > now {
             return Err(StoreError::Misuse("a job that is not due, or of a group, cannot be held from the start"));
         }
-        let id = self.enqueue(job, ambient).await?.ok_or(StoreError::Misuse("the job's key is taken"))?;
-        if self.is_postgres() {
-            return Ok(None);
+        let held =
+            if self.lock_turn(org).await? { self.insert_held(job, worker, deadline, ambient).await? } else { None };
+        if held.is_none() {
+            self.enqueue(job, ambient).await?.ok_or(StoreError::Misuse("the job's key is taken"))?;
         }
-        let lane = job.payload.lane();
-        let sql = sql!(
-            "update job set state = 'leased', worker_id = $3, fence = 1, attempt = 1, deadline_at = $4
-             where org_id = $1 and id = $2 and exists (select 1 from worker where worker.id = $3)
-                 and (select count(*) from job as held where held.org_id = $1 and held.lane = $5 and held.state = 'leased')
-                     < (select jobs_max from organization where organization.id = $1)
-             returning payload"
-        );
-        let deadline_at = self.monotonic_after(deadline);
-        let row = self.fetch_optional(sql, binds![org, id, worker, deadline_at, lane.as_str()]).await?;
-        row.map(|row| {
-            let lease = Lease { org, job: id, worker, fence: 1, attempt: 1 };
-            let kind = job.payload.kind().to_owned();
-            Ok(ClaimedJob { lease, payload: row.get("payload")?, kind, attempts_max: job.attempts_max })
-        })
-        .transpose()
+        Ok(held)
+    }
+
+    /// `None` when the organization holds as many as it may, the worker is not alive, or the job's key is taken.
+    async fn insert_held(
+        &mut self,
+        job: &NewJob,
+        worker: WorkerId,
+        deadline: Duration,
+        ambient: &bulkhead_model::ambient::Ambient,
+    ) -> Result<Option<ClaimedJob>, StoreError> {
+        let (org, id, now) = (self.org()?, JobId::new(ambient), ambient.now());
+        let (kind, lane) = (job.payload.kind(), job.payload.lane().as_str());
+        let payload = serde_json::to_string(&job.payload).map_err(|error| StoreError::corrupt("payload", error))?;
+        let inserted = if self.is_postgres() {
+            // Worker and deadline go by the database's clock.
+            let sql = sql_postgres!(
+                "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
+                     worker_id, deadline_at, created_at, updated_at)
+                 select $1, $2, $3, $4, 'leased', $5, $6, $7, $8, 1, $9, 1, $10, clock_timestamp() + $11 * interval '1 microsecond', $12, $12
+                 where exists (select 1 from worker where id = $10 and expires_at > clock_timestamp())
+                     and (select count(*) from job as held where held.org_id = $1 and held.lane = $4 and held.state = 'leased')
+                         < (select jobs_max from organization where organization.id = $1)
+                 on conflict (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead' do nothing"
+            );
+            let values = binds![
+                org,
+                id,
+                kind,
+                lane,
+                &payload,
+                job.priority,
+                job.run_at,
+                &job.dedupe_key,
+                job.attempts_max,
+                worker,
+                micros(deadline),
+                now
+            ];
+            self.execute(sql, values).await?
+        } else {
+            let sql = sql!(
+                "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
+                     worker_id, deadline_at, created_at, updated_at)
+                 select $1, $2, $3, $4, 'leased', $5, $6, $7, $8, 1, $9, 1, $10, $11, $12, $12
+                 where exists (select 1 from worker where worker.id = $10)
+                     and (select count(*) from job as held where held.org_id = $1 and held.lane = $4 and held.state = 'leased')
+                         < (select jobs_max from organization where organization.id = $1)
+                 on conflict (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead' do nothing"
+            );
+            let values = binds![
+                org,
+                id,
+                kind,
+                lane,
+                &payload,
+                job.priority,
+                job.run_at,
+                &job.dedupe_key,
+                job.attempts_max,
+                worker,
+                self.monotonic_after(deadline),
+                now
+            ];
+            self.execute(sql, values).await?
+        };
+        let lease = Lease { org, job: id, worker, fence: 1, attempt: 1 };
+        let claimed = ClaimedJob { lease, payload, kind: kind.to_owned(), attempts_max: job.attempts_max };
+        Ok((inserted > 0).then_some(claimed))
     }
 
     /// After a job of a group ended: the next one of the group comes back into the claim path.

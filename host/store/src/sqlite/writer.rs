@@ -1,6 +1,6 @@
 //! The one writer, with group commit.
 //!
-//! It takes the first waiting write, opens one immediate transaction, runs every write that waits (bounded), commits once and
+//! Writes wait in a line for each organization, and the lines are served in turns. It takes the first, opens one immediate transaction, runs every write that waits (bounded), commits once and
 //! only then answers all callers. The first member runs without a savepoint, each further one in its own.
 //!
 //! An I/O or full-disk error inside a savepoint ends the *whole* transaction, and what followed would run in autocommit. So
@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{Access, SqliteConnection};
 use crate::error::StoreError;
+use crate::fair::Lines;
 use crate::store::{FaultHook, TxError, WRITE_TIME_MAX, WriterStats, in_transaction};
 use crate::tx::{Conn, Tx, TxContext};
 
@@ -28,6 +29,8 @@ const QUEUE_MAX: usize = 4_096;
 const BATCH_MAX: usize = 128;
 /// A batch takes no further member after this long.
 const BATCH_TIME_MAX: Duration = Duration::from_millis(10);
+/// The same for a batch of several organizations: nobody's commit waits for long for what others write.
+const MIXED_BATCH_TIME_MAX: Duration = Duration::from_millis(2);
 
 /// The way to the writer.
 pub(super) struct Writes {
@@ -46,6 +49,8 @@ struct Counters {
     commits: AtomicU64,
     replacements: AtomicU64,
     reruns: AtomicU64,
+    /// Writes in the lines of the organizations.
+    in_lines: AtomicUsize,
 }
 
 /// How a closure's run ended.
@@ -143,6 +148,9 @@ impl Writes {
     {
         let (reply, answer) = oneshot::channel();
         let write = Box::new(TypedWrite { context, args, closure, result: None, reply });
+        if self.counters.in_lines.load(Ordering::SeqCst) >= QUEUE_MAX {
+            return Err(StoreError::TimedOut.into());
+        }
         self.writes.try_send(Message::Write(write)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => StoreError::TimedOut,
             mpsc::error::TrySendError::Closed(_) => StoreError::closed(),
@@ -151,14 +159,14 @@ impl Writes {
     }
 
     pub(super) fn stats(&self) -> WriterStats {
-        let Counters { writes, commits, replacements, reruns } = &*self.counters;
+        let Counters { writes, commits, replacements, reruns, in_lines } = &*self.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
         WriterStats {
             writes: read(writes),
             commits: read(commits),
             replacements: read(replacements),
             reruns: read(reruns),
-            waiting: self.writes.max_capacity() - self.writes.capacity(),
+            waiting: self.writes.max_capacity() - self.writes.capacity() + in_lines.load(Ordering::SeqCst),
         }
     }
 
@@ -185,44 +193,83 @@ struct Writer {
 
 type Member = Box<dyn Write>;
 
+/// What waits for the writer, in turns of the organizations.
+struct Queue {
+    queue: mpsc::Receiver<Message>,
+    lines: Lines<Member>,
+    /// Asked to close: what came before is still carried out.
+    closing: Option<oneshot::Sender<()>>,
+    counters: Arc<Counters>,
+}
+
+impl Queue {
+    /// Waits for a write; `None` when there will be none any more.
+    async fn next(&mut self) -> Option<Member> {
+        if let Some(member) = self.take() {
+            return Some(member);
+        }
+        if self.closing.is_some() {
+            return None;
+        }
+        let message = self.queue.recv().await?;
+        self.line_up(message);
+        self.take()
+    }
+
+    /// The next write of those that wait now.
+    fn take(&mut self) -> Option<Member> {
+        while self.closing.is_none()
+            && let Ok(message) = self.queue.try_recv()
+        {
+            self.line_up(message);
+        }
+        let member = self.lines.pop();
+        self.counters.in_lines.store(self.lines.len(), Ordering::SeqCst);
+        member
+    }
+
+    fn line_up(&mut self, message: Message) {
+        match message {
+            Message::Write(member) => self.lines.push(member.context().org, member),
+            Message::Close(done) => self.closing = Some(done),
+        }
+    }
+}
+
 impl Writer {
-    async fn serve(mut self, mut queue: mpsc::Receiver<Message>) {
-        while let Some(message) = queue.recv().await {
-            let closing = match message {
-                Message::Write(first) => self.batch(first, &mut queue).await,
-                Message::Close(done) => Some(done),
-            };
-            if let Some(done) = closing {
-                drop((self, queue));
-                done.send(()).ok();
-                return;
-            }
+    async fn serve(mut self, queue: mpsc::Receiver<Message>) {
+        let mut queue = Queue { queue, lines: Lines::default(), closing: None, counters: Arc::clone(&self.counters) };
+        while let Some(first) = queue.next().await {
+            self.batch(first, &mut queue).await;
+        }
+        let closing = queue.closing.take();
+        drop((self, queue));
+        if let Some(done) = closing {
+            done.send(()).ok();
         }
     }
 
-    /// Runs `first` and what waits behind it in one transaction. Answers the request to close, if one came along.
-    async fn batch(&mut self, mut first: Member, queue: &mut mpsc::Receiver<Message>) -> Option<oneshot::Sender<()>> {
+    /// Runs `first` and what waits behind it in one transaction.
+    async fn batch(&mut self, mut first: Member, queue: &mut Queue) {
         let began = Instant::now();
         if let Err(error) = self.begin() {
             first.fail(error.into());
-            return None;
+            return;
         }
         if self.run(&mut first).await == Verdict::Rollback {
             self.roll_back();
             first.answer();
-            return None;
+            return;
         }
-        let (mut members, mut rejected, mut closing) = (vec![first], Vec::new(), None);
+        let (party, mut is_mixed) = (first.context().org, false);
+        let (mut members, mut rejected) = (vec![first], Vec::new());
         let mut whole = self.is_whole();
-        while whole && members.len() + rejected.len() < BATCH_MAX && began.elapsed() < BATCH_TIME_MAX {
-            let mut write = match queue.try_recv() {
-                Ok(Message::Write(write)) => write,
-                Ok(Message::Close(done)) => {
-                    closing = Some(done);
-                    break;
-                }
-                Err(_) => break,
-            };
+        while whole && members.len() + rejected.len() < BATCH_MAX {
+            if began.elapsed() >= if is_mixed { MIXED_BATCH_TIME_MAX } else { BATCH_TIME_MAX } {
+                break;
+            }
+            let Some(mut write) = queue.take() else { break };
+            is_mixed = is_mixed || write.context().org != party;
             match self.run_in_savepoint(&mut write).await {
                 Ok(Verdict::Commit) => members.push(write),
                 Ok(Verdict::Rollback) => rejected.push(write),
@@ -242,7 +289,6 @@ impl Writer {
             members.append(&mut rejected);
             self.one_by_one(members).await;
         }
-        closing
     }
 
     /// After a transaction that was lost: each member alone, on a new connection.
