@@ -131,14 +131,13 @@ impl Snapshot {
         if let Some(known) = kept.get(&key) {
             return Ok(known);
         }
-        let (roles, names) = match &self.roles {
-            Some(loaded) => loaded.clone(),
-            None => {
-                let stored = tx.list_roles().await?;
-                let roles = Arc::new(roles_of(&stored));
-                let names = stored.into_iter().map(|role| (role.id, role.name.as_str().to_owned())).collect();
-                self.roles.insert((roles, Arc::new(names))).clone()
-            }
+        let (roles, names) = if let Some(loaded) = &self.roles {
+            loaded.clone()
+        } else {
+            let stored = tx.list_roles().await?;
+            let roles = Arc::new(roles_of(&stored));
+            let names = stored.into_iter().map(|role| (role.id, role.name.as_str().to_owned())).collect();
+            self.roles.insert((roles, Arc::new(names))).clone()
         };
         let standing = load_standing(tx, user, &roles).await?;
         let known = Arc::new(Known { epoch: self.epoch, roles, standing, names });

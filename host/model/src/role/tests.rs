@@ -280,15 +280,15 @@ fn permissions() -> impl Strategy<Value = PermissionSet> {
 
 /// Six roles of the organization's own, which inherit in any way, round about included.
 fn any_roles() -> impl Strategy<Value = Roles> {
-    let one = (permissions(), proptest::collection::vec(0_u128..8, 0..4)).prop_map(|(permissions, parents)| {
-        let parent = |n: u128| if n >= 6 { RoleRef::BuiltIn(BuiltIn::ALL[(n - 5) as usize]) } else { own(n) };
+    let one = (permissions(), proptest::collection::vec(0_usize..8, 0..4)).prop_map(|(permissions, parents)| {
+        let parent = |n: usize| if n >= 6 { RoleRef::BuiltIn(BuiltIn::ALL[n - 5]) } else { own(n as u128) };
         Gives { permissions, inherits: parents.into_iter().map(parent).collect() }
     });
     proptest::collection::vec(one, 6).prop_map(|all| (0_u128..).map(role).zip(all).collect())
 }
 
 fn any_role() -> impl Strategy<Value = RoleRef> {
-    (0_u128..12).prop_map(|n| if n < 6 { own(n) } else { RoleRef::BuiltIn(BuiltIn::ALL[(n - 6) as usize]) })
+    (0_usize..12).prop_map(|n| if n < 6 { own(n as u128) } else { RoleRef::BuiltIn(BuiltIn::ALL[n - 6]) })
 }
 
 fn any_assignments() -> impl Strategy<Value = Vec<Assignment>> {
