@@ -133,7 +133,7 @@ on_both! {
         assert!(!holds().await);
         app.ambient.advance(HOUR);
         assert!(holds().await);
-        app.ambient.advance(HOUR - Duration::from_micros(1));
+        app.ambient.advance(HOUR.saturating_sub(Duration::from_micros(1)));
         assert!(holds().await);
         app.ambient.advance(Duration::from_micros(1));
         assert_eq!(caller(&app.app, acme.org, user).await.permissions(), PermissionSet::EMPTY);

@@ -98,12 +98,11 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
             "succeeded_days": 1, "failed_days": 1, "dead_letter_days": 1, "calls_days": 1, "events_days": 1,
         }),
         "rotate_hook" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
-        "discard_dead_letter" => json!({ "reason": "x" }),
         "start_dead_letter_task" => json!({ "action": "resume", "kind": "run" }),
         "create_role" | "replace_role" => json!({ "name": "Taken over", "permissions": ["org.read"] }),
         "assign_role" => json!({ "user": "user_00000000000000000000000001", "role": "viewer" }),
         "request_role" => json!({ "role": "viewer", "reason": "to look at everything" }),
-        "approve_role_request" | "refuse_role_request" => json!({ "reason": "x" }),
+        "discard_dead_letter" | "approve_role_request" | "refuse_role_request" => json!({ "reason": "x" }),
         "create_team" | "rename_team" => json!({ "name": "Taken over" }),
         "check_access" => {
             json!({ "checks": [{ "subject": "user_00000000000000000000000001", "permission": "org.read" }] })

@@ -124,10 +124,10 @@ on_both! {
         tx!(test.write, &scope(org), [made, same_name, changed], |tx| {
             assert!(tx.insert_role(made).await?);
             assert!(!tx.insert_role(same_name).await?, "its name is taken");
-            assert_eq!(tx.list_roles().await?, [made.clone()]);
+            assert_eq!(tx.list_roles().await?, std::slice::from_ref(made));
             assert!(!tx.update_role(changed, 7).await?, "another revision was seen");
             assert!(tx.update_role(changed, 1).await?);
-            assert_eq!(tx.list_roles().await?, [changed.clone()]);
+            assert_eq!(tx.list_roles().await?, std::slice::from_ref(changed));
             assert!(tx.insert_role(same_name).await?, "the name is free again");
             assert!(tx.delete_role(made.id).await?);
             assert!(!tx.delete_role(made.id).await?);

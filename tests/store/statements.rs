@@ -103,7 +103,7 @@ fn inserted(sql: &str, table: &str) -> Option<(String, String)> {
     // Up to the end of the statement, or of the part that it is in.
     let rest = rest.split(" insert into ").next().unwrap_or_default();
     let conflict = rest.split_once("on conflict").map_or("", |(_, conflict)| conflict);
-    Some((columns.to_owned(), conflict.trim_end_matches(|letter: char| letter == ')' || letter == ' ').to_owned()))
+    Some((columns.to_owned(), conflict.trim_end_matches([')', ' ']).to_owned()))
 }
 
 /// The worker's merged statement inserts what those of a call, a step and a line of the log insert. (Their values are the same by

@@ -114,10 +114,13 @@ async fn load_standing(tx: &mut Tx, user: UserId, roles: &Roles) -> Result<Stand
     Ok(Standing::new(given.into_iter().map(|stored| stored.given), roles))
 }
 
+/// The roles of an organization, and what its own ones are called.
+type NamedRoles = (Arc<Roles>, Arc<BTreeMap<RoleId, String>>);
+
 /// The policy as one transaction sees it: the epoch is read once, and the roles when the first member is not in memory.
 struct Snapshot {
     epoch: i64,
-    roles: Option<(Arc<Roles>, Arc<BTreeMap<RoleId, String>>)>,
+    roles: Option<NamedRoles>,
 }
 
 impl Snapshot {
@@ -289,7 +292,7 @@ impl App {
                     let mut verdicts = Vec::with_capacity(questions.len());
                     let mut policy = Snapshot::open(tx).await?;
                     let mut teams = BTreeMap::new();
-                    for question in questions.iter() {
+                    for question in questions {
                         verdicts.push(answer(tx, *question, (&mut policy, kept), &mut teams, *now).await?);
                     }
                     Ok::<_, AppError>(verdicts)

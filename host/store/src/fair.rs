@@ -15,7 +15,7 @@ pub(crate) type Party = Option<OrgId>;
 /// What waits, taken out in turns of the parties and in order within each.
 #[derive(Debug)]
 pub(crate) struct Lines<T> {
-    lines: HashMap<Party, VecDeque<T>>,
+    of: HashMap<Party, VecDeque<T>>,
     /// Parties with something in their line, the next one first.
     order: VecDeque<Party>,
     len: usize,
@@ -23,13 +23,13 @@ pub(crate) struct Lines<T> {
 
 impl<T> Default for Lines<T> {
     fn default() -> Self {
-        Self { lines: HashMap::new(), order: VecDeque::new(), len: 0 }
+        Self { of: HashMap::new(), order: VecDeque::new(), len: 0 }
     }
 }
 
 impl<T> Lines<T> {
     pub(crate) fn push(&mut self, party: Party, item: T) {
-        let line = self.lines.entry(party).or_default();
+        let line = self.of.entry(party).or_default();
         if line.is_empty() {
             self.order.push_back(party);
         }
@@ -39,10 +39,10 @@ impl<T> Lines<T> {
 
     pub(crate) fn pop(&mut self) -> Option<T> {
         let party = self.order.pop_front()?;
-        let line = self.lines.get_mut(&party)?;
+        let line = self.of.get_mut(&party)?;
         let item = line.pop_front()?;
         if line.is_empty() {
-            self.lines.remove(&party);
+            self.of.remove(&party);
         } else {
             self.order.push_back(party);
         }
@@ -99,13 +99,11 @@ impl Gate {
         loop {
             let next = {
                 let mut state = self.lock();
-                match state.waiting.pop() {
-                    Some(next) => next,
-                    None => {
-                        state.free += 1;
-                        return;
-                    }
-                }
+                let Some(next) = state.waiting.pop() else {
+                    state.free += 1;
+                    return;
+                };
+                next
             };
             match next.send(Place(Some(self.clone()))) {
                 Ok(()) => return,
@@ -131,19 +129,19 @@ mod tests {
 
     use super::*;
 
-    fn org(n: u128) -> Party {
-        Some(OrgId::from_uuid(uuid::Uuid::from_u128(n)))
+    fn org(n: u128) -> OrgId {
+        OrgId::from_uuid(uuid::Uuid::from_u128(n))
     }
 
     #[test]
     fn one_with_much_does_not_keep_the_others_waiting() {
         let mut lines = Lines::default();
         for n in 0..100 {
-            lines.push(org(1), (1, n));
+            lines.push(Some(org(1)), (1, n));
         }
-        lines.push(org(2), (2, 0));
+        lines.push(Some(org(2)), (2, 0));
         lines.push(None, (0, 0));
-        lines.push(org(2), (2, 1));
+        lines.push(Some(org(2)), (2, 1));
         let first: Vec<_> = std::iter::from_fn(|| lines.pop()).take(6).collect();
         assert_eq!(first, [(1, 0), (2, 0), (0, 0), (1, 1), (2, 1), (1, 2)]);
         assert_eq!(lines.len(), 97);
@@ -154,10 +152,10 @@ mod tests {
         fn nothing_is_lost_and_each_keeps_its_order(parties in prop::collection::vec(0_u128..4, 0..200)) {
             let mut lines = Lines::default();
             for (n, party) in parties.iter().enumerate() {
-                lines.push(org(*party), (*party, n));
+                lines.push(Some(org(*party)), (*party, n));
             }
             let mut taken: Vec<_> = std::iter::from_fn(|| lines.pop()).collect();
-            prop_assert!(lines.len() == 0 && lines.lines.is_empty() && lines.order.is_empty());
+            prop_assert!(lines.len() == 0 && lines.of.is_empty() && lines.order.is_empty());
             for party in 0..4 {
                 let own: Vec<_> = taken.iter().filter(|(of, _)| *of == party).collect();
                 prop_assert!(own.is_sorted());
@@ -170,9 +168,9 @@ mod tests {
     #[tokio::test]
     async fn places_are_bounded_and_come_back() {
         let gate = Gate::new(2);
-        let (first, second) = (gate.enter(org(1)).await, gate.enter(org(1)).await);
-        let mut third = Box::pin(gate.enter(org(1)));
-        let mut other = Box::pin(gate.enter(org(2)));
+        let (first, second) = (gate.enter(Some(org(1))).await, gate.enter(Some(org(1))).await);
+        let mut third = Box::pin(gate.enter(Some(org(1))));
+        let mut other = Box::pin(gate.enter(Some(org(2))));
         assert!(third.as_mut().now_or_never().is_none());
         assert!(other.as_mut().now_or_never().is_none());
         drop(first);
@@ -187,14 +185,14 @@ mod tests {
     async fn whoever_gives_up_takes_no_place_along() {
         let gate = Gate::new(1);
         let held = gate.enter(None).await;
-        let mut gone = Box::pin(gate.enter(org(1)));
+        let mut gone = Box::pin(gate.enter(Some(org(1))));
         assert!(gone.as_mut().now_or_never().is_none());
-        let mut stays = Box::pin(gate.enter(org(2)));
+        let mut stays = Box::pin(gate.enter(Some(org(2))));
         assert!(stays.as_mut().now_or_never().is_none());
         drop(gone);
         drop(held);
         // One that gets its place and does not look at it any more gives it back as well.
-        let mut late = Box::pin(gate.enter(org(3)));
+        let mut late = Box::pin(gate.enter(Some(org(3))));
         assert!(late.as_mut().now_or_never().is_none());
         drop(stays);
         drop(late.now_or_never().unwrap());

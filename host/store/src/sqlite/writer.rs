@@ -195,7 +195,7 @@ type Member = Box<dyn Write>;
 
 /// What waits for the writer, in turns of the organizations.
 struct Queue {
-    queue: mpsc::Receiver<Message>,
+    arriving: mpsc::Receiver<Message>,
     lines: Lines<Member>,
     /// Asked to close: what came before is still carried out.
     closing: Option<oneshot::Sender<()>>,
@@ -211,7 +211,7 @@ impl Queue {
         if self.closing.is_some() {
             return None;
         }
-        let message = self.queue.recv().await?;
+        let message = self.arriving.recv().await?;
         self.line_up(message);
         self.take()
     }
@@ -219,7 +219,7 @@ impl Queue {
     /// The next write of those that wait now.
     fn take(&mut self) -> Option<Member> {
         while self.closing.is_none()
-            && let Ok(message) = self.queue.try_recv()
+            && let Ok(message) = self.arriving.try_recv()
         {
             self.line_up(message);
         }
@@ -237,8 +237,9 @@ impl Queue {
 }
 
 impl Writer {
-    async fn serve(mut self, queue: mpsc::Receiver<Message>) {
-        let mut queue = Queue { queue, lines: Lines::default(), closing: None, counters: Arc::clone(&self.counters) };
+    async fn serve(mut self, arriving: mpsc::Receiver<Message>) {
+        let mut queue =
+            Queue { arriving, lines: Lines::default(), closing: None, counters: Arc::clone(&self.counters) };
         while let Some(first) = queue.next().await {
             self.batch(first, &mut queue).await;
         }
