@@ -64,7 +64,7 @@ fn no_second_history_is_signed() {
     let other = {
         let mut other = Log::open();
         while other.size() < 8 {
-            other.append(bulkhead_model::audit::taxonomy::EventType::RunStarted, |_| {}, None);
+            other.append(bulkhead_audit::taxonomy::EventType::RunStarted, |_| {}, None);
         }
         other
     };

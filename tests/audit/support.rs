@@ -9,8 +9,8 @@ use bulkhead_audit::key::{SignerKey, VerifierKey};
 use bulkhead_audit::merkle::{Edge, Node, Plan};
 use bulkhead_audit::payload::{Salt, commitment};
 use bulkhead_audit::record::{Actor, Disposal, Draft, Moment, Target, Token, genesis};
+use bulkhead_audit::taxonomy::{ActorKind, EventType, Outcome};
 use bulkhead_audit::verify::{Expectation, Report, Verifier};
-use bulkhead_model::audit::taxonomy::{ActorKind, EventType, Outcome};
 use serde_json::json;
 
 pub(crate) fn token(text: &str) -> Token {

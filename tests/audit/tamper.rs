@@ -2,8 +2,8 @@
 
 use bulkhead_audit::bundle::Line;
 use bulkhead_audit::chain::{Chain, ChainError};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_audit::verify::{Expectation, FaultKind, Report};
-use bulkhead_model::audit::taxonomy::EventType;
 use proptest::prelude::*;
 
 use crate::support::{Log, key, org, strict, verify, verify_bytes};

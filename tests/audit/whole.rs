@@ -1,8 +1,8 @@
 //! Logs as they are: rotated keys, disposed payloads, parts and selections.
 
 use bulkhead_audit::record::Disposal;
+use bulkhead_audit::taxonomy::{Category, EventType};
 use bulkhead_audit::verify::{Expectation, Expired, FaultKind, Resume};
-use bulkhead_model::audit::taxonomy::{Category, EventType};
 
 use crate::support::{Log, key, moment, org, strict, token, verify};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bulkhead_model::audit::EventType;
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_store::StoreError;
 use bulkhead_store::audit_log::AuditLog;
 

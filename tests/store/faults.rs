@@ -1,6 +1,6 @@
 //! The Nth statement fails, for each N: a composite write is there as a whole or not at all.
 
-use bulkhead_model::audit::EventType;
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_store::StoreError;
 use bulkhead_store::page::PageRequest;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bulkhead_model::audit::EventType;
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::call::{CallError, EgressRecord, LogLine, Outcome, Refusal};
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{ApiKeyId, InstallationId, OrgId, PluginId, RunId, WorkflowId};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use bulkhead_model::audit::EventType;
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::grant::GrantVersion;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::{Store, StoreError, TxError};

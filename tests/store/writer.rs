@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bulkhead_model::audit::EventType;
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::permission::OrgScope;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::{StoreError, WriterStats};

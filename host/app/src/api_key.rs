@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::{SecretHash, Token};
 use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use serde_json::json;
 

@@ -1,7 +1,7 @@
 //! Roles given to members and taken away.
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::{AssignmentId, OrgId, TeamId, UserId};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::role::RoleRef;
@@ -9,6 +9,7 @@ use bulkhead_model::role::assignment::{
     ASSIGNMENTS_MAX, Assignment, GrantRefused, Window, WindowError, Within, keep_an_admin,
 };
 use bulkhead_store::Tx;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::role::assignment::StoredAssignment;
 use serde_json::{Value, json};

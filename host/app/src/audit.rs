@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_store::audit::AuditEntry;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use serde_json::json;
 

@@ -6,14 +6,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::breaker::{Failed, Stand, hold_key, parse_hold_key};
 use bulkhead_model::fault::Fault;
 use bulkhead_model::id::{OrgId, RunId, WorkflowId};
 use bulkhead_model::job::{Lane, Lease};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::run::{RunStatus, StepError};
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreError, Tx};

@@ -8,7 +8,7 @@ pub(crate) mod rights;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::call::{CallError, CallReport, Outcome};
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{CallId, InstallationId, OrgId, RunId};
@@ -17,6 +17,7 @@ use bulkhead_model::name::{ContributionName, PluginName};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_runtime::{CallContext, CallControl, CallRequest, Digest, LoadError, Prepared, Validity};
 use bulkhead_store::StoreError;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::call::{Call, CallSummary};
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::page::{Page, PageRequest};

@@ -5,12 +5,13 @@
 
 mod task;
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::fault::Fingerprint;
 use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkflowId};
 use bulkhead_model::job::Lane;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::dead_letter::{self, DeadLetter, DeadLetterFilter, FaultGroup};
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::{StoreError, Tx};

@@ -1,10 +1,11 @@
 //! What an installation may do: shown in layers, changed as a whole, in force at once.
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::grant::{Ceiling, GrantVersion, Grants};
 use bulkhead_model::id::{InstallationId, OrgId};
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_runtime::Digest;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::installation::Installation;
 use serde_json::json;
 

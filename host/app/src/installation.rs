@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::grant::{
     AskView, Budget, CapabilityGrant, Ceiling, EffectiveGrants, GRANTS_MAX, Grant, GrantVersion, Grants, HttpRule,
     Layers, SecretRule, Share, TooComplex, resolve_ask, secrets_asked,
@@ -19,6 +19,7 @@ use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::StepKind;
 use bulkhead_runtime::Digest;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::page::{PAGE_LIMIT_MAX, Page, PageRequest};
 use bulkhead_store::plugin::Plugin;

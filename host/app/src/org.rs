@@ -1,9 +1,10 @@
 //! Organizations, made by the operator (`bulkhead admin`, `bulkhead demo`).
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Actor, Caller, Permission, SystemReason, SystemScope};
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::org::Org;
 use serde_json::json;
 

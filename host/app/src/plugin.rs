@@ -4,7 +4,7 @@ pub(crate) mod contract;
 
 use std::sync::Arc;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{OrgId, PluginId};
 use bulkhead_model::limits::PackageLimits;
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
@@ -12,6 +12,7 @@ use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_runtime::compiler::CompileError;
 use bulkhead_runtime::{Digest, LoadError, PackageError, PackageInfo, PrepareError, Prepared};
 use bulkhead_store::Tx;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::plugin::{Plugin, PluginCount};
 use bytes::Bytes;

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{LOOK_AFTER_BYTES, SLEEPING_RUNS_MAX};
 use bulkhead_store::Tx;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::call::Call;
 use serde_json::json;
 

@@ -1,9 +1,10 @@
 //! How long what has ended is kept: shown, changed, tried out. The job that acts on it is [`prune`](crate::prune).
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{EventId, OrgId};
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_model::retention::{Ended, EndedRun, RetentionPolicy};
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::retention::{History, StoredPolicy};
 use serde_json::json;
 

@@ -1,12 +1,13 @@
 //! Roles of an organization's own: made, changed, deleted. The built-in ones are listed beside them and stay as they are.
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{OrgId, RoleId};
 use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet};
 use bulkhead_model::role::assignment::{GrantRefused, Within};
 use bulkhead_model::role::{DESCRIPTION_LEN_MAX, Gives, RoleError, RoleName, RoleRef, Roles};
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::role::Role;
 use serde_json::{Value, json};
 

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{OrgId, RoleRequestId, TeamId, UserId};
 use bulkhead_model::permission::{Actor, Caller, Permission};
 use bulkhead_model::role::RoleRef;
 use bulkhead_model::role::activation::{
     Answer, REQUEST_LIVES, Request, RequestError, RequestState, WAITING_MAX, check_request,
 };
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::role::request::RoleRequest;
 use serde_json::{Value, json};

@@ -4,8 +4,8 @@ pub(crate) mod record;
 
 use std::sync::Arc;
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkerId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
@@ -13,6 +13,7 @@ use bulkhead_model::retention::{RUN_FULL, RUN_HISTORY_BYTES_MAX};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::dead_letter::{self, DeadLetter};
 use bulkhead_store::job::{ClaimedJob, JobGroup, NewJob};
 use bulkhead_store::page::{Page, PageRequest};

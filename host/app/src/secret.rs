@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::grant::{GrantVersion, secrets_asked};
 use bulkhead_model::id::{InstallationId, OrgId, SecretId};
 use bulkhead_model::manifest::{CapabilityAsk, Manifest};
@@ -11,6 +11,7 @@ use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::time::Timestamp;
 use bulkhead_runtime::{SecretError, SecretSource};
 use bulkhead_store::StoreError;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::installation::Installation;
 use bulkhead_store::seal::{KEY_VERSION, Place, SealError};
 use bulkhead_store::secret::Secret;

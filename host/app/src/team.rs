@@ -1,10 +1,11 @@
 //! Teams: who works together, and on whose things a role may be given apart.
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{OrgId, TeamId, UserId};
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_model::role::assignment::Within;
 use bulkhead_model::role::{RoleName, RoleNameError};
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::team::{Team, TeamMember};
 use serde_json::json;

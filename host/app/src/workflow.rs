@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_model::audit::{AuditEvent, EventType};
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{HookId, OrgId, WorkflowId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::token::{SecretHash, Token};
 use bulkhead_model::workflow::{Definition, Note, NoteKind, StepKind, TriggerId, TriggerKind};
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::hook::Hook;
 use bulkhead_store::page::{Page, PageRequest};

@@ -6,7 +6,7 @@ use crate::hash::Hash;
 use crate::key::{KeyError, KeyId, SIGNATURE_BYTES, SignerKey, VerifierKey};
 use crate::merkle::Edge;
 use crate::record::{Draft, Record, Token, VERSION, genesis, leaf_hash};
-use bulkhead_model::audit::taxonomy::EventType;
+use crate::taxonomy::EventType;
 
 /// What comes before the leaf hash in what a log's key signs for an entry, so that no signature stands for anything else.
 const ENTRY_DOMAIN: &[u8] = b"bulkhead audit entry v1\n";

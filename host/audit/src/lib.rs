@@ -23,4 +23,5 @@ pub mod merkle;
 pub mod note;
 pub mod payload;
 pub mod record;
+pub mod taxonomy;
 pub mod verify;

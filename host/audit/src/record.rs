@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::canonical::{self, INTEGER_MAX};
 use crate::hash::Hash;
 use crate::merkle;
-use bulkhead_model::audit::taxonomy::{ActorKind, Category, EventType, Outcome, Severity};
+use crate::taxonomy::{ActorKind, Category, EventType, Outcome, Severity};
 
 /// The version of the record's format.
 pub const VERSION: u8 = 1;

@@ -18,7 +18,7 @@ use crate::hash::Hash;
 use crate::key::VerifierKey;
 use crate::merkle::{self, Edge};
 use crate::record::{Disposal, Token, genesis};
-use bulkhead_model::audit::taxonomy::Category;
+use crate::taxonomy::Category;
 
 /// How many faults a report names one by one; the rest are counted.
 pub const FAULTS_NAMED_MAX: usize = 100;

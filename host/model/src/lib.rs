@@ -15,7 +15,6 @@
 //! | what is a workflow, and what happens next in a run? | [`workflow`], [`run`], [`condition`], [`template`] |
 
 pub mod ambient;
-pub mod audit;
 pub mod breaker;
 pub mod call;
 pub mod condition;

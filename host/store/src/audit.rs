@@ -1,9 +1,10 @@
 //! Audit entries, written in the transaction that they describe. How they are proven is in `audit_log.rs`.
 
 use bulkhead_audit::canonical;
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::AuditId;
+use bulkhead_model::permission::Actor;
 use bulkhead_model::time::Timestamp;
 use serde_json::Value;
 
@@ -11,6 +12,17 @@ use crate::error::StoreError;
 use crate::page::{Page, PageRequest};
 use crate::sql::{Row, binds, sql};
 use crate::tx::Tx;
+
+/// One audited act, written in the transaction that does it.
+#[derive(Clone, Debug)]
+pub struct AuditEvent {
+    pub action: EventType,
+    /// The id of what was acted on.
+    pub target: String,
+    pub actor: Actor,
+    /// Before and after, digests, reasons. Never a secret's value.
+    pub detail: Value,
+}
 
 #[derive(Clone, Debug)]
 pub struct AuditEntry {

@@ -4,11 +4,11 @@
 //! waiting ones their numbers (`audit_entry`), so numbers have no gaps and no two histories are written. Nothing of it is ever updated
 //! but the log's own row.
 
+use crate::audit::AuditEvent;
 use bulkhead_audit::hash::Hash;
 use bulkhead_audit::key::{KeyId, SIGNATURE_BYTES};
 use bulkhead_audit::payload::Salt;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::AuditEvent;
 use bulkhead_model::id::{AuditId, OrgId};
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::audit::{AuditEvent, EventType};
 use bulkhead_model::fault::Fingerprint;
 use bulkhead_model::id::{DeadLetterId, DeadLetterTaskId, OrgId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lane, Lease, backoff};
 use bulkhead_model::permission::{Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::dead_letter::task::{DeadLetterAction, DeadLetterTask, TaskState};
 use bulkhead_store::dead_letter::{DeadLetter, DeadLetterFilter, id_after};
 use bulkhead_store::job::{Attempt, ClaimedJob, NewJob};

@@ -8,7 +8,7 @@ use crate::key::VerifierKey;
 use crate::merkle;
 use crate::payload;
 use crate::record::{DISPOSED_MAX, Disposal, Record, leaf_hash};
-use bulkhead_model::audit::taxonomy::EventType;
+use crate::taxonomy::EventType;
 
 impl Verifier {
     pub(super) fn entry(&mut self, line: EntryLine) {
