@@ -444,6 +444,8 @@ async fn fill_postgres(conn: &mut PgConnection) {
     for text in defined {
         run(conn, text).await;
     }
+    // 300 rows are looked at for each of it, so all of them: a sample would let chance choose between plans that cost nearly the same.
+    run(conn, "set default_statistics_target = 1000".to_owned()).await;
     for table in LARGE.iter().chain(&["organization"]) {
         run(conn, format!("vacuum analyze {table}")).await;
     }
