@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::ambient::Ambient;
 use bulkhead_store::StoreError;
 use bulkhead_store::audit_log::AuditLog;
+use bulkhead_store::page::PageRequest;
 
 use crate::support::{JOBS, audit, audit_log, scope, sealed_audit};
 
@@ -79,5 +81,16 @@ on_both! {
         assert_eq!(listed, [(9, "over 9".to_owned()), (20, "over 20".to_owned())]);
         let second = tx!(test.write, &scope, [now], |tx| tx.record_audit_checkpoint(9, "another", *now).await);
         assert!(matches!(second, Err(StoreError::Conflict { .. })), "{second:?}");
+    }
+
+    async fn an_opening_says_the_time_that_its_row_says(test: TestStore) {
+        // A clock that goes on between two looks.
+        let (scope, ambient) = (scope(test.org("acme").await), Ambient::system());
+        let event = audit(EventType::SecretStored, "x");
+        let opening =
+            tx!(test.write, &scope, [event, ambient], |tx| tx.record_audit_opening(event, ambient).await).unwrap();
+        let page = PageRequest { before: None, limit: 9 };
+        let listed = tx!(test.read, &scope, [page], |tx| tx.list_audit(None, None, *page).await).unwrap();
+        assert_eq!(listed.items[0].created_at, opening.created_at);
     }
 }

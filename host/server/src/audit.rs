@@ -97,7 +97,10 @@ impl Known {
             let text = read(file)?;
             texts.extend(text.lines().filter(|line| !line.trim().is_empty()).map(|line| line.trim().to_owned()));
         }
-        let parse = |text: &String| text.parse::<VerifierKey>().with_context(|| format!("{text:?} is no verifier key"));
+        let parse = |text: &String| {
+            text.parse::<VerifierKey>()
+                .with_context(|| format!("{text:?} is no verifier key (a file with keys goes to --key-file)"))
+        };
         let keys = texts.iter().map(parse).collect::<Result<_>>()?;
         Ok((keys, self.checkpoints.iter().map(|file| read(file)).collect::<Result<_>>()?))
     }

@@ -48,27 +48,27 @@ fn read(row: &Row) -> Result<AuditEntry, StoreError> {
 impl Tx {
     /// Appends an entry about this transaction. Its place in the chain it gets afterwards.
     pub async fn record_audit(&mut self, event: &AuditEvent, ambient: &Ambient) -> Result<(), StoreError> {
-        let (id, _) = self.insert_audit(event, ambient).await?;
+        let (id, _, _) = self.insert_audit(event, ambient).await?;
         let sql = sql!("insert into audit_waiting (org_id, id) values ($1, $2)");
         let org = self.org()?;
         self.execute(sql, binds![org, id]).await.map(drop)
     }
 
-    /// Writes an entry and answers the exact bytes of its payload.
+    /// Writes an entry and answers the exact bytes of its payload, and its time.
     pub(crate) async fn insert_audit(
         &mut self,
         event: &AuditEvent,
         ambient: &Ambient,
-    ) -> Result<(AuditId, String), StoreError> {
+    ) -> Result<(AuditId, String, Timestamp), StoreError> {
         let sql = sql!(
             "insert into audit (org_id, id, action, target, actor, detail, created_at) values ($1, $2, $3, $4, $5, $6, $7)"
         );
-        let (org, id) = (self.org()?, AuditId::new(ambient));
+        let (org, id, now) = (self.org()?, AuditId::new(ambient), ambient.now());
         let (actor, detail) = (event.actor.to_string(), canonical::exact(event.detail.clone()));
         let detail = canonical::text(&detail).map_err(|error| StoreError::corrupt("detail", error))?;
-        let values = binds![org, id, event.action.as_str(), &event.target, &actor, &detail, ambient.now()];
+        let values = binds![org, id, event.action.as_str(), &event.target, &actor, &detail, now];
         self.execute(sql, values).await?;
-        Ok((id, detail))
+        Ok((id, detail, now))
     }
 
     /// Newest first; `action` and `target` narrow when given.

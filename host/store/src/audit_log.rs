@@ -205,16 +205,9 @@ impl Tx {
         event: &AuditEvent,
         ambient: &Ambient,
     ) -> Result<WaitingAudit, StoreError> {
-        let (id, detail) = self.insert_audit(event, ambient).await?;
+        let (id, detail, created_at) = self.insert_audit(event, ambient).await?;
         let (target, actor) = (event.target.clone(), event.actor.to_string());
-        Ok(WaitingAudit {
-            id,
-            action: event.action.as_str().to_owned(),
-            target,
-            actor,
-            detail,
-            created_at: ambient.now(),
-        })
+        Ok(WaitingAudit { id, action: event.action.as_str().to_owned(), target, actor, detail, created_at })
     }
 
     /// Entries without a place, oldest first.
