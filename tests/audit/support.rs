@@ -51,8 +51,13 @@ pub(crate) struct Log {
 impl Log {
     /// A log that was opened and says nothing else yet.
     pub(crate) fn open() -> Self {
+        Self::open_under(key(1))
+    }
+
+    /// As [`open`](Self::open), under another key.
+    pub(crate) fn open_under(signer: SignerKey) -> Self {
         let chain = Chain::new(org());
-        let mut log = Self { chain, rows: Vec::new(), edges: Vec::new(), signer: key(1), checkpoints: Vec::new() };
+        let mut log = Self { chain, rows: Vec::new(), edges: Vec::new(), signer, checkpoints: Vec::new() };
         let verifier = log.signer.verifier().to_string();
         log.append(EventType::LogOpened, |draft| draft.key = Some(verifier), None);
         log
@@ -196,7 +201,14 @@ impl Log {
 
     /// Some entries with their paths.
     pub(crate) fn selection(&self, chosen: &[u64]) -> String {
-        let (mut writer, mut text) = Writer::begin(self.header(Coverage::Selection, 0));
+        self.selection_saying(chosen, Vec::new())
+    }
+
+    /// As [`selection`](Self::selection), with more keys in its first line.
+    pub(crate) fn selection_saying(&self, chosen: &[u64], more: Vec<String>) -> String {
+        let mut header = self.header(Coverage::Selection, 0);
+        header.keys.extend(more);
+        let (mut writer, mut text) = Writer::begin(header);
         let (checkpoint, note) = self.checkpoints.last().unwrap();
         text.push_str(&writer.line(&Line::Checkpoint(note.clone())));
         for seq in chosen {

@@ -165,6 +165,39 @@ fn entries_of_another_log_or_key_are_named() {
     assert_eq!(rows(&lines).faults[0].kind, FaultKind::Key(forged_key.verifier().id()));
 }
 
+/// Somebody without the log's key writes a log of his own, and says in the first line that its keys are the log's.
+#[test]
+fn a_forged_selection_is_not_believed_by_whoever_knows_the_key() {
+    let mut forged = Log::open_under(key(66));
+    while forged.size() < 6 {
+        forged.event();
+    }
+    forged.rotate(key(67));
+    forged.event();
+    forged.checkpoint();
+    let known = key(1).verifier();
+    for chosen in [[0, 3].as_slice(), &[3, 4], &[0, 6, 7], &[]] {
+        for more in [Vec::new(), vec![known.to_string()]] {
+            let report = verify(&forged.selection_saying(chosen, more.clone()), strict(std::slice::from_ref(&known)));
+            assert!(!report.is_sound() && !report.key_known, "{chosen:?} {more:?}: {:?}", report.faults);
+            assert!(report.faults.iter().any(|fault| fault.kind == FaultKind::KeyUnknown), "{:?}", report.faults);
+        }
+    }
+    // A true entry among forged ones makes them no truer.
+    let (log, forged) = (log(), forged.selection(&[3, 4]));
+    let mut lines: Vec<_> = forged.lines().map(str::to_owned).collect();
+    lines.insert(2, Line::Entry(log.line(2)).to_text());
+    let report = rows(&lines);
+    assert!(report.key_known && !report.is_sound());
+    assert!(matches!(report.faults[0].kind, FaultKind::Checkpoint(_)), "{:?}", report.faults);
+    // The same as a range.
+    let mut forged = Log::open_under(key(66));
+    forged.event();
+    forged.checkpoint();
+    let report = verify(&forged.range(1), strict(std::slice::from_ref(&known)));
+    assert!(!report.key_known && report.faults[0].kind == FaultKind::KeyUnknown, "{:?}", report.faults);
+}
+
 #[test]
 fn a_cut_off_file_is_found_at_every_length() {
     let log = Log::of(4);

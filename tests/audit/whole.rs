@@ -109,6 +109,65 @@ fn keys_change_hands_under_both_signatures() {
 }
 
 #[test]
+fn a_selection_trusts_what_leads_back_to_a_known_key() {
+    let mut log = Log::of(4);
+    let kept = vec![log.checkpoints[0].1.clone()];
+    log.rotate(key(2));
+    log.event();
+    log.checkpoint();
+    let all = [key(1).verifier(), key(2).verifier()];
+    assert!(verify(&log.selection(&[1, 5]), strict(&all)).is_sound());
+    // Under the new key alone: the checkpoint that it signed covers the entries that say the old one.
+    let report = verify(&log.selection(&[0, 1, 4, 5]), Expectation { kept, ..strict(&all[1..]) });
+    assert!(report.is_sound() && report.key_known, "{:?}", report.faults);
+    let report = verify(&log.selection(&[1, 5]), strict(&all[1..]));
+    assert_eq!(report.faults[0].kind, FaultKind::Key(key(1).verifier().id()));
+    // Under the old key alone nothing shows that the checkpoint is the log's.
+    assert!(!verify(&log.selection(&[0, 1, 4, 5]), strict(&all[..1])).is_sound());
+    // By itself it fits together.
+    let unasked = verify(&log.selection(&[1, 5]), strict(&[]));
+    assert!(unasked.is_sound() && !unasked.key_known, "{:?}", unasked.faults);
+}
+
+#[test]
+fn a_state_vouches_for_no_more_than_was_known() {
+    let mut log = Log::of(5);
+    let blind = verify(&log.range(0), strict(&[])).resume.unwrap();
+    let seeing = verify(&log.range(0), strict(&[key(1).verifier()])).resume.unwrap();
+    while log.size() < 8 {
+        log.event();
+    }
+    log.checkpoint();
+    let part = log.range(5);
+    let with =
+        |resume: &Resume, keys: &[_]| verify(&part, Expectation { resume: Some(resume.clone()), ..strict(keys) });
+    let report = with(&blind, &[]);
+    assert!(report.is_sound() && !report.key_known, "nobody knew a key: {:?}", report.faults);
+    assert!(report.resume.unwrap().known.is_empty());
+    assert!(with(&blind, &[key(1).verifier()]).is_sound());
+    assert!(with(&seeing, &[]).key_known);
+    for state in [&blind, &seeing] {
+        let stranger = with(state, &[key(9).verifier()]);
+        assert_eq!(stranger.faults[0].kind, FaultKind::KeyUnknown);
+    }
+    // What was known once goes on to count when the key has changed hands since.
+    log.rotate(key(2));
+    log.event();
+    log.checkpoint();
+    let keys = [key(1).verifier()];
+    let rotated = verify(&log.range(5), Expectation { resume: Some(seeing), ..strict(&keys) }).resume.unwrap();
+    log.event();
+    log.checkpoint();
+    let report = verify(&log.range(10), Expectation { resume: Some(rotated), ..strict(&keys) });
+    assert!(report.is_sound() && report.key_known, "{:?}", report.faults);
+    // A state of before says nothing about keys, and so nothing is known by it.
+    let old = serde_json::to_value(&blind).unwrap();
+    let mut old = old.as_object().unwrap().clone();
+    old.remove("known");
+    assert_eq!(serde_json::from_value::<Resume>(old.into()).unwrap(), blind);
+}
+
+#[test]
 fn a_part_goes_on_where_the_last_one_ended() {
     let mut log = Log::of(5);
     let first = verify(&log.range(0), strict(&[key(1).verifier()]));

@@ -90,9 +90,22 @@ impl Checkpoint {
     /// # Errors
     /// When it is not a checkpoint, not of this origin, or not signed by one of the keys.
     pub fn open(note: &str, origin: &str, keys: &[VerifierKey]) -> Result<Self, CheckpointError> {
+        Self::open_by(note, origin, keys).map(|(checkpoint, _)| checkpoint)
+    }
+
+    /// As [`open`](Self::open), with the key that signed it.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_by<'a>(
+        note: &str,
+        origin: &str,
+        keys: &'a [VerifierKey],
+    ) -> Result<(Self, &'a VerifierKey), CheckpointError> {
         let note = Note::parse(note)?;
         let key = note.verify(keys)?;
         let checkpoint = Self::from_text(note.text())?;
-        if checkpoint.origin == origin && key.name() == origin { Ok(checkpoint) } else { Err(CheckpointError::Origin) }
+        let is_its = checkpoint.origin == origin && key.name() == origin;
+        if is_its { Ok((checkpoint, key)) } else { Err(CheckpointError::Origin) }
     }
 }

@@ -26,7 +26,8 @@ pub const FAULTS_NAMED_MAX: usize = 100;
 /// What the verifier believes beforehand, and what it asks for.
 #[derive(Clone, Debug, Default)]
 pub struct Expectation {
-    /// Keys of the log that came by another way than the bundle. Without any, the bundle's own are used, and the report says so.
+    /// Keys of the log that came by another way than the bundle: nothing counts that does not lead back to one of them. Without any, the
+    /// bundle's own are used, and the report says so.
     pub keys: Vec<VerifierKey>,
     /// Checkpoints (signed notes) that were kept outside: the bundle must agree with each.
     pub kept: Vec<String>,
@@ -51,6 +52,10 @@ pub struct Resume {
     pub edge: Vec<Hash>,
     /// The verifier key in force.
     pub key: String,
+    /// The keys known beforehand that signed what was verified, then or in the verifications before it. A state is worth no more than
+    /// what was known when it was written.
+    #[serde(default)]
+    pub known: Vec<String>,
 }
 
 /// What was verified, and what is wrong.
@@ -74,7 +79,7 @@ pub struct Report {
     pub kept_agreed: Vec<u64>,
     /// The verifier keys that signed.
     pub keys: Vec<String>,
-    /// Whether one of these was known beforehand. Otherwise the bundle shows no more than that it fits together.
+    /// Whether a key that was known beforehand signed here. Otherwise the bundle shows no more than that it fits together.
     pub key_known: bool,
     /// Entries whose type this program does not know; their proofs were checked all the same.
     pub unknown_types: u64,
@@ -142,7 +147,12 @@ pub struct Verifier {
     edge: Option<Edge>,
     /// The size up to which a root agreed.
     agreed: u64,
+    /// Keys whose signatures count.
     keys: Vec<VerifierKey>,
+    /// Keys of which a signature was checked and held.
+    signed: Vec<VerifierKey>,
+    /// Those of them, in verifications before this one as well, that were known beforehand.
+    known: Vec<String>,
     in_force: Option<VerifierKey>,
     kept: Vec<Kept>,
     owed: BTreeMap<(u64, Token), Owed>,
@@ -186,6 +196,8 @@ impl Verifier {
             edge: None,
             agreed: 0,
             keys: Vec::new(),
+            signed: Vec::new(),
+            known: Vec::new(),
             in_force: None,
             kept: Vec::new(),
             owed: BTreeMap::new(),
@@ -281,28 +293,29 @@ impl Verifier {
             self.fault(None, FaultKind::OtherLog);
         }
         self.take_header(&header);
-        let keys: Vec<_> = header.keys.iter().map(|key| key.parse::<VerifierKey>()).collect();
-        for key in keys {
-            match key {
-                Ok(key) if key.name() == self.origin => self.learn(key),
+        let mut said = Vec::new();
+        for key in &header.keys {
+            match key.parse::<VerifierKey>() {
+                Ok(key) if key.name() == self.origin => said.push(key),
                 Ok(_) | Err(_) => self.fault(None, FaultKind::Header("a key is not one of this log's")),
             }
         }
         match header.coverage {
-            Coverage::Range => self.begin_range(&header),
+            Coverage::Range => self.begin_range(&header, &said),
             Coverage::Selection => {
                 if header.first != 0 || header.prev != genesis(&header.org) || !header.edge.is_empty() {
                     self.fault(None, FaultKind::Header("a selection begins nowhere"));
                 }
-                // Whoever knows a key beforehand needs no word of the bundle's for it.
-                for key in self.expectation.keys.clone() {
-                    self.learn(key);
-                }
+                // Whoever knows a key beforehand takes no word of the bundle's for another: anybody can write a first line.
+                let known = &self.expectation.keys;
+                let counting = if known.is_empty() { said.clone() } else { known.clone() };
+                self.keys = counting.into_iter().filter(|key| key.name() == self.origin).collect();
             }
         }
         for note in self.expectation.kept.clone() {
+            // What was kept came by another way, and its root is what counts: the keys only say whether it is of this log.
             let mut keys = self.expectation.keys.clone();
-            keys.extend(self.keys.iter().cloned());
+            keys.extend(said.iter().cloned());
             self.keep(&note, &keys);
         }
         // A range that begins where a checkpoint was kept: its edge has that root, or it is another log's.
@@ -317,7 +330,7 @@ impl Verifier {
         self.header = Some(header.clone());
     }
 
-    fn begin_range(&mut self, header: &Header) {
+    fn begin_range(&mut self, header: &Header, said: &[VerifierKey]) {
         self.next = header.first;
         self.agreed = header.first;
         self.last = Some(header.prev);
@@ -325,14 +338,17 @@ impl Verifier {
         if self.edge.is_none() {
             self.fault(None, FaultKind::Header("the tree's edge does not fit to where the range begins"));
         }
-        match (header.first, self.keys.as_slice()) {
+        match (header.first, said) {
             (0, []) => {
                 if header.prev != genesis(&header.org) {
                     self.fault(None, FaultKind::Header("the log does not begin with its genesis"));
                 }
             }
             (0, _) => self.fault(None, FaultKind::Header("a log's first entry says its key, not the header")),
-            (_, [key]) => self.in_force = Some(key.clone()),
+            (_, [key]) => {
+                self.in_force = Some(key.clone());
+                self.learn(key.clone());
+            }
             (_, _) => self.fault(None, FaultKind::Header("a range begins under exactly one key")),
         }
         let Some(resume) = &self.expectation.resume else { return };
@@ -342,8 +358,12 @@ impl Verifier {
             && resume.edge == header.edge
             && header.keys.iter().all(|key| *key == resume.key);
         if same && header.first > 0 {
-            // What was verified before vouches for the key in force.
-            self.report.key_known = true;
+            // What was verified before leads from a key that was known then to the one in force. Where keys are known now, it must have
+            // been one of these.
+            let pinned = &self.expectation.keys;
+            let counts = |key: &&String| pinned.is_empty() || pinned.iter().any(|pinned| pinned.to_string() == **key);
+            self.known = resume.known.iter().filter(counts).cloned().collect();
+            self.report.key_known = !self.known.is_empty();
         } else if !same {
             self.fault(None, FaultKind::Resume);
         }
@@ -351,12 +371,29 @@ impl Verifier {
 
     /// A key of this log's, from now on.
     fn learn(&mut self, key: VerifierKey) {
-        if self.expectation.keys.contains(&key) {
-            self.report.key_known = true;
-        }
         if !self.keys.contains(&key) {
             self.keys.push(key);
         }
+    }
+
+    /// A signature of this key held.
+    fn vouch(&mut self, key: &VerifierKey) {
+        if self.signed.contains(key) {
+            return;
+        }
+        self.signed.push(key.clone());
+        if self.expectation.keys.contains(key) {
+            self.report.key_known = true;
+            let text = key.to_string();
+            if !self.known.contains(&text) {
+                self.known.push(text);
+            }
+        }
+    }
+
+    /// Whose signature counts for what is about the log up to here: in a range exactly the key in force.
+    fn signers(&self) -> Vec<VerifierKey> {
+        self.in_force.as_ref().map_or_else(|| self.keys.clone(), |key| vec![key.clone()])
     }
 
     /// Takes a checkpoint that was kept outside; of several sizes each is compared where the log comes by it.
@@ -402,13 +439,12 @@ impl Verifier {
 
     fn checkpoint(&mut self, note: &str) {
         self.report.checkpoints += 1;
-        let mut keys = self.keys.clone();
-        if let Some(key) = &self.in_force {
-            // In a range exactly the key in force signs.
-            keys = vec![key.clone()];
-        }
-        let checkpoint = match Checkpoint::open(note, &self.origin, &keys) {
-            Ok(checkpoint) => checkpoint,
+        let keys = self.signers();
+        let checkpoint = match Checkpoint::open_by(note, &self.origin, &keys) {
+            Ok((checkpoint, key)) => {
+                self.vouch(key);
+                checkpoint
+            }
             Err(error) => return self.fault(None, FaultKind::Checkpoint(error)),
         };
         if self.report.coverage == Some(Coverage::Selection) {
@@ -461,11 +497,11 @@ impl Verifier {
 
     fn end(&mut self, note: &str) {
         self.ended = true;
-        let mut keys = self.keys.clone();
-        keys.extend(self.in_force.clone());
+        let keys = self.signers();
         match bundle::open_end(note, &keys) {
             Err(error) => self.fault(None, FaultKind::EndSignature(error)),
-            Ok((text, _)) => {
+            Ok((text, key)) => {
+                self.vouch(key);
                 if text != bundle::end_text(&self.origin, self.running.lines(), self.running.digest()) {
                     self.fault(None, FaultKind::EndDigest);
                 }
@@ -507,12 +543,12 @@ impl Verifier {
         if !self.expectation.keys.is_empty() && !self.report.key_known && self.header.is_some() {
             self.fault(None, FaultKind::KeyUnknown);
         }
-        self.report.keys = self.keys.iter().map(ToString::to_string).collect();
+        self.report.keys = self.signed.iter().map(ToString::to_string).collect();
         if let (true, Some(edge), Some(last), Some(key), Some(org)) =
             (range && self.report.is_sound(), &self.edge, self.last, &self.in_force, &self.report.org)
         {
             let (edge, key) = (edge.roots().to_vec(), key.to_string());
-            self.report.resume = Some(Resume { org: org.clone(), size, last, edge, key });
+            self.report.resume = Some(Resume { org: org.clone(), size, last, edge, key, known: self.known.clone() });
         }
         self.report
     }

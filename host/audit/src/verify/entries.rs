@@ -35,8 +35,9 @@ impl Verifier {
             self.fault(Some(seq), FaultKind::OtherOrg);
         }
         let is_signed = signed.is_ok();
-        if let Err(fault) = signed {
-            self.fault(Some(seq), fault);
+        match signed {
+            Ok(key) => self.vouch(&key),
+            Err(fault) => self.fault(Some(seq), fault),
         }
         match self.report.coverage {
             Some(Coverage::Selection) => self.place_in_selection(&record, leaf, line.path.as_deref()),
@@ -58,7 +59,10 @@ impl Verifier {
         }
         // A key that an unsound entry brings in is not believed.
         if let Some(key) = brought.filter(|_| self.report.faults_total == faults_before) {
-            self.in_force = Some(key.clone());
+            if self.report.coverage != Some(Coverage::Selection) {
+                self.in_force = Some(key.clone());
+            }
+            self.vouch(&key);
             self.learn(key);
         }
         self.pass(seq, leaf);
@@ -117,8 +121,9 @@ impl Verifier {
         }
     }
 
-    /// Whether the key that must sign this entry did.
-    fn signer(&self, record: &Record, leaf: Hash, line: &EntryLine) -> Result<(), FaultKind> {
+    /// The key that must sign this entry, if it did. The first entry brings its own along, which says nothing by itself: in a range the
+    /// report tells whether it was known, in a selection the entry's path leads to a checkpoint that a counting key signed.
+    fn signer(&self, record: &Record, leaf: Hash, line: &EntryLine) -> Result<VerifierKey, FaultKind> {
         let signer = if record.seq == 0 {
             brought_key(record, &self.origin).filter(|key| key.id() == line.key)
         } else if self.report.coverage == Some(Coverage::Selection) {
@@ -128,7 +133,7 @@ impl Verifier {
         };
         match signer {
             None => Err(FaultKind::Key(line.key)),
-            Some(key) if key.verifies(&chain::signed_bytes(leaf), &line.signature.0) => Ok(()),
+            Some(key) if key.verifies(&chain::signed_bytes(leaf), &line.signature.0) => Ok(key),
             Some(_) => Err(FaultKind::Signature),
         }
     }
