@@ -198,6 +198,23 @@ fn a_forged_selection_is_not_believed_by_whoever_knows_the_key() {
     assert!(!report.key_known && report.faults[0].kind == FaultKind::KeyUnknown, "{:?}", report.faults);
 }
 
+/// What somebody wrote into a file reaches no terminal as it is.
+#[test]
+fn a_faults_words_are_plain_text() {
+    let mut lines = lines(&log());
+    lines.insert(2, "{\"\\u001b[2J\\u009b1A\\u202esound\":1}".to_owned());
+    lines.insert(3, format!("{{\"{}\":1}}", "x".repeat(100_000)));
+    let report = rows(&lines);
+    assert!(report.faults.len() >= 2);
+    let told = report.faults.iter().map(ToString::to_string);
+    let written = report.faults.iter().map(|fault| serde_json::to_string(fault).unwrap());
+    for text in told.chain(written) {
+        assert!(text.chars().all(|letter| (' '..='~').contains(&letter) || letter == '…'), "{text:?}");
+        assert!(text.chars().count() < 600, "{} characters", text.len());
+    }
+    assert!(report.faults[0].to_string().contains("\\u{1b}[2J"), "{}", report.faults[0]);
+}
+
 #[test]
 fn a_cut_off_file_is_found_at_every_length() {
     let log = Log::of(4);

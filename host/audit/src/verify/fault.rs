@@ -9,6 +9,27 @@ use crate::key::KeyId;
 use crate::note::NoteError;
 use crate::record::RecordError;
 
+/// The longest text about one fault, in characters: the parser's words hold what stands in the file, which may be long.
+const TEXT_CHARS_MAX: usize = 400;
+
+/// A fault's words as they may be shown: what stands in a bundle is whoever's who wrote it, and may try to lead a terminal.
+fn shown(text: &impl fmt::Display) -> String {
+    let text = text.to_string();
+    let mut shown = String::new();
+    for (at, letter) in text.chars().enumerate() {
+        if at == TEXT_CHARS_MAX {
+            shown.push_str(" …");
+            break;
+        }
+        match letter {
+            '\\' => shown.push_str("\\\\"),
+            ' '..='~' => shown.push(letter),
+            other => shown.extend(other.escape_unicode()),
+        }
+    }
+    shown
+}
+
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fault {
@@ -22,8 +43,8 @@ pub struct Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.entry {
-            Some(entry) => write!(f, "entry {entry} (line {}): {}", self.line, self.kind),
-            None => write!(f, "line {}: {}", self.line, self.kind),
+            Some(entry) => write!(f, "entry {entry} (line {}): {}", self.line, shown(&self.kind)),
+            None => write!(f, "line {}: {}", self.line, shown(&self.kind)),
         }
     }
 }
@@ -107,6 +128,6 @@ pub enum FaultKind {
 
 impl Serialize for FaultKind {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        serializer.serialize_str(&shown(self))
     }
 }
