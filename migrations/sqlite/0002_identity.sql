@@ -1,4 +1,161 @@
--- Identity: who may do what, and who is who.
+-- Identity: people, what they prove themselves with, and where they belong. Times are microseconds since the epoch.
+
+-- A person. Of no organization; `member` says where they work.
+create table user_account (
+    id                   blob not null primary key,
+    -- In the one form that a person is found by (host/model/src/account.rs).
+    email                text not null unique,
+    name                 text not null,
+    -- argon2id, keyed with the pepper (host/model/src/password.rs); none until a link was used to choose one.
+    password             text,
+    password_changed_at  integer,
+    email_verified_at    integer,
+    state                text not null check (state in ('active', 'disabled')),
+    -- Of the platform.
+    super_admin          integer not null check (super_admin in (0, 1)),
+    -- Rises when everything that was handed out before is to be worth nothing.
+    epoch                integer not null,
+    created_at           integer not null,
+    updated_at           integer not null
+) strict;
+
+create table member (
+    org_id      blob not null references organization (id),
+    user_id     blob not null references user_account (id),
+    role        text not null,
+    state       text not null check (state in ('active', 'disabled')),
+    created_at  integer not null,
+    updated_at  integer not null,
+    primary key (org_id, user_id)
+) strict;
+create index member_user on member (user_id, org_id);
+
+-- A browser that a person signed in with before. Known, not trusted: it counts failures apart and silences alerts.
+create table device (
+    id          blob not null primary key,
+    user_id     blob not null references user_account (id),
+    token_hash  blob not null unique,
+    agent       text not null,
+    created_at  integer not null,
+    seen_at     integer not null
+) strict;
+create index device_user on device (user_id, seen_at);
+
+-- A signed-in browser. A row that is gone is a session that has ended; one that is past its limits is one as well, removed or not.
+create table session (
+    id          blob not null primary key,
+    user_id     blob not null references user_account (id),
+    -- SHA-256 of the cookie's token, which changes with every proof of who the person is.
+    token_hash  blob not null unique,
+    device_id   blob references device (id) on delete set null,
+    -- The organization that the person has in front of them.
+    active_org  blob,
+    -- What was proven, as RFC 8176 names it: 'pwd', 'pwd otp'.
+    amr         text not null,
+    address     text not null,
+    agent       text not null,
+    auth_at     integer not null,
+    expires_at  integer not null,
+    idle_ms     integer not null,
+    seen_at     integer not null,
+    created_at  integer not null
+) strict;
+create index session_of_user on session (user_id, id);
+create index session_expires on session (expires_at);
+
+-- A link that does one thing once. What is in it besides the id is computed (host/model/src/link.rs).
+create table user_link (
+    id          blob not null primary key,
+    purpose     text not null check (purpose in ('set_up', 'choose_password', 'verify_email')),
+    user_id     blob references user_account (id),
+    -- The address that it proves.
+    email       text,
+    created_at  integer not null,
+    expires_at  integer not null,
+    used_at     integer
+) strict;
+create index user_link_user on user_link (user_id, purpose);
+
+-- Failures by whoever and from wherever (host/model/src/throttle.rs). The key is a digest: it tells neither names nor addresses.
+create table throttle (
+    key       blob not null primary key,
+    failures  integer not null,
+    last_at   integer not null
+) strict;
+create index throttle_last on throttle (last_at);
+
+-- Who tried to sign in, and what became of it. Attempts that had to wait are not in it.
+create table sign_in_attempt (
+    id          blob not null primary key,
+    -- Whom it was about, if that is anybody.
+    user_id     blob references user_account (id),
+    -- As the counter of the name that was given.
+    identifier  blob not null,
+    method      text not null,
+    outcome     text not null check (outcome in ('passed', 'refused')),
+    device_id   blob,
+    address     text not null,
+    agent       text not null,
+    created_at  integer not null
+) strict;
+create index sign_in_attempt_user on sign_in_attempt (user_id, id);
+
+-- Somebody who is to join. What is in the link besides the ids is computed.
+create table invitation (
+    org_id       blob not null references organization (id),
+    id           blob not null,
+    email        text not null,
+    role         text not null,
+    invited_by   text not null,
+    -- The link went to the address and to nobody else.
+    mailed       integer not null check (mailed in (0, 1)),
+    created_at   integer not null,
+    expires_at   integer not null,
+    accepted_at  integer,
+    revoked_at   integer,
+    primary key (org_id, id)
+) strict;
+create index invitation_email on invitation (org_id, email);
+
+-- Letters that wait to be sent. Their links are made when they are sent.
+create table mail (
+    id          blob not null primary key,
+    recipient   text not null,
+    -- JSON (host/model/src/letter.rs).
+    letter      text not null,
+    state       text not null check (state in ('waiting', 'failed')),
+    attempts    integer not null,
+    -- When it is tried next, or free again if whoever sends it dies.
+    next_at     integer not null,
+    error       text,
+    created_at  integer not null
+) strict;
+create index mail_due on mail (next_at, id) where state = 'waiting';
+
+-- Refresh tokens that follow from one another. They end with the session that they came from.
+create table token_family (
+    id          blob not null primary key,
+    user_id     blob not null references user_account (id),
+    session_id  blob not null references session (id) on delete cascade,
+    -- The person's epoch when it began.
+    epoch       integer not null,
+    created_at  integer not null,
+    expires_at  integer not null
+) strict;
+create index token_family_session on token_family (session_id);
+create index token_family_expires on token_family (expires_at);
+-- Every one of them, so that one that is used twice is known.
+create table refresh_token (
+    token_hash  blob not null primary key,
+    family_id   blob not null references token_family (id) on delete cascade,
+    created_at  integer not null,
+    used_at     integer
+) strict;
+create index refresh_token_family on refresh_token (family_id);
+
+-- Whose key it is; none for those that the operator or another key made. It ends with what its owner was given.
+alter table api_key add column user_id blob references user_account (id);
+create index api_key_user on api_key (org_id, user_id) where user_id is not null;
 
 -- Roles: who may do what in an organization (host/model/src/role.rs).
 
@@ -29,7 +186,8 @@ create table team_member (
     user_id     blob not null,
     created_at  integer not null,
     primary key (org_id, team_id, user_id),
-    foreign key (org_id, team_id) references team (org_id, id) on delete cascade
+    foreign key (org_id, team_id) references team (org_id, id) on delete cascade,
+    foreign key (org_id, user_id) references member (org_id, user_id) on delete cascade
 ) strict;
 create index team_member_user on team_member (org_id, user_id, team_id);
 
@@ -65,6 +223,7 @@ create table role_assignment (
     created_at   integer not null,
     primary key (org_id, id),
     check ((built_in is null) <> (role_id is null)),
+    foreign key (org_id, user_id) references member (org_id, user_id) on delete cascade,
     foreign key (org_id, role_id) references role (org_id, id),
     foreign key (org_id, team_id) references team (org_id, id)
 ) strict;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bulkhead_app::access::{AccessSubject, QUESTIONS_MAX, Question, Verdict};
+use bulkhead_app::account::NewUser;
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::assignment::NewAssignment;
 use bulkhead_app::role::{NewRole, RoleDetail};
 use bulkhead_app::role_request::NewRoleRequest;
 use bulkhead_app::{App, AppError};
-use bulkhead_model::id::{OrgId, TeamId, UserId};
+use bulkhead_model::id::{AssignmentId, OrgId, TeamId, UserId};
 use bulkhead_model::permission::{Caller, Permission, PermissionSet};
 use bulkhead_model::role::activation::Answer;
 use bulkhead_model::role::assignment::{Window, Within};
@@ -37,11 +38,25 @@ fn new_role(name: &str, permissions: &[Permission], inherits: &[RoleRef]) -> New
     NewRole { name: name.to_owned(), description: String::new(), gives }
 }
 
+/// A new member who may nothing yet.
+async fn person(app: &TestApp, tenant: &Tenant) -> UserId {
+    let email = format!("{}@example.com", UserId::new(&app.ambient));
+    let member_of = Some((tenant.org, BuiltIn::ApiUser.as_str().to_owned()));
+    let new = NewUser { email, name: "Somebody".to_owned(), is_super_admin: false, member_of };
+    app.app.create_user_as_operator(new).await.unwrap().0
+}
+
 /// A new member with this role, by the operator.
 async fn member(app: &TestApp, tenant: &Tenant, role: RoleRef) -> UserId {
-    let user = UserId::new(&app.ambient);
+    let user = person(app, tenant).await;
     app.app.assign_role_as_operator(tenant.org, gift(user, role)).await.unwrap();
     user
+}
+
+/// The assignment of this role, beside the one that he joined with.
+async fn given_to(app: &TestApp, tenant: &Tenant, user: UserId, role: RoleRef) -> AssignmentId {
+    let page = app.app.list_assignments(&tenant.caller, tenant.org, Some(user), PageRequest::default()).await.unwrap();
+    page.items.into_iter().find(|stored| stored.given.role == role).unwrap().given.id
 }
 
 async fn caller(app: &App, org: OrgId, user: UserId) -> Caller {
@@ -72,7 +87,7 @@ on_both! {
         let admin = member(&app, &acme, ADMIN).await;
         let lead = member(&app, &acme, assigner).await;
         let (admin_caller, lead_caller) = (caller(&app.app, acme.org, admin).await, caller(&app.app, acme.org, lead).await);
-        let friend = UserId::new(&app.ambient);
+        let friend = person(&app, &acme).await;
         for role in [ADMIN, VIEWER] {
             let refused = app.app.assign_role(&lead_caller, acme.org, gift(friend, role)).await;
             assert_eq!(slug(refused), ("exceeds-own-rights", "/role".to_owned()));
@@ -80,13 +95,13 @@ on_both! {
         let given = app.app.assign_role(&lead_caller, acme.org, gift(friend, leads)).await.unwrap();
         assert_eq!(caller(&app.app, acme.org, friend).await.permissions(), PermissionSet::one(Permission::LeadsRead));
         // Nor takes: an admin's role is out of a lead's reach.
-        let of_admin = app.app.list_assignments(&acme.caller, acme.org, Some(admin), PageRequest::default()).await.unwrap();
-        let refused = app.app.unassign_role(&lead_caller, acme.org, of_admin.items[0].given.id).await;
+        let of_admin = given_to(&app, &acme, admin, ADMIN).await;
+        let refused = app.app.unassign_role(&lead_caller, acme.org, of_admin).await;
         assert_eq!(slug(refused).0, "exceeds-own-rights");
         // Nobody gives himself anything, or takes it from himself.
         assert_eq!(conflict(app.app.assign_role(&lead_caller, acme.org, gift(lead, leads)).await), "own-role");
         assert_eq!(conflict(app.app.assign_role(&admin_caller, acme.org, gift(admin, VIEWER)).await), "own-role");
-        assert_eq!(conflict(app.app.unassign_role(&admin_caller, acme.org, of_admin.items[0].given.id).await), "own-role");
+        assert_eq!(conflict(app.app.unassign_role(&admin_caller, acme.org, of_admin).await), "own-role");
         // The super admin's is nobody's to give.
         let platform = gift(friend, RoleRef::BuiltIn(BuiltIn::SuperAdmin));
         assert_eq!(slug(app.app.assign_role(&admin_caller, acme.org, platform.clone()).await).0, "unknown-role");
@@ -100,8 +115,8 @@ on_both! {
 
     async fn a_right_for_an_hour_does_not_become_one_for_ever(app: TestApp) {
         let acme = app.tenant("acme").await;
-        let (now, friend) = (app.ambient.now(), UserId::new(&app.ambient));
-        let passing = UserId::new(&app.ambient);
+        let (now, friend) = (app.ambient.now(), person(&app, &acme).await);
+        let passing = person(&app, &acme).await;
         app.app.assign_role_as_operator(acme.org, until(passing, ADMIN, now.plus(HOUR))).await.unwrap();
         let by = caller(&app.app, acme.org, passing).await;
         for wanted in [gift(friend, VIEWER), until(friend, VIEWER, now.plus(2 * HOUR))] {
@@ -126,7 +141,7 @@ on_both! {
 
     async fn a_role_begins_and_ends_by_the_clock_and_no_job(app: TestApp) {
         let acme = app.tenant("acme").await;
-        let (now, user) = (app.ambient.now(), UserId::new(&app.ambient));
+        let (now, user) = (app.ambient.now(), person(&app, &acme).await);
         let window = Window { from: Some(now.plus(HOUR)), until: Some(now.plus(2 * HOUR)) };
         app.app.assign_role_as_operator(acme.org, NewAssignment { window, ..gift(user, VIEWER) }).await.unwrap();
         let holds = || async { caller(&app.app, acme.org, user).await.permissions() == BuiltIn::Viewer.permissions() };
@@ -150,7 +165,7 @@ on_both! {
         let other_node = app.again(Options::default());
         let own = role(&app, &acme, "Sales", &[Permission::LeadsRead, Permission::LeadsWrite]).await;
         let heir = app.app.create_role(&acme.caller, acme.org, new_role("Head", &[], &[own])).await.unwrap();
-        let user = UserId::new(&app.ambient);
+        let user = person(&app, &acme).await;
         let given: StoredAssignment =
             app.app.assign_role_as_operator(acme.org, gift(user, RoleRef::Own(heir.role.id))).await.unwrap();
         let seen = || async { caller(&other_node, acme.org, user).await.permissions() };
@@ -168,17 +183,9 @@ on_both! {
     async fn the_last_admin_stays_whoever_takes_first(app: TestApp) {
         let acme = app.tenant("acme").await;
         let (first, second) = (member(&app, &acme, ADMIN).await, member(&app, &acme, ADMIN).await);
-        let passing = UserId::new(&app.ambient);
+        let passing = person(&app, &acme).await;
         app.app.assign_role_as_operator(acme.org, until(passing, ADMIN, app.ambient.now().plus(HOUR))).await.unwrap();
-        let of = |user| {
-            let app = &app;
-            let acme = &acme;
-            async move {
-                let page = app.app.list_assignments(&acme.caller, acme.org, Some(user), PageRequest::default()).await;
-                page.unwrap().items[0].given.id
-            }
-        };
-        let (of_first, of_second) = (of(first).await, of(second).await);
+        let (of_first, of_second) = (given_to(&app, &acme, first, ADMIN).await, given_to(&app, &acme, second, ADMIN).await);
         let (by_first, by_second) = (caller(&app.app, acme.org, first).await, caller(&app.app, acme.org, second).await);
         // Each takes the other's at the same time: one of them is left.
         let (one, two) = tokio::join!(
@@ -219,8 +226,7 @@ on_both! {
         assert!(matches!(delete(made[3].role.id, 9).await, Err(AppError::StaleVersion)));
         let user = member(&app, &acme, last).await;
         assert_eq!(conflict(delete(made[3].role.id, 1).await), "role-in-use");
-        let page = app.app.list_assignments(&acme.caller, acme.org, Some(user), PageRequest::default()).await.unwrap();
-        app.app.unassign_role(&acme.caller, acme.org, page.items[0].given.id).await.unwrap();
+        app.app.unassign_role(&acme.caller, acme.org, given_to(&app, &acme, user, last).await).await.unwrap();
         delete(made[3].role.id, 1).await.unwrap();
         let changed = new_role("Base", &[Permission::DealsRead], &[]);
         let changed = app.app.update_role(&acme.caller, acme.org, base.role.id, 1, changed).await.unwrap();
@@ -232,7 +238,7 @@ on_both! {
         let other = app.tenant("other").await;
         let foreign = app.app.create_role(&other.caller, other.org, new_role("Foreign", &[], &[RoleRef::Own(base.role.id)])).await;
         assert_eq!(slug(foreign), ("invalid-role", "/inherits".to_owned()));
-        let user = gift(UserId::new(&app.ambient), RoleRef::Own(base.role.id));
+        let user = gift(person(&app, &other).await, RoleRef::Own(base.role.id));
         assert_eq!(slug(app.app.assign_role(&other.caller, other.org, user).await).0, "unknown-role");
     }
 
@@ -279,7 +285,7 @@ on_both! {
         let (one, two) = tokio::join!(answer(admin_caller.clone(), Answer::Approve), answer(second, Answer::Approve));
         assert_eq!(i32::from(one.is_ok()) + i32::from(two.is_ok()), 1, "{one:?} {two:?}");
         let page = app.app.list_assignments(&acme.caller, acme.org, Some(viewer), PageRequest::default()).await.unwrap();
-        assert_eq!(page.items.len(), 2);
+        assert_eq!(page.items.len(), 3, "what he joined with, what he has, what he was let have");
         assert_eq!(caller(&app.app, acme.org, viewer).await.permissions(), PermissionSet::all());
         assert_eq!(conflict(answer(admin_caller.clone(), Answer::Refuse).await), "request-answered");
         app.ambient.advance(4 * HOUR);
@@ -371,10 +377,10 @@ on_both! {
     async fn a_role_for_a_team_counts_on_that_teams_things_alone(app: TestApp) {
         let acme = app.tenant("acme").await;
         let (sales, support) = (team(&app, &acme, "Sales").await, team(&app, &acme, "Support").await);
-        let user = UserId::new(&app.ambient);
+        let user = person(&app, &acme).await;
         let lead = NewAssignment { team: Some(sales), ..gift(user, RoleRef::BuiltIn(BuiltIn::Manager)) };
         app.app.assign_role_as_operator(acme.org, lead).await.unwrap();
-        let (by, friend) = (caller(&app.app, acme.org, user).await, UserId::new(&app.ambient));
+        let (by, friend) = (caller(&app.app, acme.org, user).await, person(&app, &acme).await);
         app.app.add_team_member(&by, acme.org, sales, friend).await.unwrap();
         app.app.add_team_member(&by, acme.org, sales, friend).await.unwrap();
         let elsewhere = app.app.add_team_member(&by, acme.org, support, friend).await;

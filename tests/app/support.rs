@@ -9,10 +9,11 @@ use std::time::Duration;
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::installation::{InstallationDetail, NewInstallation};
 use bulkhead_app::supervise::Supervisor;
-use bulkhead_app::{App, AppError, AppParts, CallConcurrency, SandboxParts};
+use bulkhead_app::{AccountParts, App, AppError, AppParts, CallConcurrency, HashingLimits, SandboxParts};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::{Ceiling, Grants};
 use bulkhead_model::id::OrgId;
+use bulkhead_model::password::Cost;
 use bulkhead_model::permission::{Caller, Permission, PermissionSet};
 use bulkhead_model::time::Timestamp;
 use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
@@ -242,6 +243,11 @@ fn app(store: &Store, ambient: &Ambient, options: Options) -> App {
         store: store.clone(),
         sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
         ambient: ambient.clone(),
+        accounts: AccountParts::new(
+            &RootKey::new([7; 32]),
+            HashingLimits { cost: Cost::FLOOR, ..HashingLimits::default() },
+            "http://bulkhead.test".to_owned(),
+        ),
         sandbox: SandboxParts {
             runtime: runtime(),
             ceiling: Ceiling::default(),

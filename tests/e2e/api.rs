@@ -68,6 +68,25 @@ impl Api {
         answer(self.agent.delete(self.path(path)).header("authorization", self.bearer()).call().unwrap())
     }
 
+    /// What one of the server's own pages sends, with a session's cookie or without; the answer, and the session that it sets.
+    pub(crate) fn page(&self, method: &str, path: &str, session: &str, body: &Value) -> (Answer, String) {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        request = request.header("origin", &self.url);
+        if !session.is_empty() {
+            request = request.header("cookie", format!("__Host-bulkhead_session={session}"));
+        }
+        let response = if body.is_null() {
+            self.agent.run(request.body(()).unwrap())
+        } else {
+            self.agent.run(request.header("content-type", "application/json").body(body.to_string()).unwrap())
+        };
+        let response = response.unwrap();
+        let cookies = response.headers().get_all("set-cookie").iter().filter_map(|value| value.to_str().ok());
+        let of_session = cookies.filter_map(|text| text.strip_prefix("__Host-bulkhead_session="));
+        let session = of_session.filter_map(|rest| rest.split(';').next()).next().unwrap_or_default().to_owned();
+        (answer(response), session)
+    }
+
     pub(crate) fn upload(&self, package: &[u8]) -> Answer {
         let request = self.agent.post(self.path("plugins")).header("authorization", self.bearer());
         answer(request.header("content-type", "application/wasm").send(package).unwrap())

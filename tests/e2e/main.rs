@@ -10,6 +10,7 @@ mod github;
 mod kill;
 mod nodes;
 mod operator;
+mod people;
 mod server;
 
 /// Generates `name::sqlite` and `name::postgres` from one body.

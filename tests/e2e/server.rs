@@ -139,7 +139,14 @@ impl Place {
 
     /// Starts the demo and waits until it is ready.
     pub(crate) fn start(&self, sink: &Sink) -> Server<'_> {
-        let child = self.spawn(self.command(&sink.url("/hook")), self.port);
+        self.start_with(sink, &[])
+    }
+
+    /// … with these settings in its environment.
+    pub(crate) fn start_with(&self, sink: &Sink, settings: &[(&str, String)]) -> Server<'_> {
+        let mut command = self.command(&sink.url("/hook"));
+        command.envs(settings.iter().map(|(name, value)| (*name, value)));
+        let child = self.spawn(command, self.port);
         let file = std::fs::read_to_string(self.dir.path().join("data/demo.json")).unwrap();
         let demo: Value = serde_json::from_str(&file).unwrap();
         Server { place: self, child, api: Api::new(&demo), demo }

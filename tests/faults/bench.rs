@@ -13,7 +13,7 @@ use bulkhead_app::run::RunDetail;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
-use bulkhead_app::{App, AppError, AppParts, CallConcurrency, SandboxParts};
+use bulkhead_app::{AccountParts, App, AppError, AppParts, CallConcurrency, HashingLimits, SandboxParts};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::call::Outcome;
 use bulkhead_model::grant::{Ceiling, GrantVersion, Grants, Loopback};
@@ -120,6 +120,11 @@ fn app(store: &Store, ambient: &Ambient) -> App {
         store: store.clone(),
         sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
         ambient: ambient.clone(),
+        accounts: AccountParts::new(
+            &RootKey::new([7; 32]),
+            HashingLimits::default(),
+            "http://bulkhead.test".to_owned(),
+        ),
         sandbox: SandboxParts {
             runtime: runtime(),
             ceiling: Ceiling::with_loopbacks(loopbacks()),

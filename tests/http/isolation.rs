@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use bulkhead_app::account::NewUser;
 use bulkhead_model::permission::Permission;
 use bulkhead_model::role::{BuiltIn, RoleRef};
 use serde_json::{Value, json};
@@ -34,6 +35,15 @@ impl Things {
         let run = server.post(tenant, &format!("workflows/{workflow}/runs"), &json!({})).await.json(202);
         server.step(tenant, run["run"].as_str().unwrap(), "end", "{}").await;
         let key = server.post(tenant, "api-keys", &json!({ "name": "k", "permissions": ["org.read"] })).await.json(201);
+        let member = NewUser {
+            email: format!("{}@example.com", tenant.slug),
+            name: "Private".to_owned(),
+            is_super_admin: false,
+            member_of: Some((tenant.org.parse().unwrap(), "viewer".to_owned())),
+        };
+        let (member, _) = server.app.create_user_as_operator(member).await.unwrap();
+        let invited = json!({ "email": "invited@example.com", "role": "viewer" });
+        let invitation = id(&server.post(tenant, "invitations", &invited).await.json(201));
         let role = json!({ "name": "Private", "permissions": ["leads.read"] });
         let role = server.post(tenant, "roles", &role).await.json(201)["role"].as_str().unwrap().to_owned();
         let team = id(&server.post(tenant, "teams", &json!({ "name": "Private" })).await.json(201));
@@ -42,6 +52,8 @@ impl Things {
         let assignment = id(&assignments["items"][0]);
         let request = crate::roles::request(server, tenant, user).await;
         let values = vec![
+            ("user", member.to_string()),
+            ("invitation", invitation),
             ("plugin", id(&plugin)),
             ("installation", installation),
             ("name", "signing_key".to_owned()),
@@ -52,12 +64,12 @@ impl Things {
             ("trigger", "hook".to_owned()),
             ("run", run["run"].as_str().unwrap().to_owned()),
             ("step", "end".to_owned()),
+            ("session", "ses_01h455vb4pex5vsknk084sn02q".to_owned()),
             ("api_key", id(&key)),
             ("role", role),
             ("assignment", assignment),
             ("role_request", request),
             ("team", team),
-            ("user", user.to_string()),
             ("dead_letter", server.dead_letter(tenant, run["run"].as_str().unwrap()).await),
             (
                 "task",
@@ -97,6 +109,12 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "replace_retention" | "preview_retention" => json!({
             "succeeded_days": 1, "failed_days": 1, "dead_letter_days": 1, "calls_days": 1, "events_days": 1,
         }),
+        "step_up" => json!({ "password": "x" }),
+        "change_password" => json!({ "password": "x", "new_password": "y" }),
+        "ask_to_verify" => json!({ "email": "x@example.com" }),
+        "invite" => json!({ "email": "x@example.com", "role": "viewer" }),
+        "set_member_state" => json!({ "state": "disabled" }),
+        "switch_org" => json!({ "organization": "acme" }),
         "rotate_hook" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
         "start_dead_letter_task" => json!({ "action": "resume", "kind": "run" }),
         "create_role" | "replace_role" => json!({ "name": "Taken over", "permissions": ["org.read"] }),
@@ -149,8 +167,19 @@ on_both! {
         for (method, path, operation) in operations(&bulkhead_http::openapi()) {
             let at = format!("{method} {path}");
             let Some(permission) = operation["x-bulkhead-permission"].as_str() else {
-                let why = operation["x-bulkhead-public"].as_str().unwrap();
-                writeln!(matrix, "{method:<6} {path:<74} public: {why}").unwrap();
+                if let Some(why) = operation["x-bulkhead-public"].as_str() {
+                    writeln!(matrix, "{method:<6} {path:<74} public: {why}").unwrap();
+                    continue;
+                }
+                // Neither nobody nor a key is a person.
+                let id = operation["operationId"].as_str().unwrap();
+                let filled = things.fill(&path, &victim.org);
+                let make = || complete(ask(&method, &*filled), id, &operation).header("sec-fetch-site", "same-origin");
+                for request in [make(), make().key(&victim.key), make().header("cookie", "__Host-bulkhead_session=x")] {
+                    assert_eq!(server.send(request).await.problem(401), "unauthenticated", "{at}");
+                }
+                let why = operation["x-bulkhead-personal"].as_str().unwrap();
+                writeln!(matrix, "{method:<6} {path:<74} a person's session: {why}").unwrap();
                 continue;
             };
             let id = operation["operationId"].as_str().unwrap();
@@ -216,6 +245,8 @@ async fn snapshot(server: &TestServer, tenant: &Tenant) -> Vec<Value> {
         "quotas",
         "dead-letters",
         "dead-letter-tasks",
+        "members",
+        "invitations",
         "roles",
         "role-assignments",
         "role-requests",

@@ -87,9 +87,16 @@ fn every_operation_declares_who_may_and_what_can_go_wrong() {
             Value::String(permission) => {
                 assert!(names.contains(permission.as_str()), "{at}: {permission}");
                 assert!(path.starts_with("/api/v1/orgs/{org}"), "{at}");
-                assert_eq!(operation["security"], serde_json::json!([{ "api_key": [] }]), "{at}");
+                assert_eq!(operation["security"], serde_json::json!([{ "api_key": [] }, { "session": [] }]), "{at}");
             }
-            Value::Null => assert!(operation["x-bulkhead-public"].as_str().is_some_and(|why| !why.is_empty()), "{at}"),
+            Value::Null => {
+                let why = |key: &str| operation[key].as_str().is_some_and(|why| !why.is_empty());
+                let (public, personal) = (why("x-bulkhead-public"), why("x-bulkhead-personal"));
+                assert!(public != personal, "{at}");
+                if personal {
+                    assert_eq!(operation["security"], serde_json::json!([{ "session": [] }]), "{at}");
+                }
+            }
             other => panic!("{at}: {other}"),
         }
         assert!(operation["x-bulkhead-problems"].as_array().is_some_and(|problems| !problems.is_empty()), "{at}");

@@ -7,13 +7,15 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::mail::Post;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
-use bulkhead_app::{App, AppParts, CallConcurrency, SandboxParts, StartLimits};
+use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, SandboxParts, StartLimits};
 use bulkhead_http::{HttpConfig, router};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::RunId;
+use bulkhead_model::password::Cost;
 use bulkhead_model::permission::{Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::run::StepStatus;
 use bulkhead_model::time::Timestamp;
@@ -29,6 +31,8 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
+
+use crate::members::PostBox;
 
 /// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
 macro_rules! on_both {
@@ -64,6 +68,7 @@ pub(crate) struct TestServer {
     pub(crate) app: App,
     pub(crate) store: Store,
     pub(crate) ambient: Ambient,
+    pub(crate) post: Arc<PostBox>,
     supervisor: Supervisor,
     /// The directory or database that ends with the test.
     _place: Place,
@@ -233,11 +238,17 @@ impl TestServer {
     }
 
     fn on(store: Store, place: Place) -> Self {
-        let (ambient, supervisor) = (ambient(), Supervisor::new());
+        let (ambient, supervisor, post) = (ambient(), Supervisor::new(), crate::members::post_box());
         let app = App::new(AppParts {
             store: store.clone(),
             sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
             ambient: ambient.clone(),
+            accounts: AccountParts::new(
+                &RootKey::new([7; 32]),
+                HashingLimits { cost: Cost::FLOOR, ..HashingLimits::default() },
+                PUBLIC_URL.to_owned(),
+            )
+            .with_post(Some(Arc::clone(&post) as Arc<dyn Post>)),
             sandbox: SandboxParts {
                 runtime: runtime(),
                 ceiling: Ceiling::default(),
@@ -247,7 +258,7 @@ impl TestServer {
             },
         });
         let router = router(app.clone(), config());
-        Self { router, app, store, ambient, supervisor, _place: place }
+        Self { router, app, store, ambient, post, supervisor, _place: place }
     }
 
     /// Bounds what may be started from now on.

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bulkhead_model::grant::{GrantVersion, Grants};
-use bulkhead_model::id::{CallId, DeadLetterId, EventId, RunId};
+use bulkhead_model::id::{CallId, DeadLetterId, EventId, MailId, RunId};
 use bulkhead_model::job::{JobPayload, Lane};
-use bulkhead_model::permission::{Actor, SystemReason};
+use bulkhead_model::letter::Letter;
+use bulkhead_model::permission::{AccountScope, Actor, SystemReason};
 use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{EndedRun, RetentionPolicy};
 use bulkhead_model::run::RunStatus;
+use bulkhead_model::throttle::Failures;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::audit_log::AuditLog;
 use bulkhead_store::call::CallBytes;
@@ -24,7 +26,7 @@ use bulkhead_store::prune::{EndedPlace, EndedRow, Removal};
 use bulkhead_store::{STATEMENT_SOURCES, StoreError};
 use serde_json::json;
 
-use crate::support::{JOBS, Tenant, TestStore, sealed_audit};
+use crate::support::{JOBS, PEOPLE, Tenant, TestStore, ambient, sealed_audit};
 
 mod access;
 
@@ -80,6 +82,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         let mut rows = Vec::new();
         rows.push(format!("{:?}", tx.require_org().await?));
         rows.push(format!("{:?}", tx.list_api_keys(page).await?));
+        rows.push(format!("{:?}", tx.list_invitations(page).await?));
         rows.push(format!("{:?}", tx.load_artifact(&tenant.digest).await?));
         rows.push(format!("{:?}", tx.list_plugins(None, page).await?));
         rows.push(format!("{:?}", tx.load_installation(tenant.installation.id).await?));
@@ -157,6 +160,27 @@ fn refused(result: &Result<(), StoreError>) -> bool {
     matches!(result, Err(StoreError::Conflict { .. } | StoreError::NotFound { .. } | StoreError::LostLease))
 }
 
+/// Whatever is asked for is refused to every scope but those of people. In several tests, since a debug build keeps room on the stack for
+/// each of them.
+macro_rules! refused_without_people {
+    ($test:ident, $org:ident, [$($arg:ident),*], |$tx:ident| $call:expr) => {
+        for reason in [SystemReason::SignIn, SystemReason::Jobs, SystemReason::Worker, SystemReason::Hook, SystemReason::Nodes] {
+            let system = bulkhead_model::permission::SystemScope::new(reason);
+            let alone = tx!($test.write, &system, [$($arg),*], |$tx| {
+                let _ = ($($arg,)*);
+                $call.map(drop)
+            });
+            assert!(matches!(alone, Err(StoreError::Misuse(_))), "{alone:?}");
+            let within = system.for_org($org);
+            let within = tx!($test.write, &within, [$($arg),*], |$tx| {
+                let _ = ($($arg,)*);
+                $call.map(drop)
+            });
+            assert!(matches!(within, Err(StoreError::Misuse(_))), "{within:?}");
+        }
+    };
+}
+
 on_both! {
     async fn reads_find_nothing_of_another_organization(test: TestStore) {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
@@ -171,6 +195,9 @@ on_both! {
             let (inst, wf, run) = (a.installation.id, a.workflow.id, a.run.id);
             assert!(tx.load_api_key(a.api_key.id).await?.is_none());
             assert!(tx.list_api_keys(page).await?.items.is_empty());
+            assert!(tx.load_invitation(a.invitation.id).await?.is_none());
+            assert!(tx.list_invitations(page).await?.items.is_empty());
+            assert_eq!(tx.count_open_invitations(a.invitation.created_at, 9).await?, 0);
             assert!(tx.load_artifact(&a.digest).await?.is_none());
             assert!(tx.load_plugin(a.plugin.id).await?.is_none());
             assert!(tx.load_plugin_version(a.plugin.name.as_str(), &a.plugin.version).await?.is_none());
@@ -290,6 +317,10 @@ on_both! {
         tx!(test.write, &scope, [a, now, ended, by_hand, own_letter, own_job], |tx| {
             let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
             assert!(!tx.revoke_api_key(a.api_key.id, *now).await?);
+            assert_eq!(tx.revoke_keys_of(a.person.user.id, *now).await?, 0);
+            assert!(!tx.accept_invitation(a.invitation.id, *now).await?);
+            assert!(!tx.revoke_invitation(a.invitation.id, *now).await?);
+            assert_eq!(tx.revoke_invitations_to(&a.invitation.email, *now).await?, 0);
             assert!(!tx.update_installation(&a.installation, GrantVersion(1)).await?);
             assert!(tx.lock_installation_version(inst).await?.is_none());
             tx.update_secret(&a.secret).await?;
@@ -373,6 +404,7 @@ on_both! {
         // The same ids, keys and bytes may exist in B on their own: nothing of A shows through a conflict.
         tx!(test.write, &scope, [a, ambient, now], |tx| {
             tx.insert_api_key(&a.api_key).await?;
+            tx.insert_invitation(&a.invitation).await?;
             tx.insert_artifact(&a.digest, b"other bytes", *now).await?;
             assert!(tx.insert_plugin(&a.plugin).await?);
             assert!(tx.insert_workflow(&a.workflow).await?);
@@ -440,6 +472,106 @@ on_both! {
         let paused = tx!(test.write, &scope, [job, ambient], |tx| tx.enqueue_paused(job, "x", ambient).await);
         assert!(paused.unwrap().is_none(), "its key is taken in this organization, by the job above");
         tx!(test.write, &a.scope(), [lease, now], |tx| tx.finish_job(lease, *now).await).unwrap();
+    }
+
+    async fn members_of_another_organization_are_nobody_here(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (scope, now, user) = (crate::support::scope(b), test.ambient.now(), a.person.user.id);
+        let within = AccountScope::within(&scope);
+        tx!(test.write, &within, [a, user, now], |tx| {
+            assert!(tx.load_member(*user).await?.is_none());
+            assert!(tx.list_members(PageRequest::default()).await?.items.is_empty());
+            assert!(!tx.is_active_member(*user).await?);
+            assert!(!tx.update_member_state(*user, false, *now).await?);
+            assert!(!tx.delete_member(*user).await?);
+            assert!(tx.load_membership(*user, tx.org()?).await?.is_none());
+            assert_eq!(tx.list_memberships(*user).await?.len(), 1, "what the person may see of themselves");
+            assert!(tx.load_membership_by_slug(*user, &"b".parse().unwrap()).await?.is_none());
+            assert!(tx.insert_member(*user, "viewer", *now).await?, "a person may work in several");
+            assert_eq!(tx.load_member(*user).await?.unwrap().role, "viewer");
+            assert_eq!(a.org, tx.list_memberships(*user).await?[0].org);
+            Ok(())
+        })
+        .unwrap();
+        let of_a = tx!(test.read, &AccountScope::within(&a.scope()), [user], |tx| tx.load_member(*user).await);
+        assert_eq!(of_a.unwrap().unwrap().role, "admin");
+    }
+
+    async fn what_belongs_to_people_needs_their_scope(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (p, now, of_a) = (a.person.clone(), test.ambient.now(), a.org);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_user(&p.user).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_user(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_user_by_email(&p.user.email).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.has_users().await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.lock_users().await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_super_admins().await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_password(p.user.id, p.user.password.as_ref().unwrap(), *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_user_hash(p.user.id, p.user.password.as_ref().unwrap(), p.user.password.as_ref().unwrap()).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.verify_user_email(p.user.id, &p.user.email, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_email(p.user.id, &p.user.email, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_name(p.user.id, "x", *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_state(p.user.id, false, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.raise_user_epoch(p.user.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.enter_org(*of_a).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_link(&p.link).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_link(p.link.id, p.link.purpose, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_usable_link(p.link.id, p.link.purpose, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_set_up_link(*now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.void_links(p.user.id, p.link.purpose, *now).await);
+        let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
+        assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
+    }
+
+    async fn sessions_and_counters_need_the_scope_of_people(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (p, now, of_a) = (a.person.clone(), test.ambient.now(), a.org);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_session(&p.session).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session_by_token(&p.session.token_hash).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sessions(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.touch_session(p.session.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_session(p.session.id, &p.session.token_hash, &p.session.token_hash, "pwd", *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.set_active_org(p.session.id, *of_a).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_session(p.user.id, p.session.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_sessions(p.user.id, None).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_sessions(*now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_device(&p.device).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_device_by_token(&p.device.token_hash).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_device(p.device.id, &p.device.token_hash, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.forget_devices(p.user.id, 0).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.has_devices(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.lock_failures(&p.attempt.identifier).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.save_failures(&p.attempt.identifier, Failures::NONE).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_quiet_failures(*now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.record_sign_in_attempt(&p.attempt).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sign_in_attempts(p.user.id, PageRequest::default()).await);
+        let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
+        assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
+    }
+
+    async fn letters_tokens_and_memberships_need_the_scope_of_people(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (p, now, of_a) = (a.person.clone(), test.ambient.now(), a.org);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_sign_in_attempts(p.attempt.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.enqueue_mail(&p.user.email, &Letter::ResetPassword, &ambient()).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.claim_mail(*now, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.finish_mail(MailId::from_uuid(p.user.id.uuid())).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.fail_mail(MailId::from_uuid(p.user.id.uuid()), "x", None).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_failed_mail(MailId::first_at(*now)).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_token_family(&p.family).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_refresh_token(&p.session.token_hash, p.family.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_refresh_token(&p.session.token_hash).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_refresh_token(&p.session.token_hash, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_token_family(p.family.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_token_families(p.session.id, 9).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_tokens(*now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_memberships(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_membership(p.user.id, *of_a).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_membership_by_slug(p.user.id, &"a".parse().unwrap()).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_member(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_members(PageRequest::default()).await);
+        let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
+        assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
     }
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {

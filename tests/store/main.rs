@@ -18,6 +18,7 @@ mod isolation;
 mod jobs;
 mod nodes;
 mod nouns;
+mod people;
 mod plans;
 mod postgres;
 mod prune;

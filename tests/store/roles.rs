@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::id::{AssignmentId, RoleId, RoleRequestId, TeamId, UserId};
-use bulkhead_model::permission::{Permission, PermissionSet};
+use bulkhead_model::id::{AssignmentId, OrgId, RoleId, RoleRequestId, TeamId, UserId};
+use bulkhead_model::permission::{AccountScope, Permission, PermissionSet};
 use bulkhead_model::role::activation::{Request, RequestState};
 use bulkhead_model::role::assignment::{Assignment, Window};
 use bulkhead_model::role::{BuiltIn, Gives, RoleRef};
@@ -15,7 +15,7 @@ use bulkhead_store::role::request::RoleRequest;
 use bulkhead_store::team::Team;
 use bulkhead_store::{StoreError, Tx};
 
-use crate::support::scope;
+use crate::support::{Person, TestStore, scope};
 
 const ADMIN: RoleRef = RoleRef::BuiltIn(BuiltIn::Admin);
 
@@ -80,8 +80,9 @@ fn request(ambient: &Ambient, user: UserId) -> RoleRequest {
 }
 
 impl AccessRows {
-    pub(crate) fn new(ambient: &Ambient) -> Self {
-        let (user, role, team) = (UserId::new(ambient), role(ambient, "Sales lead"), team(ambient, "Sales"));
+    /// `user` is a member.
+    pub(crate) fn new(ambient: &Ambient, user: UserId) -> Self {
+        let (role, team) = (role(ambient, "Sales lead"), team(ambient, "Sales"));
         let assignment = assignment(ambient, user, RoleRef::Own(role.id), Some(team.id), Window::ALWAYS);
         Self { user, role, team, assignment, request: request(ambient, user) }
     }
@@ -109,6 +110,17 @@ impl AccessRows {
             tx.list_role_requests(page).await?,
         ))
     }
+}
+
+/// A new member.
+async fn member(test: &TestStore, org: OrgId) -> UserId {
+    let (person, within) = (Person::new(&test.ambient), AccountScope::within(&scope(org)));
+    tx!(test.write, &within, [person], |tx| {
+        tx.insert_user(&person.user).await?;
+        tx.insert_member(person.user.id, "viewer", person.user.created_at).await.map(drop)
+    })
+    .unwrap();
+    person.user.id
 }
 
 on_both! {
@@ -148,9 +160,12 @@ on_both! {
 
     async fn assignments_are_found_by_user_role_and_team_and_lasting_admins_are_counted(test: TestStore) {
         let (org, ambient) = (test.org("acme").await, test.ambient.clone());
-        let rows = AccessRows::new(&ambient);
+        let rows = AccessRows::new(&ambient, member(&test, org).await);
         let (now, hour) = (ambient.now(), Duration::from_hours(1));
-        let users: Vec<UserId> = (0..4).map(|_| UserId::new(&ambient)).collect();
+        let mut users = Vec::new();
+        for _ in 0..4 {
+            users.push(member(&test, org).await);
+        }
         let until = |until| Window { from: None, until: Some(until) };
         let given = vec![
             assignment(&ambient, users[0], ADMIN, None, Window::ALWAYS),
@@ -215,7 +230,7 @@ on_both! {
 
     async fn teams_have_members_and_names_of_their_own(test: TestStore) {
         let (org, ambient) = (test.org("acme").await, test.ambient.clone());
-        let (sales, again, user) = (team(&ambient, "Sales"), team(&ambient, "sales"), UserId::new(&ambient));
+        let (sales, again, user) = (team(&ambient, "Sales"), team(&ambient, "sales"), member(&test, org).await);
         let renamed = Team { name: "Field sales".parse().unwrap(), revision: 2, ..sales.clone() };
         tx!(test.write, &scope(org), [sales, again, renamed, user, ambient], |tx| {
             assert!(tx.insert_team(sales).await?);

@@ -6,11 +6,31 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::SystemReason;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
-use crate::support::{APP_ROLE, GLOBAL_TABLES, TestStore};
+use crate::support::{APP_ROLE, GLOBAL_TABLES, TABLES_OF_PEOPLE, TestStore};
 
 /// Which system scopes see which tables besides an organization's own rows. May only shrink.
 const ADMITTED: &[(&str, &str)] = &[
+    ("accounts", "device"),
+    ("accounts", "mail"),
+    ("accounts", "member"),
+    ("accounts", "organization"),
+    ("accounts", "refresh_token"),
+    ("accounts", "session"),
+    ("accounts", "sign_in_attempt"),
+    ("accounts", "throttle"),
+    ("accounts", "token_family"),
+    ("accounts", "user_account"),
+    ("accounts", "user_link"),
+    ("admin", "device"),
+    ("admin", "mail"),
     ("admin", "organization"),
+    ("admin", "refresh_token"),
+    ("admin", "session"),
+    ("admin", "sign_in_attempt"),
+    ("admin", "throttle"),
+    ("admin", "token_family"),
+    ("admin", "user_account"),
+    ("admin", "user_link"),
     ("jobs", "breaker"),
     ("jobs", "audit_waiting"),
     ("jobs", "job"),
@@ -20,7 +40,14 @@ const ADMITTED: &[(&str, &str)] = &[
     ("nodes", "run"),
 ];
 
+/// The tables that hold organizations' rows.
 async fn tables(conn: &mut PgConnection) -> Vec<String> {
+    let mut tables = all_tables(conn).await;
+    tables.retain(|table| !TABLES_OF_PEOPLE.contains(&table.as_str()));
+    tables
+}
+
+async fn all_tables(conn: &mut PgConnection) -> Vec<String> {
     sqlx::query_scalar(
         "select relname::text from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p')
            and relname not in ('_sqlx_migrations', 'probe', 'worker') order by 1",
@@ -188,7 +215,7 @@ async fn system_scopes_open_the_listed_tables_and_no_other() {
     let Some(test) = TestStore::postgres().await else { return };
     test.tenant("a").await;
     let mut conn = test.raw_postgres().await;
-    let tables = tables(&mut conn).await;
+    let tables = all_tables(&mut conn).await;
     let mut admitted = BTreeSet::new();
     let reasons = [
         SystemReason::SignIn,
@@ -197,6 +224,7 @@ async fn system_scopes_open_the_listed_tables_and_no_other() {
         SystemReason::Worker,
         SystemReason::Hook,
         SystemReason::Nodes,
+        SystemReason::Accounts,
     ];
     for scope in reasons.map(SystemReason::as_str).into_iter().chain(["", "anything", "ADMIN", "jobs "]) {
         begin(&mut conn, None, scope).await;
@@ -209,6 +237,25 @@ async fn system_scopes_open_the_listed_tables_and_no_other() {
     }
     let listed = ADMITTED.iter().map(|(scope, table)| ((*scope).to_owned(), (*table).to_owned())).collect();
     assert_eq!(admitted, listed);
+}
+
+#[tokio::test]
+async fn what_belongs_to_people_is_there_for_no_organization() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let a = test.tenant("a").await;
+    let mut conn = test.raw_postgres().await;
+    for table in TABLES_OF_PEOPLE {
+        for (org, scope) in [(None, ""), (Some(a.org), ""), (Some(a.org), "sign-in"), (Some(a.org), "worker")] {
+            begin(&mut conn, org, scope).await;
+            assert_eq!(count(&mut conn, table, "true").await, 0, "{table} in {scope:?}");
+            assert_eq!(execute(&mut conn, format!("delete from {table}")).await.unwrap(), 0, "{table}");
+            end(&mut conn).await;
+        }
+        begin(&mut conn, Some(a.org), "").await;
+        let copy = format!("insert into {table} select * from {table}");
+        assert_eq!(execute(&mut conn, copy).await.unwrap(), 0, "{table}");
+        end(&mut conn).await;
+    }
 }
 
 #[tokio::test]

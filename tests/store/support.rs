@@ -13,16 +13,21 @@ use bulkhead_model::call::{CallReport, Outcome};
 use bulkhead_model::fault::Fault;
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
-    ApiKeyId, AuditId, CallId, DeadLetterId, DeadLetterTaskId, HookId, InstallationId, OrgId, PluginId, RunId,
-    SecretId, WorkerId, WorkflowId,
+    ApiKeyId, AuditId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, HookId, InstallationId, InvitationId, LinkId,
+    OrgId, PluginId, RunId, SecretId, SessionId, SignInAttemptId, TokenFamilyId, UserId, WorkerId, WorkflowId,
 };
 use bulkhead_model::job::{JobPayload, Lane};
+use bulkhead_model::letter::Letter;
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
-use bulkhead_model::permission::{Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::link::Purpose;
+use bulkhead_model::password::{Cost, StoredPassword};
+use bulkhead_model::permission::{AccountScope, Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::retention::RetentionPolicy;
 use bulkhead_model::run::{RunStatus, StepStatus};
+use bulkhead_model::session::{SessionLimits, SessionTimes};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
+use bulkhead_store::account::User;
 use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::audit_log::{AuditLog, SealedAudit};
@@ -32,13 +37,18 @@ use bulkhead_store::dead_letter::NewDeadLetter;
 use bulkhead_store::dead_letter::task::{DeadLetterAction, DeadLetterTask, TaskState};
 use bulkhead_store::hook::Hook;
 use bulkhead_store::installation::{Installation, InstallationState};
+use bulkhead_store::invitation::Invitation;
 use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
+use bulkhead_store::link::Link;
 use bulkhead_store::org::Org;
 use bulkhead_store::plugin::Plugin;
 use bulkhead_store::retention::{History, Pass};
 use bulkhead_store::run::{Run, RunEvent, Step};
 use bulkhead_store::schedule::ScheduleState;
 use bulkhead_store::secret::Secret;
+use bulkhead_store::session::{Device, Session};
+use bulkhead_store::throttle::SignInAttempt;
+use bulkhead_store::token::TokenFamily;
 use bulkhead_store::workflow::{Workflow, WorkflowVersion};
 use bulkhead_store::{Database, Store, StoreConfig, StoreError};
 use bulkhead_test_support::postgres::{Database as TestDatabase, server_or_skip};
@@ -126,11 +136,10 @@ pub(crate) fn ambient() -> Ambient {
 /// A migrated database of one's own; `None` (said loudly) where there is no PostgreSQL.
 pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
     let server = server_or_skip()?;
-    let text = [
+    let text = concat!(
         include_str!("../../migrations/postgres/0001_foundation.sql"),
-        include_str!("../../migrations/postgres/0002_identity.sql"),
-    ]
-    .concat();
+        include_str!("../../migrations/postgres/0002_identity.sql")
+    );
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
         create_role(owner_url).await.map_err(StoreError::from)?;
@@ -237,11 +246,19 @@ impl TestStore {
         let tenant = Tenant::new(org, &self.ambient);
         let ambient = &self.ambient;
         tx!(self.write, &tenant.scope(), [tenant, ambient], |tx| tenant.insert(tx, ambient).await).unwrap();
+        let within = AccountScope::within(&tenant.scope());
+        tx!(self.write, &within, [tenant, ambient], |tx| {
+            tenant.person.insert(tx).await?;
+            tx.insert_member(tenant.person.user.id, "admin", tenant.person.user.created_at).await?;
+            tenant.access.insert(tx, ambient).await
+        })
+        .unwrap();
         tenant
     }
 }
 
 pub(crate) const ADMIN: SystemScope = SystemScope::new(SystemReason::Admin);
+pub(crate) const PEOPLE: AccountScope = AccountScope::OWN;
 pub(crate) const JOBS: SystemScope = SystemScope::new(SystemReason::Jobs);
 
 pub(crate) fn scope(org: OrgId) -> OrgScope {
@@ -271,7 +288,104 @@ pub(crate) struct Tenant {
     pub(crate) audit: AuditEvent,
     pub(crate) history: History,
     pub(crate) audit_log: AuditLog,
+    /// Its one member.
+    pub(crate) person: Person,
+    pub(crate) invitation: Invitation,
     pub(crate) access: AccessRows,
+}
+
+/// A person with one row at least in each table of people.
+#[derive(Clone, Debug)]
+pub(crate) struct Person {
+    pub(crate) user: User,
+    pub(crate) device: Device,
+    pub(crate) session: Session,
+    pub(crate) link: Link,
+    pub(crate) attempt: SignInAttempt,
+    pub(crate) family: TokenFamily,
+    seed: u64,
+}
+
+impl Person {
+    pub(crate) fn new(ambient: &Ambient) -> Self {
+        let (id, now) = (UserId::new(ambient), ambient.now());
+        let user = User {
+            id,
+            email: format!("{}@example.com", hex::encode(ambient.random::<8>())).parse().unwrap(),
+            name: "Ada".to_owned(),
+            password: Some(StoredPassword { cost: Cost::FLOOR, pepper_version: 1, salt: [1; 16], tag: [2; 32] }),
+            password_changed_at: Some(now),
+            email_verified_at: None,
+            is_active: true,
+            is_super_admin: false,
+            epoch: 0,
+            created_at: now,
+            updated_at: now,
+        };
+        let device = Device {
+            id: DeviceId::new(ambient),
+            user: id,
+            token_hash: SecretHash(ambient.random()),
+            agent: "browser".to_owned(),
+            created_at: now,
+            seen_at: now,
+        };
+        let session = Session {
+            id: SessionId::new(ambient),
+            user: id,
+            token_hash: SecretHash(ambient.random()),
+            device: Some(device.id),
+            active_org: None,
+            amr: "pwd".to_owned(),
+            address: "192.0.2.1".to_owned(),
+            agent: "browser".to_owned(),
+            times: SessionTimes::begin(SessionLimits::MEMBER, now),
+            created_at: now,
+        };
+        let link = Link {
+            id: LinkId::new(ambient),
+            purpose: Purpose::ChoosePassword,
+            user: Some(id),
+            email: None,
+            created_at: now,
+            expires_at: now.plus(Duration::from_hours(1)),
+            used_at: None,
+        };
+        let attempt = SignInAttempt {
+            id: SignInAttemptId::new(ambient),
+            user: Some(id),
+            identifier: ambient.random(),
+            method: "pwd".to_owned(),
+            passed: false,
+            device: None,
+            address: String::new(),
+            agent: String::new(),
+            created_at: now,
+        };
+        let family = TokenFamily {
+            id: TokenFamilyId::new(ambient),
+            user: id,
+            session: session.id,
+            epoch: 0,
+            created_at: now,
+            expires_at: now.plus(Duration::from_hours(1)),
+        };
+        Self { user, device, session, link, attempt, family, seed: u64::from_le_bytes(ambient.random()) }
+    }
+
+    pub(crate) async fn insert(&self, tx: &mut bulkhead_store::Tx) -> Result<(), StoreError> {
+        tx.insert_user(&self.user).await?;
+        tx.insert_device(&self.device).await?;
+        tx.insert_session(&self.session).await?;
+        tx.insert_link(&self.link).await?;
+        tx.lock_failures(&self.attempt.identifier).await?;
+        tx.record_sign_in_attempt(&self.attempt).await?;
+        tx.insert_token_family(&self.family).await?;
+        tx.insert_refresh_token(&self.session.token_hash, self.family.id, self.family.created_at).await?;
+        tx.enqueue_mail(&self.user.email, &Letter::ResetPassword, &Ambient::manual(self.user.created_at, self.seed))
+            .await
+            .map(drop)
+    }
 }
 
 impl Tenant {
@@ -281,6 +395,7 @@ impl Tenant {
         let plugin = plugin(ambient, "acme/echo", "1.0.0", digest);
         let installation = installation(ambient, plugin.id);
         let workflow = workflow(ambient, "Greet");
+        let person = Person::new(ambient);
         let mut run = run(ambient, workflow.id, None);
         // Its letter is recorded with it.
         run.kept.dead_letter = true;
@@ -315,9 +430,21 @@ impl Tenant {
             dead_letter_task: dead_letter_task(ambient),
             audit: audit(EventType::PluginUploaded, &plugin.id.to_string()),
             audit_log: audit_log(now),
+            person: person.clone(),
+            invitation: Invitation {
+                id: InvitationId::new(ambient),
+                email: "new@example.com".parse().unwrap(),
+                role: "viewer".to_owned(),
+                invited_by: "key_1".to_owned(),
+                is_mailed: true,
+                created_at: now,
+                expires_at: now.plus(Duration::from_hours(1)),
+                accepted_at: None,
+                revoked_at: None,
+            },
             version: version(1, now),
             history: history(now),
-            access: AccessRows::new(ambient),
+            access: AccessRows::new(ambient, person.user.id),
             plugin,
             installation,
             workflow,
@@ -345,6 +472,7 @@ impl Tenant {
     pub(crate) async fn insert(&self, tx: &mut bulkhead_store::Tx, ambient: &Ambient) -> Result<(), StoreError> {
         let now = ambient.now();
         tx.insert_api_key(&self.api_key).await?;
+        tx.insert_invitation(&self.invitation).await?;
         tx.insert_artifact(&self.digest, b"\0asm", now).await?;
         tx.insert_plugin(&self.plugin).await?;
         tx.insert_installation(&self.installation).await?;
@@ -374,7 +502,6 @@ impl Tenant {
         tx.spend_key(RunId::new(ambient), self.workflow.id, "spent", now, now).await?;
         tx.record_dead_letter(&self.dead_letter, ambient).await?;
         tx.insert_dead_letter_task(&self.dead_letter_task).await?;
-        self.access.insert(tx, ambient).await?;
         Ok(())
     }
 }
@@ -388,6 +515,7 @@ pub(crate) fn api_key(ambient: &Ambient, name: &str) -> ApiKey {
         created_at: ambient.now(),
         expires_at: Some(ambient.now().plus(Duration::from_mins(1))),
         revoked_at: None,
+        owner: None,
     }
 }
 
@@ -635,4 +763,29 @@ pub(crate) fn audit(action: EventType, target: &str) -> AuditEvent {
 }
 
 /// The tables that hold tenants' rows, by the catalogue of a freshly migrated SQLite database less the exceptions.
-pub(crate) const GLOBAL_TABLES: &[&str] = &["organization", "probe", "worker"];
+pub(crate) const GLOBAL_TABLES: &[&str] = &[
+    "organization",
+    "probe",
+    "worker",
+    "user_account",
+    "device",
+    "session",
+    "user_link",
+    "throttle",
+    "sign_in_attempt",
+    "mail",
+    "token_family",
+    "refresh_token",
+];
+/// Those of them whose rows belong to people.
+pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
+    "user_account",
+    "device",
+    "session",
+    "user_link",
+    "throttle",
+    "sign_in_attempt",
+    "mail",
+    "token_family",
+    "refresh_token",
+];

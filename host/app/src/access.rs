@@ -13,6 +13,7 @@ use bulkhead_model::role::{RoleRef, Roles};
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
 use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::member::Membership;
 use bulkhead_store::role::Role;
 
 use crate::{App, AppError};
@@ -109,9 +110,31 @@ pub(crate) async fn load_roles(tx: &mut Tx) -> Result<Roles, AppError> {
     Ok(roles_of(&tx.list_roles().await?))
 }
 
+/// Nothing for somebody who is no member, or disabled.
 async fn load_standing(tx: &mut Tx, user: UserId, roles: &Roles) -> Result<Standing, AppError> {
+    if !tx.is_active_member(user).await? {
+        return Ok(Standing::default());
+    }
     let given = tx.list_assignments_of(user).await?;
     Ok(Standing::new(given.into_iter().map(|stored| stored.given), roles))
+}
+
+/// Whether somebody administers one of these organizations. Of a transaction about people; it may have entered another organization
+/// afterwards.
+pub(crate) async fn administers(
+    tx: &mut Tx,
+    user: UserId,
+    memberships: &[Membership],
+    now: Timestamp,
+) -> Result<bool, AppError> {
+    for membership in memberships.iter().filter(|membership| membership.is_active) {
+        tx.enter_org(membership.org).await?;
+        let roles = load_roles(tx).await?;
+        if load_standing(tx, user, &roles).await?.administers(now) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The roles of an organization, and what its own ones are called.
@@ -256,7 +279,7 @@ impl App {
     /// A member's right in an organization, at this moment. What authentication makes of a session.
     ///
     /// # Errors
-    /// The store's. Somebody without a role is a caller without a permission.
+    /// The store's. Somebody without a role, or who is no member, is a caller without a permission.
     pub async fn member_caller(&self, org: OrgId, user: UserId) -> Result<Caller, AppError> {
         let scope = SystemScope::new(SystemReason::SignIn).for_org(org);
         let known = self

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
-use bulkhead_model::id::{ApiKeyId, OrgId};
+use bulkhead_model::id::{ApiKeyId, OrgId, UserId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::{SecretHash, Token};
@@ -50,7 +50,7 @@ impl App {
                 "a key cannot hold a permission that its maker does not hold",
             ));
         }
-        self.insert_api_key(&scope, new, caller.key()).await
+        self.insert_api_key(&scope, new, caller.key(), caller.user()).await
     }
 
     /// Makes an organization's first key, with every permission. For the operator only.
@@ -58,7 +58,7 @@ impl App {
     /// # Errors
     /// As [`create_api_key`](Self::create_api_key).
     pub async fn create_first_api_key(&self, org: OrgId, new: NewApiKey) -> Result<CreatedApiKey, AppError> {
-        self.insert_api_key(&SystemScope::new(SystemReason::Admin).for_org(org), new, None).await
+        self.insert_api_key(&SystemScope::new(SystemReason::Admin).for_org(org), new, None, None).await
     }
 
     async fn insert_api_key(
@@ -66,6 +66,7 @@ impl App {
         scope: &OrgScope,
         new: NewApiKey,
         maker: Option<ApiKeyId>,
+        owner: Option<UserId>,
     ) -> Result<CreatedApiKey, AppError> {
         if new.name.trim().is_empty() || new.name.chars().count() > NAME_LEN_MAX {
             return Err(AppError::invalid(
@@ -92,9 +93,9 @@ impl App {
         }
         let (ambient, now) = (self.ambient(), self.ambient().now());
         let wanted = now.plus(Duration::from_secs(u64::from(days) * 86_400));
-        let maker_ends = match maker {
-            Some(maker) => self.key_ends_at(scope, maker).await?,
-            None => None,
+        let (maker_ends, maker_owner) = match maker {
+            Some(maker) => self.maker(scope, maker).await?,
+            None => (None, None),
         };
         // Otherwise whoever got hold of a key for an hour could keep what it may do for a year.
         let expires_at = maker_ends.map_or(wanted, |end| wanted.min(end));
@@ -111,6 +112,8 @@ impl App {
             created_at: now,
             expires_at: Some(expires_at),
             revoked_at: None,
+            // A key that a key makes is its maker's owner's.
+            owner: owner.or(maker_owner),
         };
         let event = AuditEvent {
             action: EventType::ApiKeyCreated,
@@ -133,13 +136,14 @@ impl App {
         Ok(CreatedApiKey { key, secret_text: token.reveal() })
     }
 
-    /// When the key that makes another one ends.
-    async fn key_ends_at(&self, scope: &OrgScope, id: ApiKeyId) -> Result<Option<Timestamp>, AppError> {
+    /// When the key that makes another one ends, and whose it is.
+    async fn maker(&self, scope: &OrgScope, id: ApiKeyId) -> Result<(Option<Timestamp>, Option<UserId>), AppError> {
         let key = self
             .store()
             .read(scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.load_api_key(*id).await?) }))
             .await?;
-        Ok(key.ok_or(AppError::Unauthenticated)?.expires_at)
+        let key = key.ok_or(AppError::Unauthenticated)?;
+        Ok((key.expires_at, key.owner))
     }
 
     /// # Errors

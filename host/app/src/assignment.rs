@@ -4,10 +4,10 @@ use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{AssignmentId, OrgId, TeamId, UserId};
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
-use bulkhead_model::role::RoleRef;
 use bulkhead_model::role::assignment::{
     ASSIGNMENTS_MAX, Assignment, GrantRefused, Window, WindowError, Within, keep_an_admin,
 };
+use bulkhead_model::role::{BuiltIn, RoleRef};
 use bulkhead_store::Tx;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
@@ -76,6 +76,10 @@ pub(crate) async fn give(
     {
         return Err(AppError::invalid("unknown-team", "/team", format!("the organization has no team {team}")));
     }
+    if !tx.is_active_member(new.user).await? {
+        let message = format!("{} is no member of the organization, or disabled", new.user);
+        return Err(AppError::invalid("unknown-user", "/user", message));
+    }
     if tx.list_assignments_of(new.user).await?.len() >= ASSIGNMENTS_MAX {
         let message = format!("a member has at most {ASSIGNMENTS_MAX} roles, ended ones included: take one away first");
         return Err(AppError::conflict("too-many-roles", message));
@@ -109,11 +113,31 @@ pub(crate) async fn give(
     Ok(assignment)
 }
 
+/// The role that somebody becomes a member with, in the transaction that makes him one.
+pub(crate) async fn join_as(
+    tx: &mut Tx,
+    user: UserId,
+    role: BuiltIn,
+    actor: &Actor,
+    ambient: &Ambient,
+) -> Result<(), AppError> {
+    let now = ambient.now();
+    tx.begin_policy_epoch(now).await?;
+    let (role, team, window) = (RoleRef::BuiltIn(role), None, Window::ALWAYS);
+    let assignment = StoredAssignment {
+        given: Assignment { id: AssignmentId::new(ambient), user, role, team, window },
+        granted_by: actor.to_string(),
+        reason: "joined".to_owned(),
+        created_at: now,
+    };
+    Ok(tx.insert_assignment(&assignment).await?)
+}
+
 impl App {
     /// Gives a member a role: nothing that the giver does not hold there, and for no longer than he holds it.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] `unknown-role`, `unknown-team`, `invalid-window`, `invalid-reason`, `exceeds-own-rights`;
+    /// [`AppError::Invalid`] `unknown-user`, `unknown-role`, `unknown-team`, `invalid-window`, `invalid-reason`, `exceeds-own-rights`;
     /// [`AppError::Conflict`] `own-role`, `too-many-roles`.
     pub async fn assign_role(
         &self,

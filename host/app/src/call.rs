@@ -459,6 +459,7 @@ fn not_made(error: AppError) -> Result<CallError, AppError> {
             (code, format!("{message}: {}", problems.join("; ")))
         }
         fault @ (AppError::Unauthenticated
+        | AppError::StepUp { .. }
         | AppError::Forbidden(_)
         | AppError::Quota(_)
         | AppError::StaleVersion

@@ -30,6 +30,9 @@ pub enum AppError {
     /// No valid credentials. Constant text, whatever the reason.
     #[error("the credentials are missing or not valid")]
     Unauthenticated,
+    /// Who it is was proven too long ago for this (RFC 9470).
+    #[error("prove again who you are: this needs a proof from the last {max_age_s} seconds")]
+    StepUp { max_age_s: u64 },
     /// The caller may know that it exists, but may not do this.
     #[error("this needs the permission {0}")]
     Forbidden(Permission),

@@ -9,6 +9,8 @@
 //!   ([`node`]).
 
 pub mod access;
+pub mod access_token;
+pub mod account;
 pub mod admission;
 pub mod api_key;
 pub mod assignment;
@@ -30,6 +32,8 @@ mod in_flight;
 pub mod installation;
 pub mod job;
 mod live;
+pub mod mail;
+pub mod member;
 pub mod node;
 pub mod org;
 pub mod permits;
@@ -45,6 +49,7 @@ pub mod run;
 pub mod sandbox;
 pub mod schedule;
 pub mod secret;
+pub mod sign_in;
 pub mod supervise;
 pub mod team;
 mod turns;
@@ -61,6 +66,7 @@ use bulkhead_store::seal::Sealer;
 
 use crate::sandbox::Sandbox;
 
+pub use account::{AccountParts, HashingLimits};
 pub use admission::StartLimits;
 /// What the compiler's child process runs.
 pub use bulkhead_runtime::compiler::worker_main as compiler_main;
@@ -74,6 +80,7 @@ pub struct AppParts {
     pub sealer: Sealer,
     pub ambient: Ambient,
     pub sandbox: SandboxParts,
+    pub accounts: AccountParts,
 }
 
 struct Inner {
@@ -81,6 +88,7 @@ struct Inner {
     sealer: Sealer,
     ambient: Ambient,
     sandbox: Sandbox,
+    accounts: account::Accounts,
 }
 
 /// The application. Cheap to clone.
@@ -121,8 +129,9 @@ pub(crate) fn digest_hex(text: &str) -> String {
 impl App {
     #[must_use]
     pub fn new(parts: AppParts) -> Self {
-        let AppParts { store, sealer, ambient, sandbox } = parts;
-        let inner = Inner { store, sealer, ambient, sandbox: Sandbox::new(sandbox) };
+        let AppParts { store, sealer, ambient, sandbox, accounts } = parts;
+        let accounts = account::Accounts::new(accounts);
+        let inner = Inner { store, sealer, ambient, sandbox: Sandbox::new(sandbox), accounts };
         Self {
             inner: Arc::new(inner),
             wake: worker::Wake::default(),
@@ -160,6 +169,10 @@ impl App {
 
     pub(crate) fn store(&self) -> &Store {
         &self.inner.store
+    }
+
+    pub(crate) fn accounts(&self) -> &account::Accounts {
+        &self.inner.accounts
     }
 
     pub(crate) fn sandbox(&self) -> &Sandbox {

@@ -17,19 +17,21 @@ const QUEUE_WEIGHT_MAX: u32 = 100;
 /// Jobs of a lane that an organization may be allowed to hold at once.
 const JOBS_MAX: u32 = 10_000;
 
+/// Whether an organization may be called so.
+pub(crate) fn check_name(name: &str) -> Result<(), AppError> {
+    if name.trim().is_empty() || name.chars().count() > NAME_LEN_MAX {
+        return Err(AppError::invalid("invalid-name", "/name", format!("a name has 1 to {NAME_LEN_MAX} characters")));
+    }
+    Ok(())
+}
+
 impl App {
     /// Creates an organization. For the operator only: no route leads here.
     ///
     /// # Errors
     /// [`AppError::Conflict`] `org-exists` when the short name is taken; [`AppError::Invalid`] for a name out of bounds.
     pub async fn create_org(&self, slug: Slug, name: String) -> Result<Org, AppError> {
-        if name.trim().is_empty() || name.chars().count() > NAME_LEN_MAX {
-            return Err(AppError::invalid(
-                "invalid-name",
-                "/name",
-                format!("a name has 1 to {NAME_LEN_MAX} characters"),
-            ));
-        }
+        check_name(&name)?;
         let admin = SystemScope::new(SystemReason::Admin);
         let org = Org { id: OrgId::new(self.ambient()), slug, name, created_at: self.ambient().now() };
         let event = AuditEvent {

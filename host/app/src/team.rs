@@ -179,7 +179,7 @@ impl App {
     /// Puts a member into a team; twice is no error. Being in a team gives no right by itself.
     ///
     /// # Errors
-    /// A refusal; [`AppError::NotFound`]; [`AppError::Conflict`] `team-full`.
+    /// A refusal; [`AppError::NotFound`]; [`AppError::Invalid`] `unknown-user`; [`AppError::Conflict`] `team-full`.
     pub async fn add_team_member(&self, caller: &Caller, org: OrgId, id: TeamId, user: UserId) -> Result<(), AppError> {
         let scope = caller.authorize_within(org, Permission::TeamsWrite, Within::Team(id))?;
         let args = (id, user, scope.actor().clone(), self.ambient().clone());
@@ -187,6 +187,10 @@ impl App {
             .write(&scope, args, |tx, (id, user, actor, ambient)| {
                 Box::pin(async move {
                     tx.load_team(*id).await?.ok_or(AppError::NotFound { what: "team" })?;
+                    if !tx.is_active_member(*user).await? {
+                        let message = format!("{user} is no member of the organization, or disabled");
+                        return Err(AppError::invalid("unknown-user", "", message));
+                    }
                     if !tx.insert_team_member(*id, *user, ambient.now()).await? {
                         return Ok(());
                     }

@@ -18,6 +18,7 @@ use utoipa_axum::router::UtoipaMethodRouter;
 use crate::HttpState;
 use crate::page::{NoFilter, filter};
 use crate::problem::Problem;
+use crate::session::{has_session, session_token};
 
 /// In the OpenAPI document: the permission that an operation needs, or null.
 pub(crate) const PERMISSION_KEY: &str = "x-bulkhead-permission";
@@ -36,7 +37,10 @@ struct Required {
     takes_query: bool,
 }
 
-/// Routes that need an API key of the path's organization, with this permission.
+/// In the OpenAPI document: why a route needs a session and no permission.
+pub(crate) const PERSONAL_KEY: &str = "x-bulkhead-personal";
+
+/// Routes that need an API key of the path's organization or a member's session, with this permission.
 pub(crate) fn guarded(permission: Permission, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
     require(permission, false, routes)
 }
@@ -57,6 +61,12 @@ fn require(
     let (schemas, mut paths, router) = annotate(routes, PERMISSION_KEY, &json!(permission.as_str()));
     let takes_query = operations(&mut paths).any(|operation| operation.parameters.iter().flatten().any(is_of_query));
     (schemas, paths, router.route_layer(Extension(Required { permission, is_in_team, takes_query })))
+}
+
+/// Routes for anybody who is signed in, about nothing but what is their own, for the reason given. Their handlers take a
+/// [`Person`](crate::session::Person).
+pub(crate) fn personal(reason: &str, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
+    annotate(annotate(routes, PERMISSION_KEY, &Value::Null), PERSONAL_KEY, &json!(reason))
 }
 
 /// Routes for anybody, for the reason given.
@@ -99,23 +109,70 @@ impl FromRequestParts<HttpState> for OrgCaller {
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
         let Required { permission, is_in_team, takes_query } =
             *parts.extensions.get::<Required>().ok_or_else(|| Problem::internal(&NoPermissionDeclared))?;
-        let presented = bearer(&parts.headers).ok_or(AppError::Unauthenticated)?;
-        let identity = state.app.authenticate(presented).await?;
-        let span = tracing::Span::current();
-        span.record("org_id", tracing::field::display(identity.org.id));
-        span.record("user_id", tracing::field::display(identity.caller.actor()));
-        let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
-        let org = identity.resolve(&named)?;
+        let caller = if parts.headers.contains_key(header::AUTHORIZATION) {
+            by_key(parts, state).await?
+        } else {
+            by_session(parts, state).await?
+        };
+        let org = caller.org();
         let within = if is_in_team { path_team(parts, state).await? } else { Within::Organization };
-        if !identity.caller.permissions_within(within).contains(permission) {
+        if !caller.permissions_within(within).contains(permission) {
             return Err(AppError::Forbidden(permission).into());
         }
         if !takes_query {
             filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;
         }
         parts.extensions.insert(Bound(org));
-        Ok(Self { caller: identity.caller, org })
+        Ok(Self { caller, org })
     }
+}
+
+/// The caller that an API key stands for.
+async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Caller, Problem> {
+    // A session beside it would leave open whose request it is.
+    if has_session(&parts.headers) {
+        return Err(AppError::Unauthenticated.into());
+    }
+    let presented = bearer(&parts.headers).ok_or(AppError::Unauthenticated)?.to_owned();
+    // A key holds no dot, an access token two.
+    if presented.contains('.') {
+        return by_token(parts, state, &presented).await;
+    }
+    let identity = state.app.authenticate(&presented).await?;
+    record(&identity.caller);
+    let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
+    identity.resolve(&named)?;
+    Ok(identity.caller)
+}
+
+/// The caller that an access token stands for.
+async fn by_token(parts: &mut Parts, state: &HttpState, presented: &str) -> Result<Caller, Problem> {
+    // A name that is none is looked at after who asks, as with a session.
+    let named = path_param(parts, state, "org").await?.parse::<OrgRef>().ok();
+    let caller = state.app.authenticate_token(presented, named).await?;
+    record(&caller);
+    Ok(caller)
+}
+
+/// The caller that a member's session stands for.
+async fn by_session(parts: &mut Parts, state: &HttpState) -> Result<Caller, Problem> {
+    let token = session_token(parts, state)?;
+    let named = path_param(parts, state, "org").await?.parse::<OrgRef>();
+    // Who asks is looked at before what they ask for, whatever that looks like.
+    let Ok(named) = named else {
+        state.app.resume(&token, None).await?;
+        return Err(AppError::NotFound { what: "organization" }.into());
+    };
+    let (_, caller) = state.app.resume(&token, Some(named)).await?;
+    let caller = caller.ok_or(AppError::NotFound { what: "organization" })?;
+    record(&caller);
+    Ok(caller)
+}
+
+fn record(caller: &Caller) {
+    let span = tracing::Span::current();
+    span.record("org_id", tracing::field::display(caller.org()));
+    span.record("user_id", tracing::field::display(caller.actor()));
 }
 
 /// The team that the path names. Text that names none is answered when the caller's right is known.

@@ -124,7 +124,7 @@ pub(crate) async fn list_assignments(
     request_body = AssignmentInput,
     responses((status = 201, body = AssignmentView)),
     extensions(("x-bulkhead-problems" = json!([
-        "unknown-role", "unknown-team", "invalid-window", "invalid-reason", "exceeds-own-rights", "own-role", "too-many-roles",
+        "unknown-user", "unknown-role", "unknown-team", "invalid-window", "invalid-reason", "exceeds-own-rights", "own-role", "too-many-roles",
     ]))),
 )]
 pub(crate) async fn assign_role(

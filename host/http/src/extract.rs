@@ -8,8 +8,8 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request};
 use bulkhead_app::AppError;
 use bulkhead_model::id::{
-    ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, InstallationId, PluginId, RoleId, RoleRequestId,
-    RunId, TeamId, UserId, WorkflowId,
+    ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, InstallationId, InvitationId, PluginId, RoleId,
+    RoleRequestId, RunId, SessionId, TeamId, UserId, WorkflowId,
 };
 use bulkhead_model::name::SecretName;
 use bulkhead_model::workflow::{StepId, TriggerId};
@@ -208,12 +208,14 @@ path_parts! {
     DeadLetterId = "dead_letter", "dead letter";
     DeadLetterTaskId = "task", "task";
     RunId = "run", "run";
+    SessionId = "session", "session";
+    UserId = "user", "member";
+    InvitationId = "invitation", "invitation";
     StepId = "step", "step";
     RoleId = "role", "role";
     AssignmentId = "assignment", "role assignment";
     RoleRequestId = "role_request", "role request";
     TeamId = "team", "team";
-    UserId = "user", "user";
     SecretName = "name", "secret";
     TriggerId = "trigger", "webhook trigger";
 }

@@ -17,6 +17,7 @@
 //! | what does a noun look like in JSON? | the file of its name |
 
 mod access;
+mod account;
 mod api_key;
 mod assignment;
 mod audit;
@@ -34,6 +35,7 @@ mod hook;
 mod installation;
 mod job;
 mod json;
+mod member;
 mod openapi;
 mod org;
 mod page;
@@ -49,7 +51,9 @@ mod run;
 mod schedule;
 mod schema;
 mod secret;
+mod session;
 mod team;
+mod token;
 mod view;
 mod workflow;
 
@@ -64,9 +68,10 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::{guarded, guarded_in_team, public};
+use crate::access::{guarded, guarded_in_team, personal, public};
 
 pub use openapi::document as openapi;
+pub use session::ClientAddress;
 
 /// An answer that needs no plugin comes within this time.
 const TIME_QUICK: Duration = Duration::from_secs(30);
@@ -112,6 +117,8 @@ pub fn router(app: App, config: HttpConfig) -> Router {
 fn routes() -> OpenApiRouter<HttpState> {
     let within = |limit: Duration| middleware::from_fn_with_state(limit, edge::deadline);
     let quick = platform_routes()
+        .merge(person_routes())
+        .merge(member_routes())
         .merge(account_routes())
         .merge(access_routes())
         .merge(plugin_routes())
@@ -131,6 +138,47 @@ fn platform_routes() -> OpenApiRouter<HttpState> {
         .routes(public("the shapes are no secret", routes!(schema::show_manifest_schema)))
         .routes(public("the names are no secret", routes!(policy::list_permissions)))
         .routes(public("the address itself is the credential", routes!(hook::receive_delivery)))
+}
+
+fn person_routes() -> OpenApiRouter<HttpState> {
+    let own = "it is about the person's own account";
+    OpenApiRouter::default()
+        .routes(public("the page holds nothing", routes!(home::show_link_page)))
+        .routes(public("the page holds nothing", routes!(home::show_link_script)))
+        .routes(public("the link is the credential", routes!(account::set_up)))
+        .routes(public("address and password are the credentials", routes!(account::sign_in)))
+        .routes(public("the link is the credential", routes!(account::choose_password)))
+        .routes(public("nobody learns whether anybody has the address", routes!(account::ask_for_reset)))
+        .routes(public("the link is the credential", routes!(account::verify_email)))
+        .routes(public("the link is the credential", routes!(account::join)))
+        .routes(personal(own, routes!(account::sign_out)))
+        .routes(personal(own, routes!(account::step_up)))
+        .routes(personal(own, routes!(account::show_me)))
+        .routes(personal(own, routes!(account::change_password)))
+        .routes(personal(own, routes!(account::list_sessions)))
+        .routes(personal(own, routes!(account::end_session)))
+        .routes(personal(own, routes!(account::end_other_sessions)))
+        .routes(personal(own, routes!(account::switch_org)))
+        .routes(personal(own, routes!(account::list_sign_ins)))
+        .routes(personal(own, routes!(account::ask_to_verify)))
+        .routes(personal(own, routes!(token::issue_tokens)))
+        .routes(public("the refresh token is the credential", routes!(token::refresh_tokens)))
+        .routes(public("the refresh token is the credential", routes!(token::revoke_tokens)))
+        .routes(public("a public key is no secret", routes!(token::show_jwks)))
+}
+
+fn member_routes() -> OpenApiRouter<HttpState> {
+    OpenApiRouter::default()
+        .routes(guarded(Permission::UsersRead, routes!(member::list_members)))
+        .routes(guarded(Permission::UsersRead, routes!(member::show_member)))
+        .routes(guarded(Permission::UsersDisable, routes!(member::set_member_state)))
+        .routes(guarded(Permission::UsersRemove, routes!(member::remove_member)))
+        .routes(guarded(Permission::SessionsRead, routes!(member::list_member_sessions)))
+        .routes(guarded(Permission::SessionsRevoke, routes!(member::end_member_sessions)))
+        .routes(guarded(Permission::SessionsRevoke, routes!(member::end_member_session)))
+        .routes(guarded(Permission::UsersInvite, routes!(member::invite)))
+        .routes(guarded(Permission::UsersRead, routes!(member::list_invitations)))
+        .routes(guarded(Permission::UsersInvite, routes!(member::revoke_invitation)))
 }
 
 fn account_routes() -> OpenApiRouter<HttpState> {

@@ -9,14 +9,15 @@ use http::header;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use crate::access::{PERMISSION_KEY, PUBLIC_KEY};
+use crate::access::{PERMISSION_KEY, PERSONAL_KEY, PUBLIC_KEY};
 use crate::problem::{Document, FieldError, Kind, TYPE_BASE, kind_of};
 
 /// In the document: the slugs of the problem types that an operation can answer.
 pub(crate) const PROBLEMS_KEY: &str = "x-bulkhead-problems";
 
 const DESCRIPTION: &str = "\
-Paths name an organization by id or short name; `Authorization: Bearer` takes an API key of it. Input is JSON, and unknown \
+Paths name an organization by id or short name; `Authorization: Bearer` takes an API key of it or a member's access token, and the cookie that \
+`POST /api/v1/auth/login` sets a member's session, with which changes need an `origin` of this server's own. Input is JSON, and unknown \
 fields and parameters are refused. Lists answer `items` and `next_cursor`; `limit` is at most 200. What can be changed by \
 several people carries an `etag`, which a change must name as `if-match`. Failures are problem documents (RFC 9457) whose \
 `type` is stable; `x-bulkhead-problems` lists the types of each operation, `x-bulkhead-permission` the permission that it \
@@ -55,7 +56,11 @@ pub fn document() -> Value {
         }
     }
     document["components"]["securitySchemes"] = json!({
-        "api_key": { "type": "http", "scheme": "bearer", "description": "An API key of the organization in the path." }
+        "api_key": { "type": "http", "scheme": "bearer", "description": "An API key of the organization in the path, or an access token (JWT) of a member." },
+        "session": {
+            "type": "apiKey", "in": "cookie", "name": "__Host-bulkhead_session",
+            "description": "A person's session; changes need an `origin` (or `sec-fetch-site`) of this server's own pages.",
+        },
     });
     sort_extensions(&mut document);
     document
@@ -73,8 +78,16 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     let mut add = |kinds: &[Kind]| problems.extend(kinds.iter().map(|kind| kind.entry().slug.to_owned()));
     add(&[Kind::Internal, Kind::TimedOut]);
     if guarded {
-        operation.insert("security".to_owned(), json!([{ "api_key": [] }]));
+        operation.insert("security".to_owned(), json!([{ "api_key": [] }, { "session": [] }]));
         add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable, Kind::InvalidQuery]);
+    }
+    let personal = operation.contains_key(PERSONAL_KEY);
+    if personal {
+        operation.insert("security".to_owned(), json!([{ "session": [] }]));
+        add(&[Kind::Unauthenticated, Kind::Unavailable, Kind::InvalidQuery]);
+    }
+    if (guarded || personal) && !matches!(method, "get" | "head") {
+        add(&[Kind::ForeignOrigin]);
     }
     if operation.contains_key("requestBody") {
         add(&[Kind::InvalidJson, Kind::InvalidBody, Kind::TooLarge, Kind::UnsupportedMediaType, Kind::BodyTimeout]);
@@ -93,7 +106,11 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
         operation.insert("parameters".to_owned(), Value::Array(parameters));
     }
     debug_assert!(operation.contains_key(PERMISSION_KEY), "{method} {path} declares no permission");
-    debug_assert!(guarded != operation.contains_key(PUBLIC_KEY), "{method} {path} is neither guarded nor public");
+    let kinds = [guarded, personal, operation.contains_key(PUBLIC_KEY)];
+    debug_assert!(
+        kinds.iter().filter(|kind| **kind).count() == 1,
+        "{method} {path} is not one of guarded, personal and public"
+    );
 }
 
 /// OpenAPI 3.1 wants a sentence with each response; where the handler has none, the operation's own says it.
@@ -139,6 +156,9 @@ fn path_parameters(path: &str) -> impl Iterator<Item = Value> + '_ {
             "version" => "A version's number.",
             "first" => "The number of the first entry, from 0.",
             "run" => "A run's id (`run_…`).",
+            "user" => "A person's id (`user_…`).",
+            "invitation" => "An invitation's id (`inv_…`).",
+            "session" => "A session's id (`ses_…`).",
             "step" => "A step's id in the definition.",
             "dead_letter" => "A dead letter's id (`dl_…`).",
             "task" => "A task's id (`dlt_…`).",
@@ -146,7 +166,6 @@ fn path_parameters(path: &str) -> impl Iterator<Item = Value> + '_ {
             "assignment" => "A role assignment's id (`asg_…`).",
             "role_request" => "A role request's id (`rreq_…`).",
             "team" => "A team's id (`team_…`).",
-            "user" => "A member's id (`user_…`).",
             "name" => "A secret's name, as the plugin's manifest asks for it.",
             "trigger" => "A webhook trigger's id in the definition.",
             "token" => "The last part of a webhook's address, which is its credential.",

@@ -170,6 +170,7 @@ impl From<AppError> for Problem {
                 problem
             }
             AppError::Unauthenticated => Self::new(Kind::Unauthenticated, error.to_string()),
+            AppError::StepUp { .. } => Self::new(Kind::StepUpRequired, error.to_string()),
             AppError::Forbidden(_) => Self::new(Kind::Forbidden, error.to_string()),
             AppError::NotFound { .. } => Self::new(Kind::NotFound, error.to_string()),
             AppError::Invalid { code, message, problems } => {
@@ -241,7 +242,13 @@ impl IntoResponse for Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, CONTENT_TYPE);
         if self.status == StatusCode::UNAUTHORIZED {
-            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            // RFC 9470 says how to ask for a fresher proof.
+            let challenge = if self.slug == Kind::StepUpRequired.entry().slug {
+                "Bearer error=\"insufficient_user_authentication\", max_age=600"
+            } else {
+                "Bearer"
+            };
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if let Some(retry_after_s) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));

@@ -169,7 +169,7 @@ pub(crate) async fn show_role_request(
     request_body = AnswerInput,
     responses((status = 200, body = RoleRequestView)),
     extensions(("x-bulkhead-problems" = json!([
-        "unknown-role", "unknown-team", "invalid-reason", "exceeds-own-rights", "people-only", "own-request", "request-answered",
+        "unknown-user", "unknown-role", "unknown-team", "invalid-reason", "exceeds-own-rights", "people-only", "own-request", "request-answered",
         "request-lapsed", "too-many-roles",
     ]))),
 )]

@@ -188,7 +188,7 @@ pub(crate) async fn list_team_members(
     path = "/api/v1/orgs/{org}/teams/{team}/members/{user}",
     tag = "teams",
     responses((status = 204)),
-    extensions(("x-bulkhead-problems" = json!(["team-full"]))),
+    extensions(("x-bulkhead-problems" = json!(["team-full", "unknown-user"]))),
 )]
 pub(crate) async fn add_team_member(
     at: OrgCaller,

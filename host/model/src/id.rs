@@ -167,6 +167,20 @@ ids! {
     DeadLetterTaskId = "dlt";
     /// A person.
     UserId = "user";
+    /// A person's signed-in browser.
+    SessionId = "ses";
+    /// A browser that a person signed in with before.
+    DeviceId = "dev";
+    /// A link that does one thing once.
+    LinkId = "link";
+    /// An invitation into an organization.
+    InvitationId = "inv";
+    /// A letter on its way.
+    MailId = "mail";
+    /// An attempt to sign in.
+    SignInAttemptId = "att";
+    /// Refresh tokens that follow from one sign-in.
+    TokenFamilyId = "tok";
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //! | question | file |
 //! | --- | --- |
 //! | who may do it? | [`permission`], and [`role`] for where that comes from |
+//! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`] |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
@@ -14,6 +15,8 @@
 //! | how long is what has ended kept, and how much of it? | [`retention`], [`quota`] |
 //! | what is a workflow, and what happens next in a run? | [`workflow`], [`run`], [`condition`], [`template`] |
 
+pub mod access_token;
+pub mod account;
 pub mod ambient;
 pub mod breaker;
 pub mod call;
@@ -22,17 +25,22 @@ pub mod fault;
 pub mod grant;
 pub mod id;
 pub mod job;
+pub mod letter;
 pub mod limits;
+pub mod link;
 pub mod manifest;
 pub mod name;
+pub mod password;
 pub mod permission;
 pub mod quota;
 pub mod retention;
 pub mod role;
 pub mod run;
 pub mod schedule;
+pub mod session;
 pub mod stuck;
 pub mod template;
+pub mod throttle;
 pub mod time;
 pub mod token;
 pub mod workflow;

@@ -191,6 +191,29 @@ impl OrgScope {
     }
 }
 
+/// The right to read and write what belongs to people, and the rows of one organization if it names one. An organization's own right
+/// gives it to those use cases that deal with its members.
+#[derive(Clone, Debug)]
+pub struct AccountScope {
+    org: Option<OrgId>,
+}
+
+impl AccountScope {
+    /// For what people do with their own accounts.
+    pub const OWN: Self = Self { org: None };
+
+    /// Together with an organization's rows, as somebody who may deal with its members.
+    #[must_use]
+    pub fn within(scope: &OrgScope) -> Self {
+        Self { org: Some(scope.org()) }
+    }
+
+    #[must_use]
+    pub fn org(&self) -> Option<OrgId> {
+        self.org
+    }
+}
+
 /// Why the host acts on its own. Each reason admits only the tables that row-level security lists for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SystemReason {
@@ -206,6 +229,8 @@ pub enum SystemReason {
     Hook,
     /// Looks whether what this node carries out was changed or ended on another one.
     Nodes,
+    /// Finds out who signs in, and keeps what belongs to people rather than to an organization.
+    Accounts,
 }
 
 impl SystemReason {
@@ -218,6 +243,7 @@ impl SystemReason {
             Self::Worker => "worker",
             Self::Hook => "hook",
             Self::Nodes => "nodes",
+            Self::Accounts => "accounts",
         }
     }
 }

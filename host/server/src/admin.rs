@@ -5,10 +5,12 @@ use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
+use bulkhead_app::account::{NewUser, ROLE_ADMIN};
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::queue::{STATES, StateCount, WaitingOrg, WholeQueue, look_at_queue};
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::id::ApiKeyId;
+use bulkhead_model::id::{ApiKeyId, UserId};
+use bulkhead_model::link::Purpose;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Permission, PermissionSet};
 use bulkhead_model::quota::Quota;
@@ -66,6 +68,41 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a person, who chooses a password with the link that is printed
+    #[command(
+        after_help = "Examples:\n  bulkhead admin create-user ada@example.com --name 'Ada Lovelace' --org acme\n  \
+        bulkhead admin create-user ops@example.com --name Operations --super-admin"
+    )]
+    CreateUser {
+        email: String,
+        #[arg(long)]
+        name: String,
+        /// Short name of an organization to belong to
+        #[arg(long)]
+        org: Option<String>,
+        /// … and as what: admin, manager, analyst, viewer, api_user
+        #[arg(long, default_value = ROLE_ADMIN)]
+        role: String,
+        /// Administers the whole platform
+        #[arg(long)]
+        super_admin: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let somebody who is locked out choose another password with the link that is printed; ends every session of theirs
+    #[command(after_help = "Example:\n  bulkhead admin reset-password ada@example.com")]
+    ResetPassword {
+        email: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Shut a person out everywhere; ends their sessions, tokens and keys
+    #[command(after_help = "Example:\n  bulkhead admin disable-user eve@example.com")]
+    DisableUser { email: String },
+    /// Let a person in again who was shut out
+    EnableUser { email: String },
     /// Make an API key; its text is shown once
     #[command(after_help = "Examples:\n  bulkhead admin create-key acme --name laptop\n  \
         bulkhead admin create-key acme --name reader --permission runs.read --permission audit.read --days 30")]
@@ -191,6 +228,18 @@ fn queue_text(queue: &WholeQueue) -> String {
     text
 }
 
+fn print_link(host: &Host, user: Option<UserId>, token: &str, json: bool) {
+    let link = host.app.link_url(Purpose::ChoosePassword, token);
+    if json {
+        println!("{}", json!({ "id": user, "token": token, "link": link }));
+        return;
+    }
+    if let Some(id) = user {
+        println!("created {id}");
+    }
+    println!("once, within an hour, this chooses a password:\n\n  {link}");
+}
+
 async fn act(host: &Host, command: Command) -> Result<()> {
     match command {
         // Looks at the database beside a server, which needs no host.
@@ -223,6 +272,27 @@ async fn act(host: &Host, command: Command) -> Result<()> {
                 let used = shown.used.map_or_else(|| "of each run".to_owned(), |used| format!("{used} used"));
                 println!("{:<17} {:>16} {:<9} {used}", shown.quota.as_str(), shown.limit, shown.quota.unit());
             }
+        }
+        Command::CreateUser { email, name, org, role, super_admin, json } => {
+            let member_of = match org {
+                Some(org) => Some((require_org(host, &org).await?.id, role)),
+                None => None,
+            };
+            let new = NewUser { email, name, is_super_admin: super_admin, member_of };
+            let (id, token) = host.app.create_user_as_operator(new).await?;
+            print_link(host, Some(id), &token, json);
+        }
+        Command::ResetPassword { email, json } => {
+            let token = host.app.unlock_user_as_operator(&email).await?;
+            print_link(host, None, &token, json);
+        }
+        Command::DisableUser { email } => {
+            host.app.set_user_state_as_operator(&email, false).await?;
+            println!("disabled {email}");
+        }
+        Command::EnableUser { email } => {
+            host.app.set_user_state_as_operator(&email, true).await?;
+            println!("enabled {email}");
         }
         Command::CreateKey { org, name, permissions, days, json } => {
             let org = require_org(host, &org).await?;

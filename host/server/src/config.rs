@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use bulkhead_app::StartLimits;
+use bulkhead_app::{HashingLimits, StartLimits};
+use bulkhead_model::password::Cost;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) worker: WorkerSection,
     pub(crate) starts: StartsSection,
     pub(crate) audit: AuditSection,
+    pub(crate) accounts: AccountsSection,
+    pub(crate) mail: MailSection,
     pub(crate) log: LogConfig,
 }
 
@@ -198,6 +201,66 @@ pub(crate) struct AuditSection {
     pub(crate) anchor_dir: Option<PathBuf>,
 }
 
+/// `[accounts]`: how passwords are hashed.
+#[expect(clippy::struct_field_names, reason = "the names are those of the file's keys")]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AccountsSection {
+    pub(crate) hash_memory_kib: u32,
+    pub(crate) hash_passes: u32,
+    pub(crate) hash_lanes: u32,
+    pub(crate) hash_at_once_max: usize,
+    pub(crate) hash_waiting_max: usize,
+}
+
+impl Default for AccountsSection {
+    fn default() -> Self {
+        let HashingLimits { cost, at_once_max, waiting_max } = HashingLimits::default();
+        Self {
+            hash_memory_kib: cost.memory_kib,
+            hash_passes: cost.passes,
+            hash_lanes: cost.lanes,
+            hash_at_once_max: at_once_max,
+            hash_waiting_max: waiting_max,
+        }
+    }
+}
+
+impl AccountsSection {
+    pub(crate) fn hashing(&self) -> HashingLimits {
+        let cost = Cost { memory_kib: self.hash_memory_kib, passes: self.hash_passes, lanes: self.hash_lanes };
+        HashingLimits { cost, at_once_max: self.hash_at_once_max, waiting_max: self.hash_waiting_max }
+    }
+
+    fn check(&self) -> Result<()> {
+        let Cost { memory_kib, passes, .. } = Cost::FLOOR;
+        anyhow::ensure!(
+            self.hashing().cost.is_allowed(),
+            "accounts.hash_memory_kib is at least {memory_kib} (and at most 1048576), hash_passes at least {passes}, hash_lanes 1 to 16: \
+             cheaper hashes are guessed"
+        );
+        anyhow::ensure!((1..=256).contains(&self.hash_at_once_max), "accounts.hash_at_once_max is between 1 and 256");
+        anyhow::ensure!(self.hash_waiting_max <= 10_000, "accounts.hash_waiting_max is at most 10000");
+        Ok(())
+    }
+}
+
+/// `[mail]`: without an address, this server sends no letters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct MailSection {
+    /// The relay: `smtps://user:password@host` or `smtp://user:password@host:587?tls=required`.
+    pub(crate) url: Option<Secret>,
+    /// Who letters come from.
+    pub(crate) from: String,
+}
+
+impl Default for MailSection {
+    fn default() -> Self {
+        Self { url: None, from: "Bulkhead <bulkhead@localhost>".into() }
+    }
+}
+
 /// `[log]`
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -255,6 +318,7 @@ impl Config {
             anyhow::ensure!((1..=10_000).contains(&slots), "worker.slots_{name} is between 1 and 10000");
         }
         self.starts.check()?;
+        self.accounts.check()?;
         if let Some(url) = &self.server.public_url {
             anyhow::ensure!(
                 url.starts_with("http://") || url.starts_with("https://"),

@@ -12,7 +12,7 @@ use bulkhead_app::permits::CallConcurrency;
 use bulkhead_app::sandbox::SandboxParts;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
-use bulkhead_app::{App, AppParts};
+use bulkhead_app::{AccountParts, App, AppParts};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::{Ceiling, Loopback};
 use bulkhead_runtime::egress::{EgressConfig, SystemResolver};
@@ -21,7 +21,7 @@ use bulkhead_store::seal::{RootKey, Sealer};
 use bulkhead_store::{Database, Store, StoreConfig};
 
 use crate::config::Config;
-use crate::keys;
+use crate::{keys, mail};
 
 /// A database that could not be reached is tried again after this long.
 const OPEN_AGAIN: Duration = Duration::from_millis(250);
@@ -149,6 +149,8 @@ impl Host {
             store: store.clone(),
             sealer: Sealer::new(&root_key, ambient.clone()),
             ambient,
+            accounts: AccountParts::new(&root_key, config.accounts.hashing(), config.public_url(config.server.listen))
+                .with_post(mail::relay(&config.mail)?),
             sandbox: SandboxParts {
                 runtime,
                 ceiling: Ceiling::with_loopbacks(loopbacks),
@@ -184,6 +186,7 @@ impl Host {
         self.app.start_node(Notifications::On { url }).await.context("the node cannot start")?;
         let worker = WorkerConfig { name: node_name(address), slots, heartbeat };
         self.app.start_worker(worker, &self.supervisor).await.context("the worker cannot start")?;
+        self.app.start_mail(&self.supervisor);
         Ok(())
     }
 }

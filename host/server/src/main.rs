@@ -11,6 +11,7 @@ mod doctor;
 mod first_party;
 mod host;
 mod keys;
+mod mail;
 mod plugin_cli;
 mod serve;
 mod telemetry;

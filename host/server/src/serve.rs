@@ -2,14 +2,18 @@
 
 mod peer;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use axum::Router;
-use bulkhead_http::HttpConfig;
+use bulkhead_app::App;
+use bulkhead_http::{ClientAddress, HttpConfig};
+use bulkhead_model::link::Purpose;
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -18,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
 
 use self::peer::{Moving, PeerPlace, Peers};
 use crate::config::Config;
@@ -78,6 +83,7 @@ pub(crate) async fn serve(
         version: env!("CARGO_PKG_VERSION"),
     };
     let router = bulkhead_http::router(host.app.clone(), http);
+    offer_set_up(&host.app).await?;
     let stop = stop_on_signal()?;
     tracing::info!(address = %address, database = host.store.database_name(), "serving");
     // Whatever the machine allows, one client leaves half of it to the others.
@@ -85,6 +91,22 @@ pub(crate) async fn serve(
     accept(listener, router, host, &stop, peers, config.drain()).await;
     host.store.close().await;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// While there is nobody, says how to become the first person. Not through the log, which others may read: the link is a credential.
+async fn offer_set_up(app: &App) -> Result<()> {
+    use std::io::Write as _;
+    let Some(token) = app.offer_set_up().await.context("nobody can be offered to set the server up")? else {
+        return Ok(());
+    };
+    let told = writeln!(
+        std::io::stdout(),
+        "\nNobody has an account yet. Once, within a day, this makes the first one:\n\n  {}\n",
+        app.link_url(Purpose::SetUp, &token)
+    );
+    // Where nothing can be written, the next start says it again.
+    drop(told);
     Ok(())
 }
 
@@ -104,7 +126,7 @@ async fn accept(
             accepted = accept_one(&listener, &places, &peers) => accepted,
             () = stop.cancelled() => break,
         };
-        let (stream, place) = match accepted {
+        let (stream, peer, place) = match accepted {
             Ok(Some(accepted)) => accepted,
             Ok(None) => {
                 metrics::counter!("bulkhead_connections_refused_total").increment(1);
@@ -119,7 +141,11 @@ async fn accept(
         };
         let mut builder = http1::Builder::new();
         builder.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIME_MAX).max_headers(HEADERS_MAX);
-        let service = TowerToHyperService::new(router.clone());
+        let address = ClientAddress(peer);
+        let service = TowerToHyperService::new(router.clone().map_request(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(address);
+            request
+        }));
         let connection =
             graceful.watch(builder.serve_connection(TokioIo::new(Moving::new(stream, STALL_MAX)), service));
         host.supervisor.spawn("connection", async move {
@@ -144,12 +170,12 @@ async fn accept_one(
     listener: &TcpListener,
     places: &Arc<Semaphore>,
     peers: &Peers,
-) -> std::io::Result<Option<(TcpStream, (OwnedSemaphorePermit, PeerPlace))>> {
+) -> std::io::Result<Option<(TcpStream, IpAddr, (OwnedSemaphorePermit, PeerPlace))>> {
     let place = Arc::clone(places).acquire_owned().await.map_err(std::io::Error::other)?;
     let (stream, peer) = listener.accept().await?;
     let Some(of_peer) = peers.enter(peer.ip()) else { return Ok(None) };
     stream.set_nodelay(true)?;
-    Ok(Some((stream, (place, of_peer))))
+    Ok(Some((stream, peer.ip(), (place, of_peer))))
 }
 
 /// Half of the file descriptors that this process may open: the database, plugins' requests and files need theirs too.

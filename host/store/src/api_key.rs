@@ -1,6 +1,6 @@
 //! API keys: only the SHA-256 of the secret is stored.
 
-use bulkhead_model::id::ApiKeyId;
+use bulkhead_model::id::{ApiKeyId, UserId};
 use bulkhead_model::permission::{Permission, PermissionSet};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
@@ -19,6 +19,8 @@ pub struct ApiKey {
     pub created_at: Timestamp,
     pub expires_at: Option<Timestamp>,
     pub revoked_at: Option<Timestamp>,
+    /// Whose it is; none for those that the operator or another key made.
+    pub owner: Option<UserId>,
 }
 
 fn read(row: &Row) -> Result<ApiKey, StoreError> {
@@ -36,6 +38,7 @@ fn read(row: &Row) -> Result<ApiKey, StoreError> {
         created_at: row.get("created_at")?,
         expires_at: row.get("expires_at")?,
         revoked_at: row.get("revoked_at")?,
+        owner: row.get("user_id")?,
     })
 }
 
@@ -44,8 +47,8 @@ impl Tx {
         let permissions: Vec<&str> = key.permissions.iter().map(Permission::as_str).collect();
         let permissions = serde_json::to_string(&permissions).map_err(|e| StoreError::corrupt("permissions", e))?;
         let sql = sql!(
-            "insert into api_key (org_id, id, name, secret_hash, permissions, created_at, expires_at, revoked_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8)"
+            "insert into api_key (org_id, id, name, secret_hash, permissions, created_at, expires_at, revoked_at, user_id)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
         );
         let org = self.org()?;
         let values = binds![
@@ -56,14 +59,15 @@ impl Tx {
             &permissions,
             key.created_at,
             key.expires_at,
-            key.revoked_at
+            key.revoked_at,
+            key.owner
         ];
         self.execute(sql, values).await.map(drop)
     }
 
     pub async fn load_api_key(&mut self, id: ApiKeyId) -> Result<Option<ApiKey>, StoreError> {
         let sql = sql!(
-            "select id, name, secret_hash, permissions, created_at, expires_at, revoked_at
+            "select id, name, secret_hash, permissions, created_at, expires_at, revoked_at, user_id
              from api_key where org_id = $1 and id = $2"
         );
         let org = self.org()?;
@@ -72,13 +76,20 @@ impl Tx {
 
     pub async fn list_api_keys(&mut self, page: PageRequest) -> Result<Page<ApiKey>, StoreError> {
         let sql = sql!(
-            "select id, name, secret_hash, permissions, created_at, expires_at, revoked_at
+            "select id, name, secret_hash, permissions, created_at, expires_at, revoked_at, user_id
              from api_key where org_id = $1 and id < $2 order by id desc limit $3"
         );
         let org = self.org()?;
         let rows = self.fetch(sql, binds![org, page.bound(), page.fetch()]).await?;
         let keys = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         Ok(page.page(keys, |key| key.id.uuid()))
+    }
+
+    /// Revokes every key of a person's in this organization; answers how many were valid.
+    pub async fn revoke_keys_of(&mut self, user: UserId, now: Timestamp) -> Result<u64, StoreError> {
+        let sql = sql!("update api_key set revoked_at = $3 where org_id = $1 and user_id = $2 and revoked_at is null");
+        let org = self.org()?;
+        self.execute(sql, binds![org, user, now]).await
     }
 
     /// Revokes a key; answers whether it was valid before.

@@ -12,6 +12,7 @@
 //! To add a noun: a migration in both folders, a file here with `impl Tx` methods (`load_x` → option, `require_x` → not
 //! found, `list_x` pages, `record_x` appends), a test in `tests/store`.
 
+pub mod account;
 pub mod advance;
 pub mod api_key;
 pub mod audit;
@@ -25,7 +26,11 @@ pub mod event;
 mod fair;
 pub mod hook;
 pub mod installation;
+pub mod invitation;
 pub mod job;
+pub mod link;
+pub mod mail;
+pub mod member;
 mod migrations;
 pub mod node;
 pub mod org;
@@ -41,10 +46,13 @@ pub mod run;
 pub mod schedule;
 pub mod seal;
 pub mod secret;
+pub mod session;
 mod sql;
 mod sqlite;
 mod store;
 pub mod team;
+pub mod throttle;
+pub mod token;
 mod tx;
 pub mod workflow;
 

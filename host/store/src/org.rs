@@ -37,7 +37,7 @@ impl Tx {
     }
 
     /// Lets an operator's transaction write the organization's own tables, its audit entries above all.
-    async fn work_for(&mut self, org: OrgId) -> Result<(), StoreError> {
+    pub(crate) async fn work_for(&mut self, org: OrgId) -> Result<(), StoreError> {
         if self.is_postgres() {
             // The row-level rules of the organization's own tables read it; SQLite has none.
             let sql = sql_postgres!("select set_config('app.org_id', $1, true)");

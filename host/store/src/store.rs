@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
-use bulkhead_model::permission::{OrgScope, SystemScope};
+use bulkhead_model::permission::{AccountScope, OrgScope, SystemReason, SystemScope};
 use futures_util::future::BoxFuture;
 
 use crate::error::{DatabaseError, StoreError};
@@ -105,7 +105,7 @@ pub struct Store {
     opened_at: Instant,
 }
 
-/// A proof of the right to touch rows: [`OrgScope`] or [`SystemScope`].
+/// A proof of the right to touch rows: [`OrgScope`], [`AccountScope`] or [`SystemScope`].
 pub trait Scoped: Sync {
     #[doc(hidden)]
     fn context(&self) -> ScopeContext;
@@ -118,6 +118,12 @@ pub struct ScopeContext(pub(crate) TxContext);
 impl Scoped for OrgScope {
     fn context(&self) -> ScopeContext {
         ScopeContext(TxContext { org: Some(self.org()), system: None })
+    }
+}
+
+impl Scoped for AccountScope {
+    fn context(&self) -> ScopeContext {
+        ScopeContext(TxContext { org: self.org(), system: Some(SystemReason::Accounts) })
     }
 }
 

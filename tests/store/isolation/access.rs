@@ -54,6 +54,8 @@ impl AccessRows {
 
     /// The same ids and names may exist in another organization on their own.
     pub(crate) async fn insert_beside(&self, tx: &mut Tx, ambient: &Ambient) -> Result<(), StoreError> {
+        // A person may work in several, and has in each what he was given there.
+        tx.insert_member(self.user, "viewer", ambient.now()).await?;
         assert!(tx.insert_role(&self.role).await?);
         assert!(tx.insert_team(&self.team).await?);
         assert!(tx.insert_team_member(self.team.id, self.user, ambient.now()).await?);

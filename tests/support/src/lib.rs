@@ -2,6 +2,7 @@
 //!
 //! - [`postgres`]: a private PostgreSQL cluster that vanishes with the process that started it, and databases in it;
 //! - [`http_sink`]: a local HTTP server that records requests and answers by script, good manners or bad;
+//! - [`smtp_sink`]: a local mail relay that keeps what it is sent;
 //! - [`tcp_proxy`]: a line between a client and a server that can be cut, held up and refused;
 //! - [`measure`]: what measurements print, the disk's own rate, processor time;
 //! - [`wait`]: waiting for a condition with a deadline, and free ports.
@@ -11,6 +12,7 @@
 pub mod http_sink;
 pub mod measure;
 pub mod postgres;
+pub mod smtp_sink;
 pub mod tcp_proxy;
 pub mod wait;
 

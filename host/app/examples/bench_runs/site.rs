@@ -13,7 +13,7 @@ use bulkhead_app::run::StartByHand;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
-use bulkhead_app::{App, AppParts, CallConcurrency, SandboxParts};
+use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, SandboxParts};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::{Ceiling, Grants};
 use bulkhead_model::id::{InstallationId, OrgId, RunId, WorkflowId};
@@ -198,6 +198,11 @@ impl Site {
             store: store.clone(),
             sealer: Sealer::new(&RootKey::new([2; 32]), ambient.clone()),
             ambient,
+            accounts: AccountParts::new(
+                &RootKey::new([2; 32]),
+                HashingLimits::default(),
+                "http://bulkhead.test".to_owned(),
+            ),
             sandbox: SandboxParts {
                 runtime,
                 ceiling: Ceiling::default(),

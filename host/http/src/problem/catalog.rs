@@ -36,6 +36,8 @@ kinds! {
     InvalidHeader = "invalid-header", BAD_REQUEST, "A header is not valid";
     InvalidRequest = "invalid-request", BAD_REQUEST, "The request cannot be read";
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Credentials are needed";
+    StepUpRequired = "step-up-required", UNAUTHORIZED, "A fresh proof of who you are is needed";
+    ForeignOrigin = "foreign-origin", FORBIDDEN, "The request does not come from one of our pages";
     Forbidden = "forbidden", FORBIDDEN, "The credentials do not permit this";
     NotFound = "not-found", NOT_FOUND, "Not found";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The resource does not have this method";
@@ -46,6 +48,7 @@ kinds! {
     UnsupportedMediaType = "unsupported-media-type", UNSUPPORTED_MEDIA_TYPE, "The body's type is not one that is read here";
     InvalidBody = "invalid-body", UNPROCESSABLE_ENTITY, "The body does not have the expected shape";
     IfMatchRequired = "if-match-required", PRECONDITION_REQUIRED, "If-Match is required";
+    TooManyAttempts = "too-many-attempts", TOO_MANY_REQUESTS, "Too many attempts";
     Busy = "busy", TOO_MANY_REQUESTS, "Too much at once";
     TooManyStarts = "too-many-starts", TOO_MANY_REQUESTS, "Too many starts at once";
     TooManyWaiting = "too-many-waiting", TOO_MANY_REQUESTS, "Too many runs wait already";
@@ -57,6 +60,10 @@ kinds! {
 
     // What use cases find in the input.
     InvalidName = "invalid-name", UNPROCESSABLE_ENTITY, "A name is not valid";
+    InvalidEmail = "invalid-email", UNPROCESSABLE_ENTITY, "The email address is not valid";
+    InvalidPassword = "invalid-password", UNPROCESSABLE_ENTITY, "The password cannot be chosen";
+    WrongPassword = "wrong-password", UNPROCESSABLE_ENTITY, "The password is not the current one";
+    InvalidLink = "invalid-link", UNPROCESSABLE_ENTITY, "The link is of no use";
     InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
     InvalidRetention = "invalid-retention", UNPROCESSABLE_ENTITY, "A time of the policy is out of its bounds";
     InvalidQuota = "invalid-quota", UNPROCESSABLE_ENTITY, "The quota's value is not valid";
@@ -64,6 +71,7 @@ kinds! {
     InvalidExpiry = "invalid-expiry", UNPROCESSABLE_ENTITY, "The time of expiry is not valid";
     InvalidRole = "invalid-role", UNPROCESSABLE_ENTITY, "The role cannot be as it is asked to be";
     UnknownRole = "unknown-role", UNPROCESSABLE_ENTITY, "The organization has no such role";
+    UnknownUser = "unknown-user", UNPROCESSABLE_ENTITY, "The organization has no such member";
     UnknownTeam = "unknown-team", UNPROCESSABLE_ENTITY, "The organization has no such team";
     InvalidWindow = "invalid-window", UNPROCESSABLE_ENTITY, "The time is no window";
     InvalidDuration = "invalid-duration", UNPROCESSABLE_ENTITY, "The duration is out of its bounds";
@@ -88,6 +96,14 @@ kinds! {
     InvalidCall = "invalid-call", UNPROCESSABLE_ENTITY, "The call does not fit the plugin";
 
     // What stands against it.
+    AlreadySetUp = "already-set-up", CONFLICT, "The server is set up already";
+    NoMail = "no-mail", CONFLICT, "This server sends no mail";
+    SignInFirst = "sign-in-first", CONFLICT, "The invitation is to somebody with an account";
+    AlreadyMember = "already-member", CONFLICT, "The person is a member already";
+    OwnMembership = "own-membership", CONFLICT, "Nobody does this to themselves";
+    TooManyTokens = "too-many-tokens", CONFLICT, "The session has as many tokens as it may";
+    TooManyInvitations = "too-many-invitations", CONFLICT, "Too many invitations wait";
+    UserExists = "user-exists", CONFLICT, "Somebody has this address already";
     OrgExists = "org-exists", CONFLICT, "The organization's name is taken";
     OwnKey = "own-key", CONFLICT, "A key cannot revoke itself";
     RoleExists = "role-exists", CONFLICT, "The role's name is taken";

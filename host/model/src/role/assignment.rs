@@ -241,6 +241,14 @@ impl Standing {
             .fold(PermissionSet::EMPTY, |set, (_, gives)| set.union(*gives))
     }
 
+    /// Whether the member gives others rights in the organization, now or later without anybody's doing: what makes an administrator of
+    /// somebody, whatever the role is called.
+    #[must_use]
+    pub fn administers(&self, now: Timestamp) -> bool {
+        let gives_rights = |gives: PermissionSet| gives.contains(Permission::RolesAssign);
+        self.0.iter().any(|(given, gives)| gives_rights(*gives) && given.window.at(now) != Phase::Over)
+    }
+
     /// How long the member holds all of `wanted` there, from `now` on and without interruption.
     #[must_use]
     pub fn hold(&self, wanted: PermissionSet, within: Within, now: Timestamp) -> Hold {

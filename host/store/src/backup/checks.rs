@@ -55,7 +55,7 @@ pub(super) async fn list_organizations(tx: &mut Tx) -> Result<Vec<OrgId>, StoreE
     tx.fetch(sql, &[]).await?.iter().map(|row| row.get("id")).collect()
 }
 
-/// Every row belongs to an organization, so without one there is none.
+/// Every row belongs to an organization or to a person, so without them there is none that counts.
 pub(super) async fn require_empty(tx: &mut Tx) -> Result<(), BackupError> {
     if tx.is_postgres() {
         // Two restores, or one beside `admin create-org`, come one after the other. SQLite's directory is locked already.
@@ -67,6 +67,6 @@ pub(super) async fn require_empty(tx: &mut Tx) -> Result<(), BackupError> {
             return Err(StoreError::Refused(why.to_owned()).into());
         }
     }
-    let sql = sql!("select id from organization limit 1");
+    let sql = sql!("select id from organization union all select id from user_account limit 1");
     if tx.fetch_optional(sql, &[]).await?.is_some() { Err(BackupError::NotEmpty) } else { Ok(()) }
 }

@@ -124,12 +124,13 @@ impl Tx {
         Ok(page.page(items, |assignment| assignment.given.id.uuid()))
     }
 
-    /// Users who are admins of the whole organization now and without an end, leaving one user out where one is named.
+    /// Active members who are admins of the whole organization now and without an end, leaving one out where one is named.
     pub async fn count_lasting_admins(&mut self, without: Option<UserId>, now: Timestamp) -> Result<u64, StoreError> {
         let sql = sql!(
-            "select count(distinct user_id) as users from role_assignment
-             where org_id = $1 and built_in = 'admin' and team_id is null and valid_until is null
-               and (valid_from is null or valid_from <= $2) and user_id <> $3"
+            "select count(distinct a.user_id) as users from role_assignment a
+             join member m on m.org_id = a.org_id and m.user_id = a.user_id and m.state = 'active'
+             where a.org_id = $1 and a.built_in = 'admin' and a.team_id is null and a.valid_until is null
+               and (a.valid_from is null or a.valid_from <= $2) and a.user_id <> $3"
         );
         let org = self.org()?;
         // No user has this id: the first version of UUIDs with time begins far above it.

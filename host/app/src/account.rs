@@ -1,0 +1,417 @@
+//! People: the first of them, their passwords, and the operator's way in for those who are locked out. Signing in is
+//! [`sign_in`](crate::sign_in)'s.
+
+mod attempts;
+mod email;
+mod hashing;
+mod set_up;
+
+use std::sync::Arc;
+
+use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::access_token::TokenKey;
+use bulkhead_model::account::{Email, is_person_name};
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::id::{LinkId, OrgId, SessionId, UserId};
+use bulkhead_model::letter::{Letter, Notice};
+use bulkhead_model::link::{LinkKey, Purpose};
+use bulkhead_model::password::{LEN_MIN_ALONE, Password, StoredPassword, Weak, check};
+use bulkhead_model::permission::{AccountScope, Actor, SystemReason, SystemScope};
+use bulkhead_model::role::BuiltIn;
+use bulkhead_store::Tx;
+use bulkhead_store::account::User;
+use bulkhead_store::audit::AuditEvent;
+use bulkhead_store::link::Link;
+use bulkhead_store::member::Membership;
+use bulkhead_store::seal::RootKey;
+use serde_json::{Value, json};
+
+pub(crate) use self::attempts::Attempt;
+pub use self::hashing::HashingLimits;
+pub(crate) use self::hashing::{Hasher, Verdict};
+pub use self::set_up::SetUp;
+use crate::assignment::join_as;
+use crate::mail::Post;
+use crate::{App, AppError};
+
+/// The role of those who administer an organization, as it is stored.
+pub const ROLE_ADMIN: &str = BuiltIn::Admin.as_str();
+
+/// A role that a member can have, by its name.
+///
+/// # Errors
+/// [`AppError::Invalid`] `invalid-role`.
+pub(crate) fn read_role(name: &str) -> Result<BuiltIn, AppError> {
+    let of_organization = || BuiltIn::ALL.into_iter().filter(|role| role.is_of_organization());
+    of_organization().find(|role| role.as_str() == name).ok_or_else(|| {
+        let names: Vec<&str> = of_organization().map(BuiltIn::as_str).collect();
+        AppError::invalid("invalid-role", "/role", format!("there is no role {name}; there are {}", names.join(", ")))
+    })
+}
+
+/// What the application needs to know of how people prove who they are.
+#[derive(Clone)]
+pub struct AccountParts {
+    pepper: [u8; 32],
+    link_key: [u8; 32],
+    counter_key: [u8; 32],
+    token_seed: [u8; 32],
+    hashing: HashingLimits,
+    /// How people reach this server, without a trailing slash. Links begin with it and with nothing that a request says.
+    public_url: String,
+    post: Option<Arc<dyn Post>>,
+}
+
+impl AccountParts {
+    #[must_use]
+    pub fn new(root: &RootKey, hashing: HashingLimits, public_url: String) -> Self {
+        Self {
+            pepper: root.derive("password pepper v1"),
+            link_key: root.derive("links v1"),
+            counter_key: root.derive("failure counters v1"),
+            token_seed: root.derive("access tokens v1"),
+            hashing,
+            public_url,
+            post: None,
+        }
+    }
+
+    /// With a relay that letters are handed to.
+    #[must_use]
+    pub fn with_post(self, post: Option<Arc<dyn Post>>) -> Self {
+        Self { post, ..self }
+    }
+}
+
+/// … as the application holds it.
+pub(crate) struct Accounts {
+    pub(crate) hasher: Hasher,
+    pub(crate) links: LinkKey,
+    pub(crate) counter_key: [u8; 32],
+    pub(crate) tokens: TokenKey,
+    pub(crate) public_url: String,
+    /// None: this server sends no mail.
+    pub(crate) post: Option<Arc<dyn Post>>,
+}
+
+impl Accounts {
+    pub(crate) fn new(parts: AccountParts) -> Self {
+        let AccountParts { pepper, link_key, counter_key, token_seed, hashing, public_url, post } = parts;
+        let tokens = TokenKey::new(&token_seed, &public_url);
+        let (hasher, links) = (Hasher::new(hashing, pepper), LinkKey::new(link_key));
+        Self { hasher, links, counter_key, tokens, public_url, post }
+    }
+}
+
+/// A person that the operator makes.
+#[derive(Clone, Debug)]
+pub struct NewUser {
+    pub email: String,
+    pub name: String,
+    pub is_super_admin: bool,
+    /// An organization to belong to, and as what.
+    pub member_of: Option<(OrgId, String)>,
+}
+
+pub(crate) fn read_email(text: &str) -> Result<Email, AppError> {
+    text.parse().map_err(|error| AppError::invalid("invalid-email", "/email", format!("{error}")))
+}
+
+pub(crate) fn read_name(name: &str) -> Result<String, AppError> {
+    if is_person_name(name) {
+        return Ok(name.to_owned());
+    }
+    Err(AppError::invalid("invalid-name", "/name", "a name has 1 to 100 characters on one line"))
+}
+
+/// A password that a person may have.
+pub(crate) fn read_new_password(text: &str, path: &str, email: &Email, name: &str) -> Result<Password, AppError> {
+    let weak = |weak: Weak| AppError::Invalid {
+        code: "invalid-password",
+        message: weak.to_string(),
+        problems: vec![crate::Problem::new(path, weak.code(), weak.to_string())],
+    };
+    let password = Password::new(text).ok_or_else(|| weak(Weak::TooLong))?;
+    check(&password, LEN_MIN_ALONE, email, name).map_err(weak)?;
+    Ok(password)
+}
+
+pub(crate) fn invalid_link() -> AppError {
+    AppError::invalid("invalid-link", "/token", "the link is not valid, was used before, or its time is over")
+}
+
+/// A person's own act, told in each organization that they work in.
+pub(crate) async fn tell_organizations(
+    tx: &mut Tx,
+    memberships: &[Membership],
+    user: UserId,
+    action: EventType,
+    detail: &Value,
+    ambient: &Ambient,
+) -> Result<(), AppError> {
+    for membership in memberships.iter().filter(|membership| membership.is_active) {
+        tx.enter_org(membership.org).await?;
+        let event = AuditEvent { action, target: user.to_string(), actor: Actor::User(user), detail: detail.clone() };
+        tx.record_audit(&event, ambient).await?;
+    }
+    Ok(())
+}
+
+impl App {
+    pub(crate) fn new_user(&self, email: Email, name: String, password: Option<StoredPassword>) -> User {
+        let now = self.ambient().now();
+        User {
+            id: UserId::new(self.ambient()),
+            email,
+            name,
+            password_changed_at: password.as_ref().map(|_| now),
+            password,
+            email_verified_at: None,
+            is_active: true,
+            is_super_admin: false,
+            epoch: 0,
+            created_at: now,
+            updated_at: now,
+        }
+    }
+
+    pub(crate) fn new_link(&self, purpose: Purpose, user: Option<UserId>, email: Option<Email>) -> Link {
+        let now = self.ambient().now();
+        Link {
+            id: LinkId::new(self.ambient()),
+            purpose,
+            user,
+            email,
+            created_at: now,
+            expires_at: now.plus(purpose.lives_for()),
+            used_at: None,
+        }
+    }
+
+    /// The text of a link's token.
+    pub(crate) fn link_token(&self, link: &Link) -> String {
+        self.accounts().links.reveal(link.purpose, &[&link.id.uuid()])
+    }
+
+    /// The link that a token's text names, unless it was not made here.
+    pub(crate) fn open_link(&self, purpose: Purpose, token: &str) -> Result<LinkId, AppError> {
+        let [id] = self.accounts().links.open::<1>(purpose, token).ok_or_else(invalid_link)?;
+        Ok(LinkId::from_uuid(id))
+    }
+
+    /// Makes a person who can choose a password with the token that is answered. For the operator only: no route leads here.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-email`, `invalid-name`, `invalid-role`; [`AppError::Conflict`] `user-exists`.
+    pub async fn create_user_as_operator(&self, new: NewUser) -> Result<(UserId, String), AppError> {
+        let mut user = self.new_user(read_email(&new.email)?, read_name(&new.name)?, None);
+        user.is_super_admin = new.is_super_admin;
+        if let Some((_, role)) = &new.member_of {
+            read_role(role)?;
+        }
+        let link = self.new_link(Purpose::ChoosePassword, Some(user.id), None);
+        let (id, token) = (user.id, self.link_token(&link));
+        let args = (user, new.member_of, link, self.ambient().clone());
+        self.store()
+            .write(&SystemScope::new(SystemReason::Admin), args, |tx, (user, member_of, link, ambient)| {
+                Box::pin(async move {
+                    if tx.load_user_by_email(&user.email).await?.is_some() {
+                        return Err(AppError::conflict("user-exists", "somebody has this address already"));
+                    }
+                    tx.insert_user(user).await?;
+                    tx.insert_link(link).await?;
+                    if let Some((org, role)) = member_of {
+                        tx.enter_org(*org).await?;
+                        tx.insert_member(user.id, role, user.created_at).await?;
+                        let admin = Actor::System(SystemReason::Admin);
+                        join_as(tx, user.id, read_role(role)?, &admin, ambient).await?;
+                        let event = AuditEvent {
+                            action: EventType::UserJoined,
+                            target: user.id.to_string(),
+                            actor: Actor::System(SystemReason::Admin),
+                            detail: json!({ "role": role }),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .await?;
+        Ok((id, token))
+    }
+
+    /// Lets a person who is locked out choose another password with the token that is answered: earlier links and every session end, and
+    /// failures are forgotten. For the operator only: no route leads here.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`]; [`AppError::Invalid`] `invalid-email`.
+    pub async fn unlock_user_as_operator(&self, email: &str) -> Result<String, AppError> {
+        let email = read_email(email)?;
+        let link = self.new_link(Purpose::ChoosePassword, None, None);
+        let token = self.link_token(&link);
+        let counters = self.counters_of_identifier(email.as_str());
+        let args = (email, link, counters, self.ambient().clone());
+        self.store()
+            .write(&AccountScope::OWN, args, |tx, (email, link, counters, ambient)| {
+                Box::pin(async move {
+                    let now = ambient.now();
+                    let user = tx
+                        .load_user_by_email(email)
+                        .await?
+                        .ok_or(AppError::NotFound { what: "person with this address" })?;
+                    tx.void_links(user.id, Purpose::ChoosePassword, now).await?;
+                    tx.insert_link(&Link { user: Some(user.id), ..link.clone() }).await?;
+                    let memberships = end_everything(tx, user.id, None, ambient).await?;
+                    for key in counters {
+                        tx.lock_failures(key).await?;
+                        tx.save_failures(key, bulkhead_model::throttle::Failures::NONE).await?;
+                    }
+                    for membership in memberships {
+                        tx.enter_org(membership.org).await?;
+                        let event = AuditEvent {
+                            action: EventType::PasswordResetRequested,
+                            target: user.id.to_string(),
+                            actor: Actor::System(SystemReason::Admin),
+                            detail: json!({}),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                    }
+                    Ok::<_, AppError>(())
+                })
+            })
+            .await?;
+        Ok(token)
+    }
+
+    /// Disables a person everywhere, or enables them again. Disabling ends everything that they were given before. For the operator only.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`]; [`AppError::Invalid`] `invalid-email`; [`AppError::Conflict`] `last-admin` for the platform's last
+    /// administrator.
+    pub async fn set_user_state_as_operator(&self, email: &str, is_active: bool) -> Result<(), AppError> {
+        let args = (read_email(email)?, is_active, self.ambient().clone());
+        self.store()
+            .write(&AccountScope::OWN, args, |tx, (email, is_active, ambient)| {
+                Box::pin(async move {
+                    let user = tx
+                        .load_user_by_email(email)
+                        .await?
+                        .ok_or(AppError::NotFound { what: "person with this address" })?;
+                    if !is_active && user.is_active && user.is_super_admin && tx.count_super_admins().await? < 2 {
+                        let message = "this is the platform's last administrator: make another one first";
+                        return Err(AppError::conflict("last-admin", message));
+                    }
+                    if !tx.update_user_state(user.id, *is_active, ambient.now()).await? {
+                        return Ok(());
+                    }
+                    let memberships = if *is_active {
+                        tx.list_memberships(user.id).await?
+                    } else {
+                        end_everything(tx, user.id, None, ambient).await?
+                    };
+                    for membership in memberships {
+                        tx.enter_org(membership.org).await?;
+                        let event = AuditEvent {
+                            action: if *is_active { EventType::UserEnabled } else { EventType::UserDisabled },
+                            target: user.id.to_string(),
+                            actor: Actor::System(SystemReason::Admin),
+                            detail: json!({ "everywhere": true }),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Chooses a password by a link. Every session of the person ends, and so does every other link to do the same.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-link`, `invalid-password`; [`AppError::Busy`].
+    pub async fn choose_password(&self, token: &str, password: &str) -> Result<(), AppError> {
+        let id = self.open_link(Purpose::ChoosePassword, token)?;
+        let user = self
+            .store()
+            .read(&AccountScope::OWN, (id, self.ambient().now()), |tx, (id, now)| {
+                Box::pin(async move {
+                    let link = tx.load_usable_link(*id, Purpose::ChoosePassword, *now).await?;
+                    match link.and_then(|link| link.user) {
+                        Some(user) => Ok::<_, AppError>(tx.load_user(user).await?),
+                        None => Ok(None),
+                    }
+                })
+            })
+            .await?
+            .filter(|user| user.is_active)
+            .ok_or_else(invalid_link)?;
+        let password = read_new_password(password, "/password", &user.email, &user.name)?;
+        let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
+        self.store()
+            .write(
+                &AccountScope::OWN,
+                (id, stored, self.sends_mail(), self.ambient().clone()),
+                |tx, (id, stored, sends_mail, ambient)| {
+                    Box::pin(async move {
+                        let now = ambient.now();
+                        let link = tx.use_link(*id, Purpose::ChoosePassword, now).await?.ok_or_else(invalid_link)?;
+                        let user = link.user.ok_or_else(invalid_link)?;
+                        let user = tx.load_user(user).await?.filter(|user| user.is_active).ok_or_else(invalid_link)?;
+                        tx.update_user_password(user.id, stored, now).await?;
+                        tx.void_links(user.id, Purpose::ChoosePassword, now).await?;
+                        let memberships = end_everything(tx, user.id, None, ambient).await?;
+                        // It came by mail to this very address.
+                        if let Some(email) = &link.email {
+                            tx.verify_user_email(user.id, email, now).await?;
+                        }
+                        if *sends_mail {
+                            tell_person(tx, &user.email, Notice::PasswordChanged, ambient).await?;
+                        }
+                        tell_organizations(tx, &memberships, user.id, EventType::PasswordReset, &json!({}), ambient)
+                            .await
+                    })
+                },
+            )
+            .await
+    }
+}
+
+/// Puts down a letter that tells a person of something about their account.
+pub(crate) async fn tell_person(tx: &mut Tx, to: &Email, notice: Notice, ambient: &Ambient) -> Result<(), AppError> {
+    let letter = Letter::Notice { notice, at: ambient.now().to_string() };
+    tx.enqueue_mail(to, &letter, ambient).await?;
+    Ok(())
+}
+
+/// Ends what a person was given before, where they work: sessions with their tokens, keys, and whatever looks at the epoch.
+pub(crate) async fn end_everything(
+    tx: &mut Tx,
+    user: UserId,
+    keep: Option<SessionId>,
+    ambient: &Ambient,
+) -> Result<Vec<Membership>, AppError> {
+    let now = ambient.now();
+    tx.delete_sessions(user, keep).await?;
+    tx.raise_user_epoch(user, now).await?;
+    let memberships = tx.list_memberships(user).await?;
+    for membership in &memberships {
+        tx.enter_org(membership.org).await?;
+        end_keys(tx, user, ambient).await?;
+    }
+    Ok(memberships)
+}
+
+/// Ends a person's keys in the transaction's organization.
+pub(crate) async fn end_keys(tx: &mut Tx, user: UserId, ambient: &Ambient) -> Result<(), AppError> {
+    let count = tx.revoke_keys_of(user, ambient.now()).await?;
+    if count > 0 {
+        let event = AuditEvent {
+            action: EventType::ApiKeyRevoked,
+            target: user.to_string(),
+            actor: Actor::System(SystemReason::Accounts),
+            detail: json!({ "count": count, "owner": user }),
+        };
+        tx.record_audit(&event, ambient).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+//! Addresses: proving one, changing it, and getting a letter to choose another password.
+
+use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::account::Email;
+use bulkhead_model::letter::{Letter, Notice};
+use bulkhead_model::link::Purpose;
+use bulkhead_model::permission::AccountScope;
+use bulkhead_model::throttle::Guarded;
+use serde_json::json;
+
+use super::{end_everything, invalid_link, read_email, tell_organizations, tell_person};
+use crate::sign_in::{Client, SignedIn};
+use crate::{App, AppError};
+
+impl App {
+    /// Asks for a letter to choose another password. Nobody learns whether anybody has the address: the same is done for everybody, and
+    /// who it is is looked at when the letter is sent.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `no-mail`; [`AppError::TooMany`] `too-many-attempts`.
+    pub async fn ask_for_reset(&self, email: &str, client: &Client) -> Result<(), AppError> {
+        self.require_mail()?;
+        // What is no address gets no letter, and the same answer.
+        let Ok(email) = email.parse::<Email>() else { return Ok(()) };
+        let attempt = self.attempt(Guarded::Mail, email.as_str(), None, client.address);
+        self.store()
+            .write_locked(
+                &AccountScope::OWN,
+                (email, attempt, self.ambient().clone()),
+                |tx, (email, attempt, ambient)| {
+                    Box::pin(async move {
+                        attempt.begin(tx, ambient).await?;
+                        tx.enqueue_mail(email, &Letter::ResetPassword, ambient).await?;
+                        Ok(())
+                    })
+                },
+            )
+            .await
+    }
+
+    /// Asks for a letter that proves an address: the person's own, or one to change to. Changing needs a fresh proof of who it is.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `no-mail`; [`AppError::Invalid`] `invalid-email`; [`AppError::StepUp`]; [`AppError::TooMany`].
+    pub async fn ask_to_verify(&self, signed_in: &SignedIn, email: &str, client: &Client) -> Result<(), AppError> {
+        self.require_mail()?;
+        let email = read_email(email)?;
+        if email != signed_in.user.email {
+            signed_in.require_fresh(self.ambient().now())?;
+        }
+        // By who asks, so that one person fills few mailboxes.
+        let attempt = self.attempt(Guarded::Mail, &signed_in.user.id.to_string(), None, client.address);
+        let args = (signed_in.user.id, email, attempt, self.ambient().clone());
+        self.store()
+            .write_locked(&AccountScope::OWN, args, |tx, (user, email, attempt, ambient)| {
+                Box::pin(async move {
+                    attempt.begin(tx, ambient).await?;
+                    tx.enqueue_mail(email, &Letter::VerifyEmail { user: *user }, ambient).await?;
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Proves an address by the token that was sent there. If it is another one than before, it becomes the person's, every session ends,
+    /// and the old address is told.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-link`, also when somebody else has the address by now.
+    pub async fn verify_email(&self, token: &str) -> Result<(), AppError> {
+        let id = self.open_link(Purpose::VerifyEmail, token)?;
+        let sends_mail = self.sends_mail();
+        self.store()
+            .write(&AccountScope::OWN, (id, sends_mail, self.ambient().clone()), |tx, (id, sends_mail, ambient)| {
+                Box::pin(async move {
+                    let now = ambient.now();
+                    let link = tx.use_link(*id, Purpose::VerifyEmail, now).await?.ok_or_else(invalid_link)?;
+                    let (user, email) = link.user.zip(link.email).ok_or_else(invalid_link)?;
+                    let user = tx.load_user(user).await?.filter(|user| user.is_active).ok_or_else(invalid_link)?;
+                    if user.email == email {
+                        let memberships = tx.list_memberships(user.id).await?;
+                        tx.verify_user_email(user.id, &email, now).await?;
+                        return tell_organizations(
+                            tx,
+                            &memberships,
+                            user.id,
+                            EventType::EmailVerified,
+                            &json!({}),
+                            ambient,
+                        )
+                        .await;
+                    }
+                    if tx.load_user_by_email(&email).await?.is_some() {
+                        return Err(invalid_link());
+                    }
+                    tx.update_user_email(user.id, &email, now).await?;
+                    tx.void_links(user.id, Purpose::ChoosePassword, now).await?;
+                    let memberships = end_everything(tx, user.id, None, ambient).await?;
+                    if *sends_mail {
+                        tell_person(tx, &user.email, Notice::EmailChanged, ambient).await?;
+                    }
+                    let detail = json!({ "before": user.email, "after": email });
+                    tell_organizations(tx, &memberships, user.id, EventType::EmailChanged, &detail, ambient).await
+                })
+            })
+            .await
+    }
+}

@@ -1,0 +1,415 @@
+//! Members of an organization, and invitations into it.
+
+use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::id::{InvitationId, OrgId, SessionId, UserId};
+use bulkhead_model::letter::Letter;
+use bulkhead_model::link::Purpose;
+use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
+use bulkhead_model::role::assignment::keep_an_admin;
+use bulkhead_model::time::Timestamp;
+use bulkhead_store::Tx;
+use bulkhead_store::audit::AuditEvent;
+use bulkhead_store::invitation::Invitation;
+use bulkhead_store::member::Member;
+use bulkhead_store::page::{Page, PageRequest};
+use bulkhead_store::session::Session;
+use serde_json::json;
+
+use crate::account::{end_everything, invalid_link, read_email, read_name, read_new_password, read_role};
+use crate::assignment::join_as;
+use crate::sign_in::SignedIn;
+use crate::{App, AppError};
+
+/// Invitations of an organization that can be accepted at once.
+const OPEN_INVITATIONS_MAX: u32 = 200;
+
+/// Somebody who is to join.
+#[derive(Clone, Debug)]
+pub struct NewInvitation {
+    pub email: String,
+    pub role: String,
+}
+
+/// An invitation that was just made.
+pub struct Invited {
+    pub invitation: Invitation,
+    /// The link, where this server sends no mail: whoever invites hands it over.
+    pub link: Option<String>,
+}
+
+/// What somebody without an account says when they join.
+#[derive(Clone)]
+pub struct Newcomer {
+    pub name: String,
+    pub password: String,
+}
+
+fn no_member() -> AppError {
+    AppError::NotFound { what: "member" }
+}
+
+/// Somebody administers the organization, whatever becomes of this person. Begins the policy's next epoch, since what the person may changes.
+async fn require_another_admin(tx: &mut Tx, user: UserId, now: Timestamp) -> Result<(), AppError> {
+    tx.begin_policy_epoch(now).await?;
+    let (before, after) = (tx.count_lasting_admins(None, now).await?, tx.count_lasting_admins(Some(user), now).await?);
+    keep_an_admin(before, after).map_err(|error| AppError::conflict("last-admin", error.to_string()))
+}
+
+impl App {
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn list_members(&self, caller: &Caller, org: OrgId, page: PageRequest) -> Result<Page<Member>, AppError> {
+        let scope = AccountScope::within(&caller.authorize(org, Permission::UsersRead)?);
+        self.store().read(&scope, page, |tx, page| Box::pin(async move { Ok(tx.list_members(*page).await?) })).await
+    }
+
+    /// # Errors
+    /// A refusal, [`AppError::NotFound`].
+    pub async fn show_member(&self, caller: &Caller, org: OrgId, user: UserId) -> Result<Member, AppError> {
+        let scope = AccountScope::within(&caller.authorize(org, Permission::UsersRead)?);
+        let found = self
+            .store()
+            .read(&scope, user, |tx, user| Box::pin(async move { Ok::<_, AppError>(tx.load_member(*user).await?) }));
+        found.await?.ok_or_else(no_member)
+    }
+
+    /// Disables a member or enables them again. Disabling ends everything that the person was given before: sessions, and what looks at
+    /// their epoch.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::NotFound`]; [`AppError::Conflict`] `own-membership`, `last-admin`.
+    pub async fn set_member_state(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        user: UserId,
+        is_active: bool,
+    ) -> Result<Member, AppError> {
+        let scope = caller.authorize(org, Permission::UsersDisable)?;
+        if caller.user() == Some(user) {
+            return Err(AppError::conflict("own-membership", "you cannot disable yourself: ask another administrator"));
+        }
+        let actor = scope.actor().clone();
+        let args = (user, is_active, actor, self.ambient().clone());
+        self.store()
+            .write(&AccountScope::within(&scope), args, |tx, (user, is_active, actor, ambient)| {
+                Box::pin(async move {
+                    let now = ambient.now();
+                    let member = tx.load_member(*user).await?.ok_or_else(no_member)?;
+                    if *is_active {
+                        tx.begin_policy_epoch(now).await?;
+                    } else {
+                        require_another_admin(tx, *user, now).await?;
+                    }
+                    if tx.update_member_state(*user, *is_active, now).await? {
+                        if !is_active {
+                            let org = tx.org()?;
+                            end_everything(tx, *user, None, ambient).await?;
+                            tx.enter_org(org).await?;
+                        }
+                        let event = AuditEvent {
+                            action: if *is_active { EventType::UserEnabled } else { EventType::UserDisabled },
+                            target: user.to_string(),
+                            actor: actor.clone(),
+                            detail: json!({ "role": member.role }),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                    }
+                    tx.load_member(*user).await?.ok_or_else(no_member)
+                })
+            })
+            .await
+    }
+
+    /// Takes somebody out of the organization. What they were given before ends.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::NotFound`]; [`AppError::Conflict`] `own-membership`, `last-admin`.
+    pub async fn remove_member(&self, caller: &Caller, org: OrgId, user: UserId) -> Result<(), AppError> {
+        let scope = caller.authorize(org, Permission::UsersRemove)?;
+        if caller.user() == Some(user) {
+            return Err(AppError::conflict("own-membership", "you cannot remove yourself: ask another administrator"));
+        }
+        let actor = scope.actor().clone();
+        self.store()
+            .write(
+                &AccountScope::within(&scope),
+                (user, actor, self.ambient().clone()),
+                |tx, (user, actor, ambient)| {
+                    Box::pin(async move {
+                        let member = tx.load_member(*user).await?.ok_or_else(no_member)?;
+                        require_another_admin(tx, *user, ambient.now()).await?;
+                        let org = tx.org()?;
+                        end_everything(tx, *user, None, ambient).await?;
+                        tx.enter_org(org).await?;
+                        tx.delete_member(*user).await?;
+                        let event = AuditEvent {
+                            action: EventType::UserRemoved,
+                            target: user.to_string(),
+                            actor: actor.clone(),
+                            detail: json!({ "role": member.role }),
+                        };
+                        Ok(tx.record_audit(&event, ambient).await?)
+                    })
+                },
+            )
+            .await
+    }
+
+    /// Where a member is signed in.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::NotFound`].
+    pub async fn list_member_sessions(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        user: UserId,
+    ) -> Result<Vec<Session>, AppError> {
+        let scope = AccountScope::within(&caller.authorize(org, Permission::SessionsRead)?);
+        let now = self.ambient().now();
+        let listed = self.store().read(&scope, user, |tx, user| {
+            Box::pin(async move {
+                tx.load_member(*user).await?.ok_or_else(no_member)?;
+                Ok::<_, AppError>(tx.list_sessions(*user).await?)
+            })
+        });
+        Ok(listed.await?.into_iter().filter(|session| session.times.is_live(now)).collect())
+    }
+
+    /// Ends a member's session, or all of them.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::NotFound`].
+    pub async fn end_member_sessions(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        user: UserId,
+        session: Option<SessionId>,
+    ) -> Result<(), AppError> {
+        let scope = caller.authorize(org, Permission::SessionsRevoke)?;
+        let args = (user, session, scope.actor().clone(), self.ambient().clone());
+        self.store()
+            .write(&AccountScope::within(&scope), args, |tx, (user, session, actor, ambient)| {
+                Box::pin(async move {
+                    tx.load_member(*user).await?.ok_or_else(no_member)?;
+                    match session {
+                        Some(session) if !tx.delete_session(*user, *session).await? => {
+                            return Err(AppError::NotFound { what: "session" });
+                        }
+                        Some(_) => {}
+                        None => {
+                            tx.delete_sessions(*user, None).await?;
+                        }
+                    }
+                    let event = AuditEvent {
+                        action: EventType::SessionRevoked,
+                        target: user.to_string(),
+                        actor: actor.clone(),
+                        detail: json!({ "session": session }),
+                    };
+                    Ok(tx.record_audit(&event, ambient).await?)
+                })
+            })
+            .await
+    }
+
+    /// Invites somebody. What was sent to the address before is worth nothing from here on.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::Invalid`] `invalid-email`, `invalid-role`; [`AppError::Conflict`] `already-member`,
+    /// `too-many-invitations`.
+    pub async fn invite(&self, caller: &Caller, org: OrgId, new: NewInvitation) -> Result<Invited, AppError> {
+        let scope = caller.authorize(org, Permission::UsersInvite)?;
+        let email = read_email(&new.email)?;
+        // Nobody gives what they do not hold.
+        if !read_role(&new.role)?.permissions().is_subset_of(caller.permissions()) {
+            return Err(AppError::invalid("invalid-role", "/role", "the role holds permissions that you do not hold"));
+        }
+        let (now, is_mailed) = (self.ambient().now(), self.sends_mail());
+        let invitation = Invitation {
+            id: InvitationId::new(self.ambient()),
+            email,
+            role: new.role,
+            invited_by: scope.actor().to_string(),
+            is_mailed,
+            created_at: now,
+            expires_at: now.plus(Purpose::Join.lives_for()),
+            accepted_at: None,
+            revoked_at: None,
+        };
+        let args = (invitation.clone(), caller.user(), scope.actor().clone(), self.ambient().clone());
+        self.store()
+            .write(&AccountScope::within(&scope), args, |tx, (invitation, inviter, actor, ambient)| {
+                Box::pin(async move {
+                    let now = ambient.now();
+                    if let Some(user) = tx.load_user_by_email(&invitation.email).await?
+                        && tx.load_member(user.id).await?.is_some()
+                    {
+                        return Err(AppError::conflict("already-member", "this person is a member already"));
+                    }
+                    tx.revoke_invitations_to(&invitation.email, now).await?;
+                    if tx.count_open_invitations(now, OPEN_INVITATIONS_MAX).await? >= OPEN_INVITATIONS_MAX as usize {
+                        let message = format!("{OPEN_INVITATIONS_MAX} invitations wait already: take some back first");
+                        return Err(AppError::conflict("too-many-invitations", message));
+                    }
+                    tx.insert_invitation(invitation).await?;
+                    if invitation.is_mailed {
+                        let inviter = match inviter {
+                            Some(inviter) => tx.load_user(*inviter).await?.map(|user| user.name),
+                            None => None,
+                        };
+                        let org = tx.require_org().await?;
+                        let letter = Letter::Invitation {
+                            org: org.id,
+                            invitation: invitation.id,
+                            org_name: org.name,
+                            inviter: inviter.unwrap_or_else(|| "An administrator".to_owned()),
+                        };
+                        tx.enqueue_mail(&invitation.email, &letter, ambient).await?;
+                    }
+                    let event = AuditEvent {
+                        action: EventType::UserInvited,
+                        target: invitation.id.to_string(),
+                        actor: actor.clone(),
+                        detail: json!({ "email": invitation.email, "role": invitation.role }),
+                    };
+                    Ok(tx.record_audit(&event, ambient).await?)
+                })
+            })
+            .await?;
+        let link = (!is_mailed).then(|| {
+            let token = self.accounts().links.reveal(Purpose::Join, &[&org.uuid(), &invitation.id.uuid()]);
+            self.link_url(Purpose::Join, &token)
+        });
+        Ok(Invited { invitation, link })
+    }
+
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn list_invitations(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        page: PageRequest,
+    ) -> Result<Page<Invitation>, AppError> {
+        let scope = caller.authorize(org, Permission::UsersRead)?;
+        self.store().read(&scope, page, |tx, page| Box::pin(async move { Ok(tx.list_invitations(*page).await?) })).await
+    }
+
+    /// Takes an invitation back; a second time is no error.
+    ///
+    /// # Errors
+    /// A refusal; [`AppError::NotFound`].
+    pub async fn revoke_invitation(&self, caller: &Caller, org: OrgId, id: InvitationId) -> Result<(), AppError> {
+        let scope = caller.authorize(org, Permission::UsersInvite)?;
+        let args = (id, scope.actor().clone(), self.ambient().clone());
+        self.store()
+            .write(&scope, args, |tx, (id, actor, ambient)| {
+                Box::pin(async move {
+                    let invitation = tx.load_invitation(*id).await?.ok_or(AppError::NotFound { what: "invitation" })?;
+                    if tx.revoke_invitation(*id, ambient.now()).await? {
+                        let event = AuditEvent {
+                            action: EventType::UserUpdated,
+                            target: id.to_string(),
+                            actor: actor.clone(),
+                            detail: json!({ "email": invitation.email, "revoked": true }),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Joins by an invitation: as the person who is signed in, if the invitation is to their address, or as somebody new. An address that
+    /// somebody has is joined by that person alone, whoever has the link.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-link`, `invalid-name`, `invalid-password`; [`AppError::Conflict`] `sign-in-first`; [`AppError::Busy`].
+    pub async fn join(
+        &self,
+        token: &str,
+        signed_in: Option<&SignedIn>,
+        newcomer: Option<Newcomer>,
+    ) -> Result<UserId, AppError> {
+        let [org, id] = self.accounts().links.open::<2>(Purpose::Join, token).ok_or_else(invalid_link)?;
+        let (org, id) = (OrgId::from_uuid(org), InvitationId::from_uuid(id));
+        // The link names the organization, and only this server makes links.
+        let scope = AccountScope::within(&SystemScope::new(SystemReason::Accounts).for_org(org));
+        let (invitation, person) = self
+            .store()
+            .read(&scope, (id, self.ambient().now()), |tx, (id, now)| {
+                Box::pin(async move {
+                    let invitation = tx.load_invitation(*id).await?.filter(|invitation| invitation.is_open(*now));
+                    let invitation = invitation.ok_or_else(invalid_link)?;
+                    let person = tx.load_user_by_email(&invitation.email).await?;
+                    Ok::<_, AppError>((invitation, person))
+                })
+            })
+            .await?;
+        let sign_in_first = || {
+            AppError::conflict(
+                "sign-in-first",
+                "the invitation is to somebody with an account: sign in as them, then follow the link",
+            )
+        };
+        let fresh = match (person, signed_in, newcomer) {
+            (Some(person), Some(signed_in), _) if person.id == signed_in.user.id => None,
+            (Some(_), _, _) | (None, Some(_), _) => return Err(sign_in_first()),
+            (None, None, Some(newcomer)) => {
+                let name = read_name(&newcomer.name)?;
+                let password = read_new_password(&newcomer.password, "/password", &invitation.email, &name)?;
+                let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
+                let mut user = self.new_user(invitation.email.clone(), name, Some(stored));
+                // The link was in that mailbox and nowhere else.
+                user.email_verified_at = invitation.is_mailed.then_some(user.created_at);
+                Some(user)
+            }
+            (None, None, None) => {
+                return Err(AppError::invalid("invalid-name", "/name", "say your name, and a password to have"));
+            }
+        };
+        let joins = fresh.as_ref().map(|user| user.id).or(signed_in.map(|signed_in| signed_in.user.id));
+        let joins = joins.ok_or_else(sign_in_first)?;
+        self.store()
+            .write(&scope, (id, invitation, fresh, joins, self.ambient().clone()), |tx, args| {
+                Box::pin(async move {
+                    let (id, invitation, fresh, joins, ambient) = args;
+                    let now = ambient.now();
+                    if !tx.accept_invitation(*id, now).await? {
+                        return Err(invalid_link());
+                    }
+                    match fresh {
+                        Some(user) => {
+                            if tx.load_user_by_email(&user.email).await?.is_some() {
+                                return Err(invalid_link());
+                            }
+                            tx.insert_user(user).await?;
+                        }
+                        None => {
+                            let current = tx.load_user(*joins).await?.filter(|user| user.is_active);
+                            if current.is_none_or(|user| user.email != invitation.email) {
+                                return Err(invalid_link());
+                            }
+                        }
+                    }
+                    if tx.insert_member(*joins, &invitation.role, now).await? {
+                        let inviter = Actor::System(SystemReason::Accounts);
+                        join_as(tx, *joins, read_role(&invitation.role)?, &inviter, ambient).await?;
+                    }
+                    let event = AuditEvent {
+                        action: EventType::UserJoined,
+                        target: joins.to_string(),
+                        actor: Actor::User(*joins),
+                        detail: json!({ "role": invitation.role, "invitation": id }),
+                    };
+                    tx.record_audit(&event, ambient).await?;
+                    Ok(*joins)
+                })
+            })
+            .await
+    }
+}

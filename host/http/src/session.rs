@@ -1,0 +1,257 @@
+//! How a browser's request says who it is: the session's cookie, and the proof that one of our own pages sent it.
+//!
+//! A cookie goes with requests that other sites make a browser send, so one that changes something counts only when the browser says
+//! that the page is ours (`Sec-Fetch-Site`, or `Origin`). What does not parse is a refusal.
+
+use std::net::IpAddr;
+
+use axum::extract::FromRequestParts;
+use bulkhead_app::AppError;
+use bulkhead_app::sign_in::{Client, Opened, SignedIn};
+use bulkhead_model::session::BrowserToken;
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+
+use crate::HttpState;
+use crate::page::{NoFilter, filter};
+use crate::problem::{Kind, Problem};
+
+const SESSION: &str = "__Host-bulkhead_session";
+const DEVICE: &str = "__Host-bulkhead_device";
+/// A browser is remembered for this long without a sign-in.
+const DEVICE_AGE_S: u64 = 30 * 86_400;
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// The address that a connection comes from. Whoever accepts connections puts it into each request.
+#[derive(Clone, Copy, Debug)]
+pub struct ClientAddress(pub IpAddr);
+
+/// What the request holds under a cookie's name.
+#[derive(Debug, PartialEq, Eq)]
+enum Cookie {
+    Absent,
+    /// Twice, or of another form.
+    Malformed,
+    Token(BrowserToken),
+}
+
+fn cookie(headers: &HeaderMap, name: &str) -> Cookie {
+    let mut found = None;
+    for value in headers.get_all(header::COOKIE) {
+        let Ok(text) = value.to_str() else { return Cookie::Malformed };
+        for pair in text.split(';') {
+            let Some((key, value)) = pair.trim().split_once('=') else { continue };
+            if key == name && found.replace(value).is_some() {
+                return Cookie::Malformed;
+            }
+        }
+    }
+    match found {
+        None => Cookie::Absent,
+        Some(text) => BrowserToken::parse(text).map_or(Cookie::Malformed, Cookie::Token),
+    }
+}
+
+/// Whether the request has a session's cookie, a good one or not.
+pub(crate) fn has_session(headers: &HeaderMap) -> bool {
+    cookie(headers, SESSION) != Cookie::Absent
+}
+
+/// Whether one of our own pages sent the request.
+fn is_own_page(headers: &HeaderMap, public_url: &str) -> bool {
+    let mut sites = headers.get_all(FETCH_SITE).iter();
+    if let Some(site) = sites.next() {
+        return site == "same-origin" && sites.next().is_none();
+    }
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let (Some(origin), None) = (origins.next(), origins.next()) else { return false };
+    // `public_url` has a path only where a proxy adds one; an origin never has.
+    let ours = public_url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
+    origin.to_str().is_ok_and(|origin| origin.eq_ignore_ascii_case(&ours))
+}
+
+fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// The session's token, if the request may use it.
+///
+/// # Errors
+/// `unauthenticated` without a cookie of the right form; `foreign-origin` for a change that a page of another site asks for.
+pub(crate) fn session_token(parts: &Parts, state: &HttpState) -> Result<BrowserToken, Problem> {
+    let Cookie::Token(token) = cookie(&parts.headers, SESSION) else {
+        return Err(AppError::Unauthenticated.into());
+    };
+    if !is_safe(&parts.method) && !is_own_page(&parts.headers, &state.config.public_url) {
+        return Err(foreign_origin());
+    }
+    Ok(token)
+}
+
+fn foreign_origin() -> Problem {
+    let detail =
+        "with a session, changes are accepted from this server's own pages only: send `origin` with its address";
+    Problem::new(Kind::ForeignOrigin, detail)
+}
+
+/// Where the request comes from.
+fn client(parts: &Parts) -> Client {
+    let device = match cookie(&parts.headers, DEVICE) {
+        Cookie::Token(token) => Some(token),
+        // Nobody's device: it is counted with the strangers'.
+        Cookie::Absent | Cookie::Malformed => None,
+    };
+    Client {
+        address: parts.extensions.get::<ClientAddress>().map(|address| address.0),
+        agent: parts
+            .headers
+            .get(header::USER_AGENT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
+            .to_owned(),
+        device,
+    }
+}
+
+/// Somebody who is not signed in yet. Pages of other sites can make nobody sign in here, under an attacker's name for example.
+pub(crate) struct Visitor(pub(crate) Client);
+
+impl FromRequestParts<HttpState> for Visitor {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        let says_whence = parts.headers.contains_key(FETCH_SITE) || parts.headers.contains_key(header::ORIGIN);
+        if says_whence && !is_own_page(&parts.headers, &state.config.public_url) {
+            return Err(foreign_origin());
+        }
+        filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;
+        Ok(Self(client(parts)))
+    }
+}
+
+/// A person with a live session. The first argument of every handler of what people do with their own accounts.
+pub(crate) struct Person {
+    pub(crate) signed_in: SignedIn,
+    pub(crate) client: Client,
+}
+
+impl FromRequestParts<HttpState> for Person {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        // Two credentials at once would leave open whose request it is.
+        if parts.headers.contains_key(header::AUTHORIZATION) {
+            return Err(AppError::Unauthenticated.into());
+        }
+        let token = session_token(parts, state)?;
+        let (signed_in, _) = state.app.resume(&token, None).await?;
+        tracing::Span::current().record("user_id", tracing::field::display(signed_in.user.id));
+        filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;
+        Ok(Self { signed_in, client: client(parts) })
+    }
+}
+
+/// Somebody who is signed in or not. A cookie that is there and no good is refused all the same.
+pub(crate) struct MaybePerson(pub(crate) Option<Person>);
+
+impl FromRequestParts<HttpState> for MaybePerson {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        if has_session(&parts.headers) {
+            return Person::from_request_parts(parts, state).await.map(|person| Self(Some(person)));
+        }
+        Visitor::from_request_parts(parts, state).await.map(|_| Self(None))
+    }
+}
+
+fn set_cookie(name: &str, value: &str, age_s: Option<u64>) -> HeaderValue {
+    let age = age_s.map(|age_s| format!("; Max-Age={age_s}")).unwrap_or_default();
+    let text = format!("{name}={value}; Path=/; Secure; HttpOnly; SameSite=Lax{age}");
+    HeaderValue::from_str(&text).expect("a token is hexadecimal")
+}
+
+/// The cookies of a session that was just begun or renewed. Without an age of its own: it ends with the browser, if not before.
+pub(crate) fn session_cookies(opened: &Opened) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.append(header::SET_COOKIE, set_cookie(SESSION, &opened.token.reveal(), None));
+    if let Some(device) = &opened.device {
+        headers.append(header::SET_COOKIE, set_cookie(DEVICE, &device.reveal(), Some(DEVICE_AGE_S)));
+    }
+    headers
+}
+
+/// Takes the session's cookie back.
+pub(crate) fn no_session_cookie() -> HeaderMap {
+    HeaderMap::from_iter([(header::SET_COOKIE, set_cookie(SESSION, "", Some(0)))])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "https://bulkhead.example.com";
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn one_cookie_of_the_right_form_counts_and_nothing_else() {
+        let token = "ab".repeat(32);
+        let of = |text: &str| cookie(&headers(&[("cookie", text)]), SESSION);
+        let good = Cookie::Token(BrowserToken::parse(&token).unwrap());
+        assert_eq!(of(&format!("a=b; {SESSION}={token}")), good);
+        assert_eq!(of(&format!("{SESSION}={token};c=d")), good);
+        assert_eq!(of("a=b"), Cookie::Absent);
+        assert_eq!(of(&format!("x{SESSION}={token}")), Cookie::Absent);
+        // authentik CVE-2026-25748: what does not parse is no session.
+        for bad in [
+            format!("{SESSION}="),
+            format!("{SESSION}={token}0"),
+            format!("{SESSION}=\"{token}\""),
+            format!("{SESSION}={}", token.to_uppercase()),
+            format!("{SESSION}={token}; {SESSION}={token}"),
+        ] {
+            assert_eq!(of(&bad), Cookie::Malformed, "{bad}");
+        }
+        let twice = headers(&[("cookie", &format!("{SESSION}={token}")), ("cookie", &format!("{SESSION}={token}"))]);
+        assert_eq!(cookie(&twice, SESSION), Cookie::Malformed);
+    }
+
+    #[test]
+    fn only_our_own_pages_change_anything() {
+        for good in [
+            &[("origin", URL)][..],
+            &[("sec-fetch-site", "same-origin")],
+            &[("sec-fetch-site", "same-origin"), ("origin", "http://localhost:8080")],
+        ] {
+            assert!(is_own_page(&headers(good), URL), "{good:?}");
+        }
+        for bad in [
+            &[][..],
+            &[("origin", "null")],
+            &[("origin", "http://bulkhead.example.com")],
+            &[("origin", "https://bulkhead.example.com.evil.test")],
+            &[("origin", "https://bulkhead.example.com"), ("origin", "https://evil.test")],
+            &[("sec-fetch-site", "cross-site"), ("origin", URL)],
+            &[("sec-fetch-site", "same-site")],
+            &[("sec-fetch-site", "none")],
+            &[("sec-fetch-site", "same-origin"), ("sec-fetch-site", "cross-site")],
+            &[("sec-fetch-site", "SAME-ORIGIN ")],
+        ] {
+            assert!(!is_own_page(&headers(bad), URL), "{bad:?}");
+        }
+        assert!(is_own_page(&headers(&[("origin", "https://h.test")]), "https://h.test/behind/a/proxy"));
+    }
+
+    #[test]
+    fn cookies_are_bound_to_this_host() {
+        let cookie = set_cookie(SESSION, "ab", None);
+        assert_eq!(cookie, "__Host-bulkhead_session=ab; Path=/; Secure; HttpOnly; SameSite=Lax");
+    }
+}

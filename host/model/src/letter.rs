@@ -1,0 +1,156 @@
+//! Letters that the host writes to people: what waits to be sent, and how it reads. What waits holds no link: it is made when the letter
+//! is sent, so that neither a row nor a backup is enough to use one.
+
+use serde::{Deserialize, Serialize};
+
+use crate::account::Email;
+use crate::id::{InvitationId, OrgId, UserId};
+use crate::link::Purpose;
+
+/// What a letter is about. Stored as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Letter {
+    /// Somebody wants to choose another password for this address. Whether anybody has it is looked at when the letter is sent, so that
+    /// asking takes the same time for everybody.
+    ResetPassword,
+    /// Proves that mail to the address arrives, and makes it the person's.
+    VerifyEmail { user: UserId },
+    /// Somebody is to join an organization.
+    Invitation { org: OrgId, invitation: InvitationId, org_name: String, inviter: String },
+    /// Tells of something that the person should know of, and can do something about.
+    Notice { notice: Notice, at: String },
+}
+
+/// What a person is told of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    PasswordChanged,
+    EmailChanged,
+    NewDevice,
+}
+
+impl Letter {
+    /// For metrics and logs.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::ResetPassword => "reset_password",
+            Self::VerifyEmail { .. } => "verify_email",
+            Self::Invitation { .. } => "invitation",
+            Self::Notice { .. } => "notice",
+        }
+    }
+
+    /// The link that the letter carries.
+    #[must_use]
+    pub const fn purpose(&self) -> Option<Purpose> {
+        match self {
+            Self::ResetPassword => Some(Purpose::ChoosePassword),
+            Self::VerifyEmail { .. } => Some(Purpose::VerifyEmail),
+            Self::Invitation { .. } => Some(Purpose::Join),
+            Self::Notice { .. } => None,
+        }
+    }
+}
+
+/// A letter as it is sent: plain text, so that nothing in it can pretend to be something else.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Written {
+    pub to: Email,
+    pub subject: String,
+    pub body: String,
+}
+
+impl std::fmt::Debug for Written {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The body holds a link.
+        f.debug_struct("Written").field("to", &self.to).field("subject", &self.subject).finish_non_exhaustive()
+    }
+}
+
+/// Text that somebody else chose, on one line and without what a mail program makes a link of.
+fn quoted(text: &str) -> String {
+    let plain: String = text.chars().filter(|letter| !letter.is_control()).take(100).collect();
+    plain.replace("://", " ").replace('.', "\u{2024}")
+}
+
+/// Writes a letter. `link` is the whole address, for letters that carry one.
+#[must_use]
+pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
+    let (subject, text) = match letter {
+        Letter::ResetPassword => (
+            "Choose a new password".to_owned(),
+            format!(
+                "Somebody, probably you, asked to choose a new password for this address.\n\n  {link}\n\nThe link works once, for an \
+                 hour. If it was not you, do nothing: your password stays as it is."
+            ),
+        ),
+        Letter::VerifyEmail { .. } => (
+            "Confirm your address".to_owned(),
+            format!(
+                "This address is to be used for an account.\n\n  {link}\n\nThe link works once, for a day. If it was not you, do \
+                 nothing."
+            ),
+        ),
+        Letter::Invitation { org_name, inviter, .. } => (
+            format!("Invitation to {}", quoted(org_name)),
+            format!(
+                "{} invites you to work in the organization {}.\n\n  {link}\n\nThe link works once, for a week. If you do not know \
+                 what this is about, do nothing.",
+                quoted(inviter),
+                quoted(org_name)
+            ),
+        ),
+        Letter::Notice { notice, at } => {
+            let (subject, what) = match notice {
+                Notice::PasswordChanged => ("Your password was changed", "Your password was changed"),
+                Notice::EmailChanged => (
+                    "Your address was changed",
+                    "Your account uses another address from now on, and this one no longer opens it. That was done",
+                ),
+                Notice::NewDevice => {
+                    ("A new sign-in", "Somebody signed in with your password in a browser that was not used before,")
+                }
+            };
+            let body = format!(
+                "{what} at {at}.\n\nIf that was you, do nothing. If not, choose a new password at once, which ends every session:\n\n  {link}"
+            );
+            (subject.to_owned(), body)
+        }
+    };
+    Written { to, subject, body: format!("{text}\n\n-- \nBulkhead\n") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ambient::Ambient;
+    use crate::time::Timestamp;
+
+    #[test]
+    fn letters_carry_their_link_and_nothing_that_others_smuggle_in() {
+        let ambient = Ambient::manual(Timestamp::from_micros(0), 1);
+        let letter = Letter::Invitation {
+            org: OrgId::new(&ambient),
+            invitation: InvitationId::new(&ambient),
+            org_name: "Free money\r\nBcc: x@evil.test https://evil.test/x".to_owned(),
+            inviter: "evil.test".to_owned(),
+        };
+        let written = write(&letter, "ada@example.com".parse().unwrap(), "https://bulkhead.test/link#join=x");
+        assert_eq!(written.body.matches("https://").count(), 1, "{}", written.body);
+        assert!(!written.subject.contains(['\r', '\n']) && !written.body.contains("evil.test"), "{written:?}");
+        assert!(!format!("{written:?}").contains("join=x"), "it prints no link");
+    }
+
+    #[test]
+    fn what_waits_holds_no_link() {
+        let ambient = Ambient::manual(Timestamp::from_micros(0), 1);
+        let letter = Letter::VerifyEmail { user: UserId::new(&ambient) };
+        let text = serde_json::to_string(&letter).unwrap();
+        assert_eq!(serde_json::from_str::<Letter>(&text).unwrap(), letter);
+        assert_eq!(letter.purpose(), Some(Purpose::VerifyEmail));
+        assert!(text.contains("verify_email"), "{text}");
+    }
+}

@@ -1,0 +1,93 @@
+//! Links that do one thing once: when they end and whether they were used. Their text is computed (`bulkhead_model::link`).
+
+use bulkhead_model::account::Email;
+use bulkhead_model::id::{LinkId, UserId};
+use bulkhead_model::link::Purpose;
+use bulkhead_model::time::Timestamp;
+
+use crate::error::StoreError;
+use crate::sql::{Row, binds, sql};
+use crate::tx::Tx;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    pub id: LinkId,
+    pub purpose: Purpose,
+    pub user: Option<UserId>,
+    /// The address that using it proves.
+    pub email: Option<Email>,
+    pub created_at: Timestamp,
+    pub expires_at: Timestamp,
+    pub used_at: Option<Timestamp>,
+}
+
+fn read(row: &Row) -> Result<Link, StoreError> {
+    let email: Option<String> = row.get("email")?;
+    let email =
+        email.map(|text| text.parse::<Email>().map_err(|error| StoreError::corrupt("email", error))).transpose()?;
+    Ok(Link {
+        id: row.get("id")?,
+        purpose: row.parsed("purpose", Purpose::parse)?,
+        user: row.get("user_id")?,
+        email,
+        created_at: row.get("created_at")?,
+        expires_at: row.get("expires_at")?,
+        used_at: row.get("used_at")?,
+    })
+}
+
+impl Tx {
+    pub async fn insert_link(&mut self, link: &Link) -> Result<(), StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "insert into user_link (id, purpose, user_id, email, created_at, expires_at, used_at)
+             values ($1, $2, $3, $4, $5, $6, $7)"
+        );
+        let email = link.email.as_ref().map(Email::as_str);
+        let values =
+            binds![link.id, link.purpose.as_str(), link.user, email, link.created_at, link.expires_at, link.used_at];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// Uses a link: it was never used, and its time is not over. `None`: it is of no use.
+    pub async fn use_link(&mut self, id: LinkId, purpose: Purpose, now: Timestamp) -> Result<Option<Link>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "update user_link set used_at = $3 where id = $1 and purpose = $2 and used_at is null and expires_at > $3
+             returning id, purpose, user_id, email, created_at, expires_at, used_at"
+        );
+        self.fetch_optional(sql, binds![id, purpose.as_str(), now]).await?.map(|row| read(&row)).transpose()
+    }
+
+    /// A link that could be used now.
+    pub async fn load_usable_link(
+        &mut self,
+        id: LinkId,
+        purpose: Purpose,
+        now: Timestamp,
+    ) -> Result<Option<Link>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id, purpose, user_id, email, created_at, expires_at, used_at from user_link
+             where id = $1 and purpose = $2 and used_at is null and expires_at > $3"
+        );
+        self.fetch_optional(sql, binds![id, purpose.as_str(), now]).await?.map(|row| read(&row)).transpose()
+    }
+
+    /// The newest set-up link that could be used now.
+    pub async fn load_set_up_link(&mut self, now: Timestamp) -> Result<Option<Link>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id, purpose, user_id, email, created_at, expires_at, used_at from user_link
+             where purpose = 'set_up' and used_at is null and expires_at > $1 order by id desc limit 1"
+        );
+        self.fetch_optional(sql, binds![now]).await?.map(|row| read(&row)).transpose()
+    }
+
+    /// Makes the person's unused links of a purpose useless.
+    pub async fn void_links(&mut self, user: UserId, purpose: Purpose, now: Timestamp) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update user_link set used_at = $3 where user_id = $1 and purpose = $2 and used_at is null");
+        self.execute(sql, binds![user, purpose.as_str(), now]).await
+    }
+}

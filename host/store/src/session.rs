@@ -1,0 +1,212 @@
+//! Sessions, and the browsers that people signed in with. A session that has ended has no row.
+
+use std::time::Duration;
+
+use bulkhead_model::id::{DeviceId, OrgId, SessionId, UserId};
+use bulkhead_model::session::SessionTimes;
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::token::SecretHash;
+
+use crate::error::StoreError;
+use crate::job::micros;
+use crate::sql::{Row, binds, sql};
+use crate::tx::Tx;
+
+#[derive(Clone, Debug)]
+pub struct Session {
+    pub id: SessionId,
+    pub user: UserId,
+    pub token_hash: SecretHash,
+    pub device: Option<DeviceId>,
+    /// The organization that the person has in front of them.
+    pub active_org: Option<OrgId>,
+    /// What was proven, as RFC 8176 names it, divided by spaces.
+    pub amr: String,
+    pub address: String,
+    pub agent: String,
+    pub times: SessionTimes,
+    pub created_at: Timestamp,
+}
+
+fn read(row: &Row) -> Result<Session, StoreError> {
+    let idle_ms: i64 = row.get("idle_ms")?;
+    Ok(Session {
+        id: row.get("id")?,
+        user: row.get("user_id")?,
+        token_hash: SecretHash(row.get("token_hash")?),
+        device: row.get("device_id")?,
+        active_org: row.get("active_org")?,
+        amr: row.get("amr")?,
+        address: row.get("address")?,
+        agent: row.get("agent")?,
+        times: SessionTimes {
+            auth_at: row.get("auth_at")?,
+            expires_at: row.get("expires_at")?,
+            idle: Duration::from_millis(u64::try_from(idle_ms).unwrap_or(0)),
+            seen_at: row.get("seen_at")?,
+        },
+        created_at: row.get("created_at")?,
+    })
+}
+
+/// A browser that a person signed in with before.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub id: DeviceId,
+    pub user: UserId,
+    pub token_hash: SecretHash,
+    pub agent: String,
+    pub created_at: Timestamp,
+    pub seen_at: Timestamp,
+}
+
+fn read_device(row: &Row) -> Result<Device, StoreError> {
+    Ok(Device {
+        id: row.get("id")?,
+        user: row.get("user_id")?,
+        token_hash: SecretHash(row.get("token_hash")?),
+        agent: row.get("agent")?,
+        created_at: row.get("created_at")?,
+        seen_at: row.get("seen_at")?,
+    })
+}
+
+impl Tx {
+    pub async fn insert_session(&mut self, session: &Session) -> Result<(), StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "insert into session (id, user_id, token_hash, device_id, active_org, amr, address, agent, auth_at, expires_at, idle_ms,
+                 seen_at, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+        );
+        let times = session.times;
+        let values = binds![
+            session.id,
+            session.user,
+            &session.token_hash.0,
+            session.device,
+            session.active_org,
+            &session.amr,
+            &session.address,
+            &session.agent,
+            times.auth_at,
+            times.expires_at,
+            micros(times.idle) / 1_000,
+            times.seen_at,
+            session.created_at
+        ];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// The session whose cookie has this hash, whether it is past its limits or not.
+    pub async fn load_session_by_token(&mut self, hash: &SecretHash) -> Result<Option<Session>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id, user_id, token_hash, device_id, active_org, amr, address, agent, auth_at, expires_at, idle_ms, seen_at,
+                 created_at from session where token_hash = $1"
+        );
+        self.fetch_optional(sql, binds![&hash.0]).await?.map(|row| read(&row)).transpose()
+    }
+
+    /// A person's sessions, newest first, those past their limits included.
+    pub async fn list_sessions(&mut self, user: UserId) -> Result<Vec<Session>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id, user_id, token_hash, device_id, active_org, amr, address, agent, auth_at, expires_at, idle_ms, seen_at,
+                 created_at from session where user_id = $1 order by id desc limit 200"
+        );
+        self.fetch(sql, binds![user]).await?.iter().map(read).collect()
+    }
+
+    /// Writes down that a session was used.
+    pub async fn touch_session(&mut self, id: SessionId, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update session set seen_at = $2 where id = $1 and seen_at < $2");
+        Ok(self.execute(sql, binds![id, now]).await? > 0)
+    }
+
+    /// Gives a session another token, now that the person proved again who they are; `false` when it has ended or has another token
+    /// by now.
+    pub async fn renew_session(
+        &mut self,
+        id: SessionId,
+        before: &SecretHash,
+        after: &SecretHash,
+        amr: &str,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "update session set token_hash = $3, amr = $4, auth_at = $5, seen_at = $5 where id = $1 and token_hash = $2"
+        );
+        Ok(self.execute(sql, binds![id, &before.0, &after.0, amr, now]).await? > 0)
+    }
+
+    pub async fn set_active_org(&mut self, id: SessionId, org: OrgId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update session set active_org = $2 where id = $1");
+        Ok(self.execute(sql, binds![id, org]).await? > 0)
+    }
+
+    /// Ends one of a person's sessions.
+    pub async fn delete_session(&mut self, user: UserId, id: SessionId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("delete from session where user_id = $1 and id = $2");
+        Ok(self.execute(sql, binds![user, id]).await? > 0)
+    }
+
+    /// Ends a person's sessions, but for the one to keep.
+    pub async fn delete_sessions(&mut self, user: UserId, keep: Option<SessionId>) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let sql = sql!("delete from session where user_id = $1 and id is distinct from $2");
+        self.execute(sql, binds![user, keep]).await
+    }
+
+    /// Removes sessions that are past their overall limit.
+    pub async fn remove_expired_sessions(&mut self, now: Timestamp) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let sql = sql!("delete from session where expires_at <= $1");
+        self.execute(sql, binds![now]).await
+    }
+
+    pub async fn insert_device(&mut self, device: &Device) -> Result<(), StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "insert into device (id, user_id, token_hash, agent, created_at, seen_at) values ($1, $2, $3, $4, $5, $6)"
+        );
+        let values =
+            binds![device.id, device.user, &device.token_hash.0, &device.agent, device.created_at, device.seen_at];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// The browser whose cookie has this hash, whoever it is known to.
+    pub async fn load_device_by_token(&mut self, hash: &SecretHash) -> Result<Option<Device>, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select id, user_id, token_hash, agent, created_at, seen_at from device where token_hash = $1");
+        self.fetch_optional(sql, binds![&hash.0]).await?.map(|row| read_device(&row)).transpose()
+    }
+
+    /// Whether the person signed in before in any browser that is still known.
+    pub async fn has_devices(&mut self, user: UserId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select id from device where user_id = $1 limit 1");
+        Ok(self.fetch_optional(sql, binds![user]).await?.is_some())
+    }
+
+    /// Writes down that somebody signed in with it, and its new token.
+    pub async fn renew_device(&mut self, id: DeviceId, token: &SecretHash, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update device set token_hash = $2, seen_at = $3 where id = $1");
+        Ok(self.execute(sql, binds![id, &token.0, now]).await? > 0)
+    }
+
+    /// Forgets a person's browsers but for the `keep` that were used last.
+    pub async fn forget_devices(&mut self, user: UserId, keep: u32) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "delete from device where user_id = $1
+               and id not in (select id from device where user_id = $1 order by seen_at desc, id desc limit $2)"
+        );
+        self.execute(sql, binds![user, keep]).await
+    }
+}
