@@ -153,6 +153,56 @@ create table refresh_token (
 );
 create index refresh_token_family on refresh_token (family_id);
 
+-- A person's authenticator app: the one that counts, and one that is being set up.
+create table totp (
+    id           uuid not null primary key,
+    user_id      uuid not null references user_account (id),
+    state        text collate "C" not null check (state in ('shown', 'verified', 'active')),
+    -- Sealed (host/store/src/seal.rs).
+    secret       bytea not null,
+    key_version  bigint not null,
+    -- The last step of time that was used: none at or before it counts.
+    last_step    bigint not null,
+    -- Wrong codes in a row.
+    failures     bigint not null,
+    created_at   timestamptz not null,
+    -- When a set-up ends that was not finished.
+    expires_at   timestamptz
+);
+create unique index totp_active on totp (user_id) where state = 'active';
+create unique index totp_set_up on totp (user_id) where state <> 'active';
+
+-- One set a person; all of it has one salt, so that an attempt costs one hash.
+create table backup_code (
+    user_id     uuid not null references user_account (id),
+    position    bigint not null,
+    hash        text not null,
+    created_at  timestamptz not null,
+    used_at     timestamptz,
+    primary key (user_id, position)
+);
+
+-- Somebody whose password was right, and who has to prove a second factor.
+create table sign_in_step (
+    id          uuid not null primary key,
+    user_id     uuid not null references user_account (id),
+    token_hash  bytea not null unique,
+    epoch       bigint not null,
+    device_id   uuid,
+    created_at  timestamptz not null,
+    expires_at  timestamptz not null
+);
+create index sign_in_step_user on sign_in_step (user_id);
+create index sign_in_step_expires on sign_in_step (expires_at);
+
+-- What an organization asks of its members besides a password; without a row, of those who give others rights.
+create table sign_in_policy (
+    org_id      uuid not null references organization (id),
+    mfa         text collate "C" not null check (mfa in ('optional', 'admins', 'all')),
+    updated_at  timestamptz not null,
+    primary key (org_id)
+);
+
 -- Whose key it is; none for those that the operator or another key made. It ends with what its owner was given.
 alter table api_key add column user_id uuid references user_account (id);
 create index api_key_user on api_key (org_id, user_id) where user_id is not null;
@@ -193,6 +243,21 @@ alter table refresh_token enable row level security;
 alter table refresh_token force row level security;
 create policy refresh_token_people on refresh_token using ((select app_scope()) in ('accounts', 'admin'))
     with check ((select app_scope()) in ('accounts', 'admin'));
+alter table totp enable row level security;
+alter table totp force row level security;
+create policy totp_people on totp using ((select app_scope()) in ('accounts', 'admin'))
+    with check ((select app_scope()) in ('accounts', 'admin'));
+alter table backup_code enable row level security;
+alter table backup_code force row level security;
+create policy backup_code_people on backup_code using ((select app_scope()) in ('accounts', 'admin'))
+    with check ((select app_scope()) in ('accounts', 'admin'));
+alter table sign_in_step enable row level security;
+alter table sign_in_step force row level security;
+create policy sign_in_step_people on sign_in_step using ((select app_scope()) in ('accounts', 'admin'))
+    with check ((select app_scope()) in ('accounts', 'admin'));
+alter table sign_in_policy enable row level security;
+alter table sign_in_policy force row level security;
+create policy sign_in_policy_of_org on sign_in_policy using (org_id = (select app_org())) with check (org_id = (select app_org()));
 alter table invitation enable row level security;
 alter table invitation force row level security;
 create policy invitation_of_org on invitation using (org_id = (select app_org())) with check (org_id = (select app_org()));

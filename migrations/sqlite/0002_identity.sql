@@ -153,6 +153,56 @@ create table refresh_token (
 ) strict;
 create index refresh_token_family on refresh_token (family_id);
 
+-- A person's authenticator app: the one that counts, and one that is being set up.
+create table totp (
+    id           blob not null primary key,
+    user_id      blob not null references user_account (id),
+    state        text not null check (state in ('shown', 'verified', 'active')),
+    -- Sealed (host/store/src/seal.rs).
+    secret       blob not null,
+    key_version  integer not null,
+    -- The last step of time that was used: none at or before it counts.
+    last_step    integer not null,
+    -- Wrong codes in a row.
+    failures     integer not null,
+    created_at   integer not null,
+    -- When a set-up ends that was not finished.
+    expires_at   integer
+) strict;
+create unique index totp_active on totp (user_id) where state = 'active';
+create unique index totp_set_up on totp (user_id) where state <> 'active';
+
+-- One set a person; all of it has one salt, so that an attempt costs one hash.
+create table backup_code (
+    user_id     blob not null references user_account (id),
+    position    integer not null,
+    hash        text not null,
+    created_at  integer not null,
+    used_at     integer,
+    primary key (user_id, position)
+) strict;
+
+-- Somebody whose password was right, and who has to prove a second factor.
+create table sign_in_step (
+    id          blob not null primary key,
+    user_id     blob not null references user_account (id),
+    token_hash  blob not null unique,
+    epoch       integer not null,
+    device_id   blob,
+    created_at  integer not null,
+    expires_at  integer not null
+) strict;
+create index sign_in_step_user on sign_in_step (user_id);
+create index sign_in_step_expires on sign_in_step (expires_at);
+
+-- What an organization asks of its members besides a password; without a row, of those who give others rights.
+create table sign_in_policy (
+    org_id      blob not null references organization (id),
+    mfa         text not null check (mfa in ('optional', 'admins', 'all')),
+    updated_at  integer not null,
+    primary key (org_id)
+) strict;
+
 -- Whose key it is; none for those that the operator or another key made. It ends with what its owner was given.
 alter table api_key add column user_id blob references user_account (id);
 create index api_key_user on api_key (org_id, user_id) where user_id is not null;

@@ -73,7 +73,9 @@ impl Api {
         let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
         request = request.header("origin", &self.url);
         if !session.is_empty() {
-            request = request.header("cookie", format!("__Host-bulkhead_session={session}"));
+            // A sign-in that waits has a cookie of its own.
+            let name = if path.ends_with("/second-factor") { "sign_in" } else { "session" };
+            request = request.header("cookie", format!("__Host-bulkhead_{name}={session}"));
         }
         let response = if body.is_null() {
             self.agent.run(request.body(()).unwrap())
@@ -82,7 +84,9 @@ impl Api {
         };
         let response = response.unwrap();
         let cookies = response.headers().get_all("set-cookie").iter().filter_map(|value| value.to_str().ok());
-        let of_session = cookies.filter_map(|text| text.strip_prefix("__Host-bulkhead_session="));
+        let of_session = cookies.filter_map(|text| {
+            text.strip_prefix("__Host-bulkhead_session=").or_else(|| text.strip_prefix("__Host-bulkhead_sign_in="))
+        });
         let session = of_session.filter_map(|rest| rest.split(';').next()).next().unwrap_or_default().to_owned();
         (answer(response), session)
     }

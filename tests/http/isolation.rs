@@ -111,6 +111,8 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         }),
         "step_up" => json!({ "password": "x" }),
         "change_password" => json!({ "password": "x", "new_password": "y" }),
+        "verify_totp" => json!({ "code": "123456" }),
+        "replace_sign_in_policy" => json!({ "mfa": "optional" }),
         "ask_to_verify" => json!({ "email": "x@example.com" }),
         "invite" => json!({ "email": "x@example.com", "role": "viewer" }),
         "set_member_state" => json!({ "state": "disabled" }),

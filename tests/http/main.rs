@@ -20,6 +20,7 @@ mod input;
 mod isolation;
 mod lists;
 mod members;
+mod mfa;
 mod openapi;
 mod people;
 mod plugins;

@@ -48,7 +48,7 @@ pub(crate) fn post_box() -> Arc<PostBox> {
 
 impl TestServer {
     /// Sends what is due; the letters that left.
-    async fn letters(&self) -> Vec<Written> {
+    pub(crate) async fn letters(&self) -> Vec<Written> {
         let before = self.post.taken().len();
         self.app.send_due_mail(&*self.post).await.unwrap();
         self.post.taken().into_iter().skip(before).map(|(_, letter)| letter).collect()

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_app::account::NewUser;
+use bulkhead_model::mfa::MfaPolicy;
 use serde_json::{Value, json};
 
 use crate::support::{Answer, Ask, PUBLIC_URL, TestServer, ask};
@@ -63,8 +64,21 @@ impl TestServer {
         })
     }
 
-    /// A first person with an organization; a browser that is signed in as them.
+    /// Lets people work in Acme without a second factor.
+    pub(crate) async fn ask_nobody_for_mfa(&self) {
+        let acme = self.app.find_org("acme".parse().unwrap()).await.unwrap().unwrap();
+        self.ask_for_mfa(acme.id, MfaPolicy::Optional).await;
+    }
+
+    /// A first person with an organization that asks nobody for a second factor; a browser that is signed in as them.
     pub(crate) async fn first_person(&self) -> Browser {
+        let browser = self.first_person_who_is_asked_for_mfa().await;
+        self.ask_nobody_for_mfa().await;
+        browser
+    }
+
+    /// … in an organization as set-up makes it.
+    pub(crate) async fn first_person_who_is_asked_for_mfa(&self) -> Browser {
         let token = self.app.offer_set_up().await.unwrap().unwrap();
         self.send(ask("POST", "/api/v1/setup").json(&Self::set_up_body(&token, "ada@example.com"))).await.json(201);
         let mut browser = Browser::default();
@@ -108,6 +122,7 @@ on_both! {
         assert_eq!((me["organizations"][0]["slug"].as_str(), me["organizations"][0]["role"].as_str()), (Some("acme"), Some("admin")));
         assert!(!answer.text().contains(browser.session().unwrap()), "the token is in the cookie alone");
         assert_eq!(server.send(browser.ask("GET", "/api/v1/me")).await.json(200), me);
+        server.ask_nobody_for_mfa().await;
         let org = server.send(browser.ask("GET", "/api/v1/orgs/acme")).await.json(200);
         assert_eq!(org["name"], "Acme Inc.");
 

@@ -14,7 +14,8 @@ use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, 
 use bulkhead_http::{HttpConfig, router};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::Ceiling;
-use bulkhead_model::id::RunId;
+use bulkhead_model::id::{OrgId, RunId};
+use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_model::password::Cost;
 use bulkhead_model::permission::{Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::run::StepStatus;
@@ -273,9 +274,22 @@ impl TestServer {
         self.app.start_worker(config, &self.supervisor).await.unwrap();
     }
 
-    /// A new organization; each name once.
+    /// Says whom an organization asks for a second factor, without a line in its log.
+    pub(crate) async fn ask_for_mfa(&self, org: OrgId, policy: MfaPolicy) {
+        let (scope, now) = (SystemScope::new(SystemReason::Admin).for_org(org), self.ambient.now());
+        let saved = self.store.write(&scope, (policy, now), |tx, (policy, now)| {
+            Box::pin(async move {
+                tx.begin_policy_epoch(*now).await?;
+                tx.save_mfa_policy(*policy, *now).await
+            })
+        });
+        saved.await.unwrap();
+    }
+
+    /// A new organization; each name once. It asks nobody for a second factor.
     pub(crate) async fn tenant(&self, slug: &str) -> Tenant {
         let org = self.app.create_org(slug.parse().unwrap(), slug.to_uppercase()).await.unwrap();
+        self.ask_for_mfa(org.id, MfaPolicy::Optional).await;
         let new = NewApiKey { name: "all".into(), permissions: PermissionSet::all(), expires_in_days: None };
         let created = self.app.create_first_api_key(org.id, new).await.unwrap();
         Tenant { org: org.id.to_string(), slug: slug.to_owned(), key: created.secret_text }

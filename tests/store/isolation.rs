@@ -7,6 +7,7 @@ use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{CallId, DeadLetterId, EventId, MailId, RunId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::letter::Letter;
+use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_model::permission::{AccountScope, Actor, SystemReason};
 use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{EndedRun, RetentionPolicy};
@@ -19,6 +20,7 @@ use bulkhead_store::dead_letter::task::TaskState;
 use bulkhead_store::dead_letter::{DeadLetterFilter, NewDeadLetter};
 use bulkhead_store::job::Attempt;
 use bulkhead_store::job::look::LiveJob;
+use bulkhead_store::mfa::StoredBackupCode;
 use bulkhead_store::node::NodeSlots;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::plugin::PluginCount;
@@ -572,6 +574,43 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_members(PageRequest::default()).await);
         let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
         assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
+    }
+
+    async fn second_factors_need_the_scope_of_people(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (p, now, of_a) = (a.person.clone(), test.ambient.now(), a.org);
+        let code = StoredBackupCode { position: 0, hash: p.codes[0].clone() };
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_totp_set_up(&p.totp).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_totp(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_totp_set_up(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_totp_step(p.totp.id, 9).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.fail_totp(p.totp.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.forgive_totp(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.verify_totp(p.totp.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.activate_totp(p.user.id, p.totp.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_second_factors(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_backup_codes(p.user.id, &p.codes, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_backup_codes(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_sign_in_step(&p.step).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_sign_in_step(&p.step.token_hash).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_sign_in_step(p.step.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_steps(*now).await);
+        refused_without_people!(test, b, [p, now, code], |tx| tx.use_backup_code(p.user.id, code, *now).await);
+        let there = tx!(test.read, &PEOPLE, [p], |tx| tx.load_totp(p.user.id).await);
+        assert_eq!((there.unwrap().unwrap().id, of_a), (p.totp.id, a.org), "and nothing was changed");
+    }
+
+    async fn another_organizations_sign_in_policy_is_not_ours(test: TestStore) {
+        let (a, b, now) = (test.tenant("a").await, test.org("b").await, test.ambient.now());
+        let scope = crate::support::scope(b);
+        let ours = tx!(test.write, &scope, [now], |tx| {
+            let before = tx.load_mfa_policy().await?;
+            tx.save_mfa_policy(MfaPolicy::Optional, *now).await?;
+            Ok((before, tx.load_mfa_policy().await?))
+        });
+        assert_eq!(ours.unwrap(), (MfaPolicy::Admins, MfaPolicy::Optional));
+        let theirs = tx!(test.read, &a.scope(), [], |tx| tx.load_mfa_policy().await);
+        assert_eq!(theirs.unwrap(), MfaPolicy::All);
     }
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {

@@ -14,12 +14,14 @@ use bulkhead_model::fault::Fault;
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
     ApiKeyId, AuditId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, HookId, InstallationId, InvitationId, LinkId,
-    OrgId, PluginId, RunId, SecretId, SessionId, SignInAttemptId, TokenFamilyId, UserId, WorkerId, WorkflowId,
+    OrgId, PluginId, RunId, SecretId, SessionId, SignInAttemptId, SignInStepId, TokenFamilyId, TotpId, UserId,
+    WorkerId, WorkflowId,
 };
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::letter::Letter;
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::link::Purpose;
+use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_model::password::{Cost, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::retention::RetentionPolicy;
@@ -40,6 +42,7 @@ use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::invitation::Invitation;
 use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
 use bulkhead_store::link::Link;
+use bulkhead_store::mfa::{SignInStep, Totp, TotpState};
 use bulkhead_store::org::Org;
 use bulkhead_store::plugin::Plugin;
 use bulkhead_store::retention::{History, Pass};
@@ -303,6 +306,9 @@ pub(crate) struct Person {
     pub(crate) link: Link,
     pub(crate) attempt: SignInAttempt,
     pub(crate) family: TokenFamily,
+    pub(crate) totp: Totp,
+    pub(crate) codes: Vec<StoredPassword>,
+    pub(crate) step: SignInStep,
     seed: u64,
 }
 
@@ -370,7 +376,40 @@ impl Person {
             created_at: now,
             expires_at: now.plus(Duration::from_hours(1)),
         };
-        Self { user, device, session, link, attempt, family, seed: u64::from_le_bytes(ambient.random()) }
+        let totp = Totp {
+            id: TotpId::new(ambient),
+            user: id,
+            state: TotpState::Verified,
+            secret: vec![7; 48],
+            key_version: 1,
+            last_step: 0,
+            failures: 0,
+            created_at: now,
+            expires_at: Some(now.plus(Duration::from_mins(10))),
+        };
+        let code = |tag| StoredPassword { cost: Cost::FLOOR, pepper_version: 1, salt: [3; 16], tag: [tag; 32] };
+        let step = SignInStep {
+            id: SignInStepId::new(ambient),
+            user: id,
+            token_hash: SecretHash(ambient.random()),
+            epoch: 0,
+            device: None,
+            created_at: now,
+            expires_at: now.plus(Duration::from_mins(5)),
+        };
+        let codes = (0..10).map(code).collect();
+        Self {
+            user,
+            device,
+            session,
+            link,
+            attempt,
+            family,
+            totp,
+            codes,
+            step,
+            seed: u64::from_le_bytes(ambient.random()),
+        }
     }
 
     pub(crate) async fn insert(&self, tx: &mut bulkhead_store::Tx) -> Result<(), StoreError> {
@@ -382,6 +421,10 @@ impl Person {
         tx.record_sign_in_attempt(&self.attempt).await?;
         tx.insert_token_family(&self.family).await?;
         tx.insert_refresh_token(&self.session.token_hash, self.family.id, self.family.created_at).await?;
+        tx.replace_totp_set_up(&self.totp).await?;
+        tx.activate_totp(self.user.id, self.totp.id).await?;
+        tx.replace_backup_codes(self.user.id, &self.codes, self.user.created_at).await?;
+        tx.insert_sign_in_step(&self.step).await?;
         tx.enqueue_mail(&self.user.email, &Letter::ResetPassword, &Ambient::manual(self.user.created_at, self.seed))
             .await
             .map(drop)
@@ -502,6 +545,7 @@ impl Tenant {
         tx.spend_key(RunId::new(ambient), self.workflow.id, "spent", now, now).await?;
         tx.record_dead_letter(&self.dead_letter, ambient).await?;
         tx.insert_dead_letter_task(&self.dead_letter_task).await?;
+        tx.save_mfa_policy(MfaPolicy::All, ambient.now()).await?;
         Ok(())
     }
 }
@@ -776,6 +820,9 @@ pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "mail",
     "token_family",
     "refresh_token",
+    "totp",
+    "backup_code",
+    "sign_in_step",
 ];
 /// Those of them whose rows belong to people.
 pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
@@ -788,4 +835,7 @@ pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
     "mail",
     "token_family",
     "refresh_token",
+    "totp",
+    "backup_code",
+    "sign_in_step",
 ];

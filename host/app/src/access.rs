@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bulkhead_model::id::{ApiKeyId, OrgId, RoleId, TeamId, UserId};
+use bulkhead_model::mfa::{MfaPolicy, is_mfa};
 use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::role::assignment::{Explanation, Hold, Standing, Within};
 use bulkhead_model::role::{RoleRef, Roles};
@@ -16,6 +17,7 @@ use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::member::Membership;
 use bulkhead_store::role::Role;
 
+use crate::sign_in::SignedIn;
 use crate::{App, AppError};
 
 /// Questions that are answered at once. Source: identity.md.
@@ -60,6 +62,8 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Known {
     pub epoch: i64,
+    /// What the organization asks of its members besides a password.
+    pub mfa: MfaPolicy,
     pub roles: Arc<Roles>,
     pub standing: Standing,
     /// The names of the organization's own roles.
@@ -111,7 +115,7 @@ pub(crate) async fn load_roles(tx: &mut Tx) -> Result<Roles, AppError> {
 }
 
 /// Nothing for somebody who is no member, or disabled.
-async fn load_standing(tx: &mut Tx, user: UserId, roles: &Roles) -> Result<Standing, AppError> {
+pub(crate) async fn load_standing(tx: &mut Tx, user: UserId, roles: &Roles) -> Result<Standing, AppError> {
     if !tx.is_active_member(user).await? {
         return Ok(Standing::default());
     }
@@ -166,7 +170,8 @@ impl Snapshot {
             self.roles.insert((roles, Arc::new(names))).clone()
         };
         let standing = load_standing(tx, user, &roles).await?;
-        let known = Arc::new(Known { epoch: self.epoch, roles, standing, names });
+        let mfa = tx.load_mfa_policy().await?;
+        let known = Arc::new(Known { epoch: self.epoch, mfa, roles, standing, names });
         kept.insert(key, Arc::clone(&known));
         Ok(known)
     }
@@ -281,14 +286,35 @@ impl App {
     /// # Errors
     /// The store's. Somebody without a role, or who is no member, is a caller without a permission.
     pub async fn member_caller(&self, org: OrgId, user: UserId) -> Result<Caller, AppError> {
+        let known = self.known_member(org, user).await?;
+        Ok(self.caller_of(org, user, &known))
+    }
+
+    async fn known_member(&self, org: OrgId, user: UserId) -> Result<Arc<Known>, AppError> {
         let scope = SystemScope::new(SystemReason::SignIn).for_org(org);
-        let known = self
-            .store()
+        self.store()
             .read(&scope, (user, self.standings().clone()), |tx, (user, kept)| Box::pin(known(tx, *user, kept)))
-            .await?;
+            .await
+    }
+
+    fn caller_of(&self, org: OrgId, user: UserId, known: &Known) -> Caller {
         let now = self.ambient().now();
         let permissions = known.standing.permissions(Within::Organization, now);
-        Ok(Caller::from_member(org, user, permissions).with_teams(known.teams(now)))
+        Caller::from_member(org, user, permissions).with_teams(known.teams(now))
+    }
+
+    /// As [`member_caller`](Self::member_caller), for who has signed in: with a second factor, where the organization asks for one.
+    ///
+    /// # Errors
+    /// [`AppError::MfaRequired`]; the store's.
+    pub(crate) async fn session_caller(&self, org: OrgId, signed_in: &SignedIn) -> Result<Caller, AppError> {
+        let user = &signed_in.user;
+        let known = self.known_member(org, user.id).await?;
+        let is_admin = user.is_super_admin || known.standing.administers(self.ambient().now());
+        if known.mfa.asks(is_admin) && !is_mfa(&signed_in.session.amr) {
+            return Err(AppError::MfaRequired);
+        }
+        Ok(self.caller_of(org, user.id, &known))
     }
 
     /// Answers up to [`QUESTIONS_MAX`] questions in their order, all at one state of the policy and at one moment.

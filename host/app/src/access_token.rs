@@ -160,28 +160,29 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`] for a token that is not ours, over, of a session that has ended or of an earlier epoch;
-    /// [`AppError::NotFound`] for an organization that the person does not belong to.
-    pub async fn authenticate_token(&self, text: &str, org: Option<OrgRef>) -> Result<Caller, AppError> {
+    /// [`AppError::NotFound`] for an organization that the person does not belong to; [`AppError::MfaRequired`].
+    pub async fn authenticate_token(&self, text: &str, org: Option<OrgRef>) -> Result<(SignedIn, Caller), AppError> {
         let now = self.ambient().now();
         let claims = self.accounts().tokens.open(text, now).ok_or(AppError::Unauthenticated)?;
-        let membership = self
+        let (signed_in, membership) = self
             .store()
             .read(&AccountScope::OWN, (claims, org, now), |tx, (claims, org, now)| {
                 Box::pin(async move {
                     let found = bearer(tx, claims.sub, claims.sid, claims.epoch, *now).await?;
-                    let user = found.ok_or(AppError::Unauthenticated)?.user.id;
-                    Ok::<_, AppError>(match org {
-                        Some(OrgRef::Id(id)) => tx.load_membership(user, *id).await?.map(|there| (user, there)),
-                        Some(OrgRef::Slug(slug)) => {
-                            tx.load_membership_by_slug(user, slug).await?.map(|there| (user, there))
-                        }
+                    let signed_in = found.ok_or(AppError::Unauthenticated)?;
+                    let user = signed_in.user.id;
+                    let membership = match org {
+                        Some(OrgRef::Id(id)) => tx.load_membership(user, *id).await?,
+                        Some(OrgRef::Slug(slug)) => tx.load_membership_by_slug(user, slug).await?,
                         None => None,
-                    })
+                    };
+                    Ok::<_, AppError>((signed_in, membership))
                 })
             })
             .await?;
-        let membership = membership.filter(|(_, membership)| membership.is_active);
-        let (user, membership) = membership.ok_or(AppError::NotFound { what: "organization" })?;
-        self.member_caller(membership.org, user).await
+        let membership = membership.filter(|membership| membership.is_active);
+        let membership = membership.ok_or(AppError::NotFound { what: "organization" })?;
+        let caller = self.session_caller(membership.org, &signed_in).await?;
+        Ok((signed_in, caller))
     }
 }

@@ -33,6 +33,11 @@ pub enum AppError {
     /// Who it is was proven too long ago for this (RFC 9470).
     #[error("prove again who you are: this needs a proof from the last {max_age_s} seconds")]
     StepUp { max_age_s: u64 },
+    /// The organization asks its members for a second factor, and the session proved none.
+    #[error(
+        "this organization asks for a second factor: set one up under `me/mfa`, or sign in with the one that you have"
+    )]
+    MfaRequired,
     /// The caller may know that it exists, but may not do this.
     #[error("this needs the permission {0}")]
     Forbidden(Permission),

@@ -34,6 +34,7 @@ pub mod job;
 mod live;
 pub mod mail;
 pub mod member;
+pub mod mfa;
 pub mod node;
 pub mod org;
 pub mod permits;

@@ -113,6 +113,7 @@ impl App {
                 Box::pin(async move {
                     tx.remove_expired_tokens(*now).await?;
                     tx.remove_expired_sessions(*now).await?;
+                    tx.remove_expired_steps(*now).await?;
                     tx.remove_quiet_failures(now.minus(COUNTERS_KEPT)).await?;
                     tx.remove_failed_mail(MailId::first_at(now.minus(FAILED_KEPT))).await?;
                     tx.remove_sign_in_attempts(SignInAttemptId::first_at(now.minus(ATTEMPTS_KEPT))).await?;

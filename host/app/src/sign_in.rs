@@ -4,11 +4,14 @@
 //! password is looked at.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::account::Email;
-use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, UserId};
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, SignInStepId, UserId};
 use bulkhead_model::letter::Notice;
+use bulkhead_model::mfa::{AMR_PASSWORD, is_mfa};
 use bulkhead_model::password::Password;
 use bulkhead_model::permission::{AccountScope, Caller};
 use bulkhead_model::session::{BrowserToken, STEP_UP_WINDOW, SessionLimits, SessionTimes};
@@ -18,6 +21,7 @@ use bulkhead_model::token::SecretHash;
 use bulkhead_store::Tx;
 use bulkhead_store::account::User;
 use bulkhead_store::member::Membership;
+use bulkhead_store::mfa::SignInStep;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::session::{Device, Session};
 use bulkhead_store::throttle::SignInAttempt;
@@ -26,14 +30,13 @@ use serde_json::json;
 use crate::access::administers;
 use crate::account::{Attempt, Verdict, end_everything, read_new_password, tell_organizations, tell_person};
 use crate::auth::OrgRef;
+use crate::mfa::Proof;
 use crate::{App, AppError};
 
 /// Browsers that are remembered for each person.
 const DEVICES_MAX: u32 = 10;
 /// Characters of a browser's own name that are kept.
 const AGENT_LEN_MAX: usize = 200;
-/// Proven by a password (RFC 8176).
-const AMR_PASSWORD: &str = "pwd";
 
 /// Where a request comes from.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +86,106 @@ pub struct Opened {
     pub device: Option<BrowserToken>,
 }
 
+/// A sign-in that waits for a second factor.
+pub struct Waiting {
+    pub token: BrowserToken,
+    pub expires_at: Timestamp,
+}
+
+/// What a right password leads to.
+pub enum SignInOutcome {
+    Opened(Box<Opened>),
+    SecondFactor(Waiting),
+}
+
+/// How long a sign-in waits for its second factor.
+const STEP_LIVES: Duration = Duration::from_mins(5);
+
+/// The random parts of a session that is about to begin, made beforehand, since a transaction may run again.
+#[derive(Clone)]
+pub(crate) struct NewSession {
+    token: BrowserToken,
+    id: SessionId,
+    device_token: BrowserToken,
+    device: DeviceId,
+}
+
+impl NewSession {
+    pub(crate) fn generate(ambient: &Ambient) -> Self {
+        let (token, device_token) = (BrowserToken::generate(ambient), BrowserToken::generate(ambient));
+        Self { token, id: SessionId::new(ambient), device_token, device: DeviceId::new(ambient) }
+    }
+
+    fn step(&self, user: &User, device: Option<DeviceId>, now: Timestamp) -> SignInStep {
+        SignInStep {
+            id: SignInStepId::from_uuid(self.id.uuid()),
+            user: user.id,
+            token_hash: self.token.hash(),
+            epoch: user.epoch,
+            device,
+            created_at: now,
+            expires_at: now.plus(STEP_LIVES),
+        }
+    }
+
+    pub(crate) fn opened(self, signed_in: SignedIn) -> Opened {
+        Opened { signed_in, token: self.token, device: Some(self.device_token) }
+    }
+}
+
+/// Begins a session of somebody who has proven all that is asked for, in the transaction that found it right.
+pub(crate) async fn begin_session(
+    tx: &mut Tx,
+    app: &App,
+    user: User,
+    client: &Client,
+    known: Option<DeviceId>,
+    fresh: &NewSession,
+    amr: &str,
+) -> Result<SignedIn, AppError> {
+    let now = app.ambient().now();
+    let memberships = tx.list_memberships(user.id).await?;
+    let device_hash = fresh.device_token.hash();
+    let device = match known {
+        Some(device) if tx.renew_device(device, &device_hash, now).await? => device,
+        // Forgotten meanwhile, or never known.
+        Some(_) | None => {
+            // The first browser of all is no news.
+            if app.sends_mail() && tx.has_devices(user.id).await? {
+                tell_person(tx, &user.email, Notice::NewDevice, app.ambient()).await?;
+            }
+            let row = Device {
+                id: fresh.device,
+                user: user.id,
+                token_hash: device_hash,
+                agent: client.agent(),
+                created_at: now,
+                seen_at: now,
+            };
+            tx.insert_device(&row).await?;
+            tx.forget_devices(user.id, DEVICES_MAX).await?;
+            row.id
+        }
+    };
+    let limits = limits(tx, &user, &memberships, now).await?;
+    let row = Session {
+        id: fresh.id,
+        user: user.id,
+        token_hash: fresh.token.hash(),
+        device: Some(device),
+        active_org: memberships.iter().find(|membership| membership.is_active).map(|first| first.org),
+        amr: amr.to_owned(),
+        address: client.address(),
+        agent: client.agent(),
+        times: SessionTimes::begin(limits, now),
+        created_at: now,
+    };
+    tx.insert_session(&row).await?;
+    let detail = json!({ "session": row.id, "method": row.amr, "address": row.address, "agent": row.agent });
+    tell_organizations(tx, &memberships, user.id, EventType::SessionStarted, &detail, app.ambient()).await?;
+    Ok(SignedIn { user, session: row })
+}
+
 /// What an attempt to sign in found.
 struct Found {
     user: Option<User>,
@@ -91,19 +194,20 @@ struct Found {
 }
 
 /// The ledger's row for an attempt that was judged.
-fn ledger(
+pub(crate) fn ledger(
     app: &App,
     attempt: &Attempt,
     user: Option<UserId>,
     device: Option<DeviceId>,
     passed: bool,
     client: &Client,
+    method: &str,
 ) -> SignInAttempt {
     SignInAttempt {
         id: SignInAttemptId::new(app.ambient()),
         user,
         identifier: attempt.identifier,
-        method: AMR_PASSWORD.to_owned(),
+        method: method.to_owned(),
         passed,
         device,
         address: client.address(),
@@ -113,7 +217,11 @@ fn ledger(
 }
 
 /// The device that was presented, if the person signed in with it before.
-async fn known_device(tx: &mut Tx, hash: Option<SecretHash>, user: Option<UserId>) -> Result<Option<Device>, AppError> {
+pub(crate) async fn known_device(
+    tx: &mut Tx,
+    hash: Option<SecretHash>,
+    user: Option<UserId>,
+) -> Result<Option<Device>, AppError> {
     let Some(hash) = hash else { return Ok(None) };
     Ok(tx.load_device_by_token(&hash).await?.filter(|device| Some(device.user) == user))
 }
@@ -130,12 +238,20 @@ async fn limits(
 }
 
 impl App {
+    /// Asks for a proof of the last ten minutes, by this server's clock.
+    ///
+    /// # Errors
+    /// [`AppError::StepUp`].
+    pub fn require_fresh(&self, signed_in: &SignedIn) -> Result<(), AppError> {
+        signed_in.require_fresh(self.ambient().now())
+    }
+
     /// Signs in with address and password.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`] for every kind of wrong, in the same words and after the same work; [`AppError::TooMany`]
     /// `too-many-attempts`; [`AppError::Busy`] when too many sign in at once.
-    pub async fn sign_in(&self, email: &str, password: &str, client: &Client) -> Result<Opened, AppError> {
+    pub async fn sign_in(&self, email: &str, password: &str, client: &Client) -> Result<SignInOutcome, AppError> {
         let email: Option<Email> = email.parse().ok();
         let found = self.begin_attempt(email.as_ref(), client).await?;
         let stored = found.user.as_ref().filter(|user| user.is_active).and_then(|user| user.password.clone());
@@ -153,9 +269,13 @@ impl App {
             });
             replaced.await?;
         }
-        let opened = self.open_session(user, client, &found).await?;
-        metrics::counter!("bulkhead_sign_ins_total", "outcome" => "passed").increment(1);
-        Ok(opened)
+        let outcome = self.open_session(user, client, &found).await?;
+        let name = match &outcome {
+            SignInOutcome::Opened(_) => "passed",
+            SignInOutcome::SecondFactor(_) => "second_factor",
+        };
+        metrics::counter!("bulkhead_sign_ins_total", "outcome" => name).increment(1);
+        Ok(outcome)
     }
 
     /// Counts the attempt, and looks who is meant.
@@ -184,7 +304,7 @@ impl App {
     /// Writes a refused attempt down, for nobody as well, and tells it where the person works. It is bounded: attempts have to wait.
     async fn tell_refusal(&self, found: &Found, client: &Client) -> Result<(), AppError> {
         let user = found.user.as_ref().map(|user| user.id);
-        let row = ledger(self, &found.attempt, user, found.device, false, client);
+        let row = ledger(self, &found.attempt, user, found.device, false, client, AMR_PASSWORD);
         self.store()
             .write(&AccountScope::OWN, (row, self.ambient().clone()), |tx, (row, ambient)| {
                 Box::pin(async move {
@@ -198,83 +318,43 @@ impl App {
             .await
     }
 
-    /// Begins a session for somebody who has just proven who they are.
-    async fn open_session(&self, user: &User, client: &Client, found: &Found) -> Result<Opened, AppError> {
-        let (token, device_token) = (BrowserToken::generate(self.ambient()), BrowserToken::generate(self.ambient()));
-        let (session, new_device) = (SessionId::new(self.ambient()), DeviceId::new(self.ambient()));
-        let row = ledger(self, &found.attempt, Some(user.id), found.device, true, client);
-        let attempt = (found.attempt.clone(), row);
-        let args = (
-            self.clone(),
-            user.clone(),
-            client.clone(),
-            attempt,
-            (token.hash(), session),
-            (device_token.hash(), new_device),
-        );
-        let signed_in = self
+    /// Begins a session for somebody whose password was right, unless they have a second factor: then it waits for that.
+    async fn open_session(&self, user: &User, client: &Client, found: &Found) -> Result<SignInOutcome, AppError> {
+        let fresh = NewSession::generate(self.ambient());
+        let row = ledger(self, &found.attempt, Some(user.id), found.device, true, client, AMR_PASSWORD);
+        let args = (self.clone(), user.clone(), client.clone(), (found.attempt.clone(), row), fresh.clone());
+        let outcome = self
             .store()
-            .write(&AccountScope::OWN, args, |tx, (app, user, client, (attempt, row), session, new_device)| {
+            .write(&AccountScope::OWN, args, |tx, (app, user, client, (attempt, row), fresh)| {
                 Box::pin(async move {
                     let now = app.ambient().now();
                     // What was proven is worth nothing if the person was disabled or the password changed meanwhile.
                     let current =
                         tx.load_user(user.id).await?.filter(|current| current.is_active && current.epoch == user.epoch);
                     let user = current.ok_or(AppError::Unauthenticated)?;
-                    let memberships = tx.list_memberships(user.id).await?;
                     attempt.succeed(tx).await?;
                     tx.record_sign_in_attempt(row).await?;
-                    let device = match row.device {
-                        Some(device) if tx.renew_device(device, &new_device.0, now).await? => device,
-                        // Forgotten meanwhile, or never known.
-                        Some(_) | None => {
-                            // The first browser of all is no news.
-                            if app.sends_mail() && tx.has_devices(user.id).await? {
-                                tell_person(tx, &user.email, Notice::NewDevice, app.ambient()).await?;
-                            }
-                            let row = Device {
-                                id: new_device.1,
-                                user: user.id,
-                                token_hash: new_device.0,
-                                agent: client.agent(),
-                                created_at: now,
-                                seen_at: now,
-                            };
-                            tx.insert_device(&row).await?;
-                            tx.forget_devices(user.id, DEVICES_MAX).await?;
-                            row.id
-                        }
-                    };
-                    let limits = limits(tx, &user, &memberships, now).await?;
-                    let row = Session {
-                        id: session.1,
-                        user: user.id,
-                        token_hash: session.0,
-                        device: Some(device),
-                        active_org: memberships.iter().find(|membership| membership.is_active).map(|first| first.org),
-                        amr: AMR_PASSWORD.to_owned(),
-                        address: client.address(),
-                        agent: client.agent(),
-                        times: SessionTimes::begin(limits, now),
-                        created_at: now,
-                    };
-                    tx.insert_session(&row).await?;
-                    let detail =
-                        json!({ "session": row.id, "method": row.amr, "address": row.address, "agent": row.agent });
-                    tell_organizations(tx, &memberships, user.id, EventType::SessionStarted, &detail, app.ambient())
-                        .await?;
-                    Ok::<_, AppError>(SignedIn { user, session: row })
+                    if tx.load_totp(user.id).await?.is_some() {
+                        let step = fresh.step(&user, row.device, now);
+                        tx.insert_sign_in_step(&step).await?;
+                        return Ok(Err(step.expires_at));
+                    }
+                    begin_session(tx, app, user, client, row.device, fresh, AMR_PASSWORD).await.map(Ok)
                 })
             })
             .await?;
-        Ok(Opened { signed_in, token, device: Some(device_token) })
+        Ok(match outcome {
+            Ok(signed_in) => SignInOutcome::Opened(Box::new(fresh.opened(signed_in))),
+            Err(expires_at) => SignInOutcome::SecondFactor(Waiting { token: fresh.token, expires_at }),
+        })
     }
 
     /// Who a session's token stands for, and as whom they call in the organization that is named.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`] for a token of no live session or of a person who is disabled; [`AppError::NotFound`] for an
-    /// organization that the person does not belong to, whether it exists or not.
+    /// organization that the person does not belong to, whether it exists or not; [`AppError::MfaRequired`] where the organization asks for
+    /// more than was proven.
     pub async fn resume(
         &self,
         token: &BrowserToken,
@@ -310,7 +390,7 @@ impl App {
         }
         let membership =
             membership.filter(|membership| membership.is_active).ok_or(AppError::NotFound { what: "organization" })?;
-        let caller = self.member_caller(membership.org, signed_in.user.id).await?;
+        let caller = self.session_caller(membership.org, &signed_in).await?;
         Ok((signed_in, Some(caller)))
     }
 
@@ -433,25 +513,33 @@ impl App {
         given_back.await
     }
 
-    /// Proves again who it is; the session's token changes.
+    /// Proves again who it is, by the password and by the second factor if there is one; the session's token changes.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] `wrong-password`; [`AppError::TooMany`], [`AppError::Busy`]; [`AppError::Unauthenticated`] when the session has
+    /// [`AppError::Invalid`] `wrong-password`, `second-factor-required`, `wrong-code`; [`AppError::TooMany`], [`AppError::Busy`]; [`AppError::Unauthenticated`] when the session has
     /// ended meanwhile.
-    pub async fn step_up(&self, signed_in: &SignedIn, password: &str, client: &Client) -> Result<Opened, AppError> {
+    pub async fn step_up(
+        &self,
+        signed_in: &SignedIn,
+        password: &str,
+        proof: Option<&Proof>,
+        client: &Client,
+    ) -> Result<Opened, AppError> {
         self.prove_password(signed_in, password, client).await?;
+        let amr = self.prove_second_factor(signed_in, proof, client).await?;
         let token = BrowserToken::generate(self.ambient());
-        let args = (signed_in.clone(), token.hash(), self.ambient().clone());
+        let args = (signed_in.clone(), token.hash(), amr, self.ambient().clone());
         let signed_in = self
             .store()
-            .write(&AccountScope::OWN, args, |tx, (signed_in, hash, ambient)| {
+            .write(&AccountScope::OWN, args, |tx, (signed_in, hash, amr, ambient)| {
                 Box::pin(async move {
                     let (now, session) = (ambient.now(), &signed_in.session);
-                    if !tx.renew_session(session.id, &session.token_hash, hash, AMR_PASSWORD, now).await? {
+                    if !tx.renew_session(session.id, &session.token_hash, hash, amr, now).await? {
                         return Err(AppError::Unauthenticated);
                     }
                     let mut renewed = signed_in.clone();
                     renewed.session.token_hash = *hash;
+                    amr.clone_into(&mut renewed.session.amr);
                     (renewed.session.times.auth_at, renewed.session.times.seen_at) = (now, now);
                     let memberships = tx.list_memberships(signed_in.user.id).await?;
                     let detail = json!({ "session": session.id });
@@ -464,10 +552,11 @@ impl App {
         Ok(Opened { signed_in, token, device: None })
     }
 
-    /// Changes the person's own password. Every other session ends, and this one's token changes.
+    /// Changes the person's own password. Every other session ends, and this one's token changes. Whoever has a second factor has proven it
+    /// lately as well.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] `wrong-password`, `invalid-password`; [`AppError::TooMany`], [`AppError::Busy`];
+    /// [`AppError::StepUp`]; [`AppError::Invalid`] `wrong-password`, `invalid-password`; [`AppError::TooMany`], [`AppError::Busy`];
     /// [`AppError::Unauthenticated`] when the session has ended meanwhile.
     pub async fn change_password(
         &self,
@@ -478,6 +567,9 @@ impl App {
     ) -> Result<Opened, AppError> {
         let user = &signed_in.user;
         let password = read_new_password(new, "/new_password", &user.email, &user.name)?;
+        if is_mfa(&signed_in.session.amr) {
+            signed_in.require_fresh(self.ambient().now())?;
+        }
         self.prove_password(signed_in, current, client).await?;
         let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
         let token = BrowserToken::generate(self.ambient());
@@ -487,7 +579,7 @@ impl App {
             .write(&AccountScope::OWN, args, |tx, (signed_in, stored, hash, sends_mail, ambient)| {
                 Box::pin(async move {
                     let (now, session, user) = (ambient.now(), &signed_in.session, signed_in.user.id);
-                    if !tx.renew_session(session.id, &session.token_hash, hash, AMR_PASSWORD, now).await? {
+                    if !tx.renew_session(session.id, &session.token_hash, hash, &session.amr, now).await? {
                         return Err(AppError::Unauthenticated);
                     }
                     tx.update_user_password(user, stored, now).await?;

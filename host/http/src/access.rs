@@ -5,6 +5,7 @@ use axum::Extension;
 use axum::extract::{FromRequestParts, RawPathParams};
 use bulkhead_app::AppError;
 use bulkhead_app::auth::OrgRef;
+use bulkhead_app::sign_in::SignedIn;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_model::role::assignment::Within;
@@ -35,14 +36,28 @@ struct Required {
     /// The path names a team, and the permission is needed on that team's things.
     is_in_team: bool,
     takes_query: bool,
+    /// A person has to have proven lately who they are.
+    is_fresh: bool,
 }
+
+/// … and that a person has to have proven within the last ten minutes who they are.
+pub(crate) const STEP_UP_KEY: &str = "x-bulkhead-step-up";
 
 /// In the OpenAPI document: why a route needs a session and no permission.
 pub(crate) const PERSONAL_KEY: &str = "x-bulkhead-personal";
 
 /// Routes that need an API key of the path's organization or a member's session, with this permission.
 pub(crate) fn guarded(permission: Permission, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
-    require(permission, false, routes)
+    require(permission, false, false, routes)
+}
+
+/// As [`guarded`] for what gives rights, makes credentials or takes data out: a person's session proves who it is within ten minutes before.
+/// A key is no person: what it may do was decided when it was made.
+pub(crate) fn guarded_fresh(
+    permission: Permission,
+    routes: UtoipaMethodRouter<HttpState>,
+) -> UtoipaMethodRouter<HttpState> {
+    annotate(require(permission, false, true, routes), STEP_UP_KEY, &json!(true))
 }
 
 /// As [`guarded`] for what belongs to the path's team: who holds the permission there alone passes as well.
@@ -50,17 +65,18 @@ pub(crate) fn guarded_in_team(
     permission: Permission,
     routes: UtoipaMethodRouter<HttpState>,
 ) -> UtoipaMethodRouter<HttpState> {
-    annotate(require(permission, true, routes), WITHIN_KEY, &json!("team"))
+    annotate(require(permission, true, false, routes), WITHIN_KEY, &json!("team"))
 }
 
 fn require(
     permission: Permission,
     is_in_team: bool,
+    is_fresh: bool,
     routes: UtoipaMethodRouter<HttpState>,
 ) -> UtoipaMethodRouter<HttpState> {
     let (schemas, mut paths, router) = annotate(routes, PERMISSION_KEY, &json!(permission.as_str()));
     let takes_query = operations(&mut paths).any(|operation| operation.parameters.iter().flatten().any(is_of_query));
-    (schemas, paths, router.route_layer(Extension(Required { permission, is_in_team, takes_query })))
+    (schemas, paths, router.route_layer(Extension(Required { permission, is_in_team, takes_query, is_fresh })))
 }
 
 /// Routes for anybody who is signed in, about nothing but what is their own, for the reason given. Their handlers take a
@@ -107,9 +123,9 @@ impl FromRequestParts<HttpState> for OrgCaller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
-        let Required { permission, is_in_team, takes_query } =
+        let Required { permission, is_in_team, takes_query, is_fresh } =
             *parts.extensions.get::<Required>().ok_or_else(|| Problem::internal(&NoPermissionDeclared))?;
-        let caller = if parts.headers.contains_key(header::AUTHORIZATION) {
+        let (caller, person) = if parts.headers.contains_key(header::AUTHORIZATION) {
             by_key(parts, state).await?
         } else {
             by_session(parts, state).await?
@@ -119,6 +135,9 @@ impl FromRequestParts<HttpState> for OrgCaller {
         if !caller.permissions_within(within).contains(permission) {
             return Err(AppError::Forbidden(permission).into());
         }
+        if let Some(person) = person.filter(|_| is_fresh) {
+            state.app.require_fresh(&person)?;
+        }
         if !takes_query {
             filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;
         }
@@ -127,8 +146,11 @@ impl FromRequestParts<HttpState> for OrgCaller {
     }
 }
 
+/// Who calls, and the person behind it if it is one.
+type Called = (Caller, Option<SignedIn>);
+
 /// The caller that an API key stands for.
-async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Caller, Problem> {
+async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Called, Problem> {
     // A session beside it would leave open whose request it is.
     if has_session(&parts.headers) {
         return Err(AppError::Unauthenticated.into());
@@ -142,20 +164,20 @@ async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Caller, Problem>
     record(&identity.caller);
     let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
     identity.resolve(&named)?;
-    Ok(identity.caller)
+    Ok((identity.caller, None))
 }
 
 /// The caller that an access token stands for.
-async fn by_token(parts: &mut Parts, state: &HttpState, presented: &str) -> Result<Caller, Problem> {
+async fn by_token(parts: &mut Parts, state: &HttpState, presented: &str) -> Result<Called, Problem> {
     // A name that is none is looked at after who asks, as with a session.
     let named = path_param(parts, state, "org").await?.parse::<OrgRef>().ok();
-    let caller = state.app.authenticate_token(presented, named).await?;
+    let (person, caller) = state.app.authenticate_token(presented, named).await?;
     record(&caller);
-    Ok(caller)
+    Ok((caller, Some(person)))
 }
 
 /// The caller that a member's session stands for.
-async fn by_session(parts: &mut Parts, state: &HttpState) -> Result<Caller, Problem> {
+async fn by_session(parts: &mut Parts, state: &HttpState) -> Result<Called, Problem> {
     let token = session_token(parts, state)?;
     let named = path_param(parts, state, "org").await?.parse::<OrgRef>();
     // Who asks is looked at before what they ask for, whatever that looks like.
@@ -163,10 +185,10 @@ async fn by_session(parts: &mut Parts, state: &HttpState) -> Result<Caller, Prob
         state.app.resume(&token, None).await?;
         return Err(AppError::NotFound { what: "organization" }.into());
     };
-    let (_, caller) = state.app.resume(&token, Some(named)).await?;
+    let (person, caller) = state.app.resume(&token, Some(named)).await?;
     let caller = caller.ok_or(AppError::NotFound { what: "organization" })?;
     record(&caller);
-    Ok(caller)
+    Ok((caller, Some(person)))
 }
 
 fn record(caller: &Caller) {

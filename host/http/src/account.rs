@@ -9,7 +9,7 @@ use bulkhead_app::account::SetUp;
 use bulkhead_app::auth::OrgRef;
 use bulkhead_app::data::{Membership, Session, SignInAttempt, User};
 use bulkhead_app::member::Newcomer;
-use bulkhead_app::sign_in::Opened;
+use bulkhead_app::sign_in::{Opened, SignInOutcome};
 use bulkhead_model::id::{OrgId, SessionId, UserId};
 use bulkhead_model::name::Slug;
 use bulkhead_model::time::Timestamp;
@@ -19,9 +19,10 @@ use utoipa::ToSchema;
 
 use crate::HttpState;
 use crate::extract::{In, Input, NoInput};
+use crate::mfa::read_proof;
 use crate::org::OrgView;
 use crate::problem::Problem;
-use crate::session::{MaybePerson, Person, Visitor, no_session_cookie, session_cookies};
+use crate::session::{MaybePerson, Person, Visitor, no_session_cookie, session_cookies, waiting_cookie};
 use crate::view::line;
 
 /// A person.
@@ -206,7 +207,7 @@ pub(crate) struct SignInInput {
     password: String,
 }
 
-async fn opened_answer(state: &HttpState, opened: Opened) -> Result<Response, Problem> {
+pub(crate) async fn opened_answer(state: &HttpState, opened: Opened) -> Result<Response, Problem> {
     let cookies = session_cookies(&opened);
     let organizations = state.app.list_own_memberships(&opened.signed_in).await?;
     let current = opened.signed_in.session.id;
@@ -218,13 +219,24 @@ async fn opened_answer(state: &HttpState, opened: Opened) -> Result<Response, Pr
     Ok((cookies, Json(view)).into_response())
 }
 
-/// Signs in. The session is in the cookie that the answer sets.
+/// A sign-in that waits for a second factor.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = SecondFactorAsked)]
+pub(crate) struct SecondFactorAskedView {
+    /// What can be said at `auth/second-factor`: `code`, `backup_code`.
+    methods: [&'static str; 2],
+    #[schema(value_type = String, format = DateTime)]
+    expires_at: Timestamp,
+}
+
+/// Signs in. The session is in the cookie that the answer sets. Where the person has a second factor, the answer is 202 and its cookie is for
+/// `auth/second-factor`.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/login",
     tag = "accounts",
     request_body = SignInInput,
-    responses((status = 200, body = MeView)),
+    responses((status = 200, body = MeView), (status = 202, body = SecondFactorAskedView)),
     extensions(("x-bulkhead-problems" = json!([
         "unauthenticated", "too-many-attempts", "busy", "foreign-origin", "unavailable", "invalid-query",
     ]))),
@@ -234,8 +246,13 @@ pub(crate) async fn sign_in(
     State(state): State<HttpState>,
     Input(input): Input<SignInInput>,
 ) -> Result<Response, Problem> {
-    let opened = state.app.sign_in(&input.email, &input.password, &client).await?;
-    opened_answer(&state, opened).await
+    match state.app.sign_in(&input.email, &input.password, &client).await? {
+        SignInOutcome::Opened(opened) => opened_answer(&state, *opened).await,
+        SignInOutcome::SecondFactor(waiting) => {
+            let view = SecondFactorAskedView { methods: ["code", "backup_code"], expires_at: waiting.expires_at };
+            Ok((StatusCode::ACCEPTED, waiting_cookie(&waiting), Json(view)).into_response())
+        }
+    }
 }
 
 /// Ends the session that asks.
@@ -245,12 +262,18 @@ pub(crate) async fn sign_out(person: Person, State(state): State<HttpState>, _: 
     Ok((StatusCode::NO_CONTENT, no_session_cookie()).into_response())
 }
 
-/// The person's password once more.
+/// The person's password once more, and a second factor where they have one.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = StepUp)]
 pub(crate) struct StepUpInput {
     password: String,
+    /// Six digits that the authenticator app shows.
+    #[serde(default)]
+    code: Option<String>,
+    /// … or a backup code.
+    #[serde(default)]
+    backup_code: Option<String>,
 }
 
 /// Proves again who it is, for what asks for a fresh proof. The session's cookie changes.
@@ -260,14 +283,17 @@ pub(crate) struct StepUpInput {
     tag = "accounts",
     request_body = StepUpInput,
     responses((status = 200, body = MeView)),
-    extensions(("x-bulkhead-problems" = json!(["wrong-password", "too-many-attempts", "busy"]))),
+    extensions(("x-bulkhead-problems" = json!([
+        "wrong-password", "second-factor-required", "wrong-code", "too-many-attempts", "busy",
+    ]))),
 )]
 pub(crate) async fn step_up(
     person: Person,
     State(state): State<HttpState>,
     Input(input): Input<StepUpInput>,
 ) -> Result<Response, Problem> {
-    let opened = state.app.step_up(&person.signed_in, &input.password, &person.client).await?;
+    let proof = read_proof(input.code, input.backup_code)?;
+    let opened = state.app.step_up(&person.signed_in, &input.password, proof.as_ref(), &person.client).await?;
     opened_answer(&state, opened).await
 }
 
@@ -330,7 +356,9 @@ pub(crate) struct ChangePasswordInput {
     tag = "accounts",
     request_body = ChangePasswordInput,
     responses((status = 200, body = MeView)),
-    extensions(("x-bulkhead-problems" = json!(["wrong-password", "invalid-password", "too-many-attempts", "busy"]))),
+    extensions(("x-bulkhead-problems" = json!([
+        "step-up-required", "wrong-password", "invalid-password", "too-many-attempts", "busy",
+    ]))),
 )]
 pub(crate) async fn change_password(
     person: Person,

@@ -36,6 +36,7 @@ mod installation;
 mod job;
 mod json;
 mod member;
+mod mfa;
 mod openapi;
 mod org;
 mod page;
@@ -68,7 +69,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::{guarded, guarded_in_team, personal, public};
+use crate::access::{guarded, guarded_fresh, guarded_in_team, personal, public};
 
 pub use openapi::document as openapi;
 pub use session::ClientAddress;
@@ -147,6 +148,7 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(public("the page holds nothing", routes!(home::show_link_script)))
         .routes(public("the link is the credential", routes!(account::set_up)))
         .routes(public("address and password are the credentials", routes!(account::sign_in)))
+        .routes(public("the cookie of the first step is the credential", routes!(mfa::sign_in_second)))
         .routes(public("the link is the credential", routes!(account::choose_password)))
         .routes(public("nobody learns whether anybody has the address", routes!(account::ask_for_reset)))
         .routes(public("the link is the credential", routes!(account::verify_email)))
@@ -161,6 +163,12 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(personal(own, routes!(account::switch_org)))
         .routes(personal(own, routes!(account::list_sign_ins)))
         .routes(personal(own, routes!(account::ask_to_verify)))
+        .routes(personal(own, routes!(mfa::show_mfa)))
+        .routes(personal(own, routes!(mfa::disable_mfa)))
+        .routes(personal(own, routes!(mfa::begin_totp)))
+        .routes(personal(own, routes!(mfa::verify_totp)))
+        .routes(personal(own, routes!(mfa::activate_totp)))
+        .routes(personal(own, routes!(mfa::renew_backup_codes)))
         .routes(personal(own, routes!(token::issue_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::refresh_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::revoke_tokens)))
@@ -176,7 +184,7 @@ fn member_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::SessionsRead, routes!(member::list_member_sessions)))
         .routes(guarded(Permission::SessionsRevoke, routes!(member::end_member_sessions)))
         .routes(guarded(Permission::SessionsRevoke, routes!(member::end_member_session)))
-        .routes(guarded(Permission::UsersInvite, routes!(member::invite)))
+        .routes(guarded_fresh(Permission::UsersInvite, routes!(member::invite)))
         .routes(guarded(Permission::UsersRead, routes!(member::list_invitations)))
         .routes(guarded(Permission::UsersInvite, routes!(member::revoke_invitation)))
 }
@@ -184,11 +192,13 @@ fn member_routes() -> OpenApiRouter<HttpState> {
 fn account_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(guarded(Permission::OrgRead, routes!(org::show_org)))
-        .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))
+        .routes(guarded(Permission::SecurityRead, routes!(mfa::show_sign_in_policy)))
+        .routes(guarded_fresh(Permission::SecurityWrite, routes!(mfa::replace_sign_in_policy)))
+        .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))
         .routes(guarded(Permission::ApiKeysRead, routes!(api_key::list_api_keys)))
         .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::revoke_api_key)))
         .routes(guarded(Permission::AuditRead, routes!(audit::list_audit)))
-        .routes(guarded(Permission::AuditRead, routes!(audit::export_audit)))
+        .routes(guarded_fresh(Permission::AuditRead, routes!(audit::export_audit)))
         .routes(guarded(Permission::AuditRead, routes!(audit::show_audit_checkpoint)))
         .routes(guarded(Permission::EventsRead, routes!(event::list_events)))
         .routes(guarded(Permission::JobsRead, routes!(job::list_jobs)))
@@ -207,17 +217,17 @@ fn access_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::AccessCheck, routes!(authzen::evaluate_access)))
         .routes(guarded(Permission::AccessCheck, routes!(authzen::evaluate_accesses)))
         .routes(guarded(Permission::RolesRead, routes!(role::list_roles)))
-        .routes(guarded(Permission::RolesWrite, routes!(role::create_role)))
+        .routes(guarded_fresh(Permission::RolesWrite, routes!(role::create_role)))
         .routes(guarded(Permission::RolesRead, routes!(role::show_role)))
-        .routes(guarded(Permission::RolesWrite, routes!(role::replace_role)))
+        .routes(guarded_fresh(Permission::RolesWrite, routes!(role::replace_role)))
         .routes(guarded(Permission::RolesWrite, routes!(role::delete_role)))
         .routes(guarded(Permission::RolesRead, routes!(assignment::list_assignments)))
-        .routes(guarded(Permission::RolesAssign, routes!(assignment::assign_role)))
+        .routes(guarded_fresh(Permission::RolesAssign, routes!(assignment::assign_role)))
         .routes(guarded(Permission::RolesAssign, routes!(assignment::unassign_role)))
         .routes(guarded(Permission::RolesRequest, routes!(role_request::request_role)))
         .routes(guarded(Permission::RolesRead, routes!(role_request::list_role_requests)))
         .routes(guarded(Permission::RolesRead, routes!(role_request::show_role_request)))
-        .routes(guarded(Permission::RolesApprove, routes!(role_request::approve_role_request)))
+        .routes(guarded_fresh(Permission::RolesApprove, routes!(role_request::approve_role_request)))
         .routes(guarded(Permission::RolesApprove, routes!(role_request::refuse_role_request)))
         .routes(guarded(Permission::RolesRequest, routes!(role_request::withdraw_role_request)))
         .routes(guarded(Permission::TeamsWrite, routes!(team::create_team)))
@@ -241,7 +251,7 @@ fn plugin_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::PluginsInstall, routes!(installation::update_installation)))
         .routes(guarded(Permission::PluginsInstall, routes!(installation::uninstall)))
         .routes(guarded(Permission::PluginsRead, routes!(grants::show_grants)))
-        .routes(guarded(Permission::PluginsGrant, routes!(grants::replace_grants)))
+        .routes(guarded_fresh(Permission::PluginsGrant, routes!(grants::replace_grants)))
         .routes(guarded(Permission::PluginsRead, routes!(secret::list_secrets)))
         .routes(guarded(Permission::SecretsWrite, routes!(secret::put_secret)))
         .routes(guarded(Permission::SecretsWrite, routes!(secret::delete_secret)))

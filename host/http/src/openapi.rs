@@ -9,7 +9,7 @@ use http::header;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
-use crate::access::{PERMISSION_KEY, PERSONAL_KEY, PUBLIC_KEY};
+use crate::access::{PERMISSION_KEY, PERSONAL_KEY, PUBLIC_KEY, STEP_UP_KEY};
 use crate::problem::{Document, FieldError, Kind, TYPE_BASE, kind_of};
 
 /// In the document: the slugs of the problem types that an operation can answer.
@@ -80,6 +80,10 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     if guarded {
         operation.insert("security".to_owned(), json!([{ "api_key": [] }, { "session": [] }]));
         add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable, Kind::InvalidQuery]);
+        add(&[Kind::MfaRequired]);
+        if operation.contains_key(STEP_UP_KEY) {
+            add(&[Kind::StepUpRequired]);
+        }
     }
     let personal = operation.contains_key(PERSONAL_KEY);
     if personal {

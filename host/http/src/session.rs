@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use axum::extract::FromRequestParts;
 use bulkhead_app::AppError;
-use bulkhead_app::sign_in::{Client, Opened, SignedIn};
+use bulkhead_app::sign_in::{Client, Opened, SignedIn, Waiting};
 use bulkhead_model::session::BrowserToken;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -18,6 +18,9 @@ use crate::problem::{Kind, Problem};
 
 const SESSION: &str = "__Host-bulkhead_session";
 const DEVICE: &str = "__Host-bulkhead_device";
+/// A sign-in that waits for its second factor.
+const SIGN_IN: &str = "__Host-bulkhead_sign_in";
+const SIGN_IN_AGE_S: u64 = 300;
 /// A browser is remembered for this long without a sign-in.
 const DEVICE_AGE_S: u64 = 30 * 86_400;
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -129,6 +132,24 @@ impl FromRequestParts<HttpState> for Visitor {
     }
 }
 
+/// Somebody whose password was right, and who is to prove a second factor.
+pub(crate) struct Waits {
+    pub(crate) token: BrowserToken,
+    pub(crate) client: Client,
+}
+
+impl FromRequestParts<HttpState> for Waits {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
+        let Visitor(client) = Visitor::from_request_parts(parts, state).await?;
+        let Cookie::Token(token) = cookie(&parts.headers, SIGN_IN) else {
+            return Err(AppError::Unauthenticated.into());
+        };
+        Ok(Self { token, client })
+    }
+}
+
 /// A person with a live session. The first argument of every handler of what people do with their own accounts.
 pub(crate) struct Person {
     pub(crate) signed_in: SignedIn,
@@ -179,6 +200,16 @@ pub(crate) fn session_cookies(opened: &Opened) -> HeaderMap {
         headers.append(header::SET_COOKIE, set_cookie(DEVICE, &device.reveal(), Some(DEVICE_AGE_S)));
     }
     headers
+}
+
+/// The cookie of a sign-in that waits for a second factor.
+pub(crate) fn waiting_cookie(waiting: &Waiting) -> HeaderMap {
+    HeaderMap::from_iter([(header::SET_COOKIE, set_cookie(SIGN_IN, &waiting.token.reveal(), Some(SIGN_IN_AGE_S)))])
+}
+
+/// Takes the cookie of a sign-in back that has gone on.
+pub(crate) fn no_waiting_cookie() -> HeaderValue {
+    set_cookie(SIGN_IN, "", Some(0))
 }
 
 /// Takes the session's cookie back.

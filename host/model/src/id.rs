@@ -181,6 +181,10 @@ ids! {
     SignInAttemptId = "att";
     /// Refresh tokens that follow from one sign-in.
     TokenFamilyId = "tok";
+    /// An authenticator app of a person.
+    TotpId = "totp";
+    /// A sign-in that waits for a second factor.
+    SignInStepId = "step";
 }
 
 #[cfg(test)]

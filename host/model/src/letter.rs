@@ -29,6 +29,12 @@ pub enum Notice {
     PasswordChanged,
     EmailChanged,
     NewDevice,
+    MfaEnabled,
+    MfaDisabled,
+    BackupCodeUsed,
+    /// Three are left, or fewer.
+    BackupCodesLow,
+    BackupCodesMade,
 }
 
 impl Letter {
@@ -109,6 +115,25 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                 Notice::EmailChanged => (
                     "Your address was changed",
                     "Your account uses another address from now on, and this one no longer opens it. That was done",
+                ),
+                Notice::MfaEnabled => (
+                    "A second factor was set up",
+                    "Signing in to your account asks for a code of an authenticator app from now on. That was set up",
+                ),
+                Notice::MfaDisabled => (
+                    "Your second factor was taken away",
+                    "Your account is open to your password alone since it was taken away",
+                ),
+                Notice::BackupCodeUsed => {
+                    ("A backup code was used", "One of your backup codes was used, and your password,")
+                }
+                Notice::BackupCodesLow => (
+                    "Few backup codes are left",
+                    "One of your backup codes was used, and your password. You have three or fewer left: make new ones. It was used",
+                ),
+                Notice::BackupCodesMade => (
+                    "New backup codes",
+                    "New backup codes were made for your account, and the old ones are worth nothing, since",
                 ),
                 Notice::NewDevice => {
                     ("A new sign-in", "Somebody signed in with your password in a browser that was not used before,")

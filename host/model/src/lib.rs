@@ -7,7 +7,7 @@
 //! | question | file |
 //! | --- | --- |
 //! | who may do it? | [`permission`], and [`role`] for where that comes from |
-//! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`] |
+//! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`], [`mfa`], [`totp`], [`backup_code`] |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
@@ -18,6 +18,7 @@
 pub mod access_token;
 pub mod account;
 pub mod ambient;
+pub mod backup_code;
 pub mod breaker;
 pub mod call;
 pub mod condition;
@@ -29,6 +30,7 @@ pub mod letter;
 pub mod limits;
 pub mod link;
 pub mod manifest;
+pub mod mfa;
 pub mod name;
 pub mod password;
 pub mod permission;
@@ -43,4 +45,5 @@ pub mod template;
 pub mod throttle;
 pub mod time;
 pub mod token;
+pub mod totp;
 pub mod workflow;

@@ -11,6 +11,7 @@ use bulkhead_app::queue::{STATES, StateCount, WaitingOrg, WholeQueue, look_at_qu
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{ApiKeyId, UserId};
 use bulkhead_model::link::Purpose;
+use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Permission, PermissionSet};
 use bulkhead_model::quota::Quota;
@@ -97,6 +98,17 @@ pub(crate) enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Take the second factor of somebody away who has lost it; ends every session of theirs
+    #[command(after_help = "Example:\n  bulkhead admin reset-mfa ada@example.com")]
+    ResetMfa { email: String },
+    /// Say whom an organization asks for a second factor
+    #[command(after_help = "Examples:\n  bulkhead admin set-mfa acme all\n  bulkhead admin set-mfa acme optional")]
+    SetMfa {
+        /// The organization's short name
+        org: String,
+        /// optional, admins, all
+        policy: String,
     },
     /// Shut a person out everywhere; ends their sessions, tokens and keys
     #[command(after_help = "Example:\n  bulkhead admin disable-user eve@example.com")]
@@ -285,6 +297,18 @@ async fn act(host: &Host, command: Command) -> Result<()> {
         Command::ResetPassword { email, json } => {
             let token = host.app.unlock_user_as_operator(&email).await?;
             print_link(host, None, &token, json);
+        }
+        Command::ResetMfa { email } => {
+            host.app.reset_mfa_as_operator(&email).await?;
+            println!("{email} signs in with the password alone, until another second factor is set up");
+        }
+        Command::SetMfa { org, policy } => {
+            let org = require_org(host, &org).await?;
+            let known = || MfaPolicy::ALL.map(MfaPolicy::as_str).join(", ");
+            let policy = MfaPolicy::parse(&policy)
+                .with_context(|| format!("there is no policy {policy}; there are {}", known()))?;
+            host.app.change_mfa_policy_as_operator(org.id, policy).await?;
+            println!("{}: a second factor is asked for: {}", org.slug, policy.as_str());
         }
         Command::DisableUser { email } => {
             host.app.set_user_state_as_operator(&email, false).await?;

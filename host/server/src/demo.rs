@@ -134,6 +134,7 @@ fn print_welcome(path: &Path, file: &DemoFile, database: &str, loopbacks: &[Stri
     println!("  organization  {}", file.org);
     println!("  API key       in {}", path.display());
     println!("  messages go   to {}", file.sink);
+    println!("  people        need no second factor here (bulkhead admin set-mfa {} admins)", file.org);
     if !loopbacks.is_empty() {
         println!("  WARNING       plugins may reach {} on this machine: for development only", loopbacks.join(", "));
     }

@@ -43,7 +43,10 @@ pub const TABLES: &[&str] = &[
     "user_link",
     "sign_in_attempt",
     "mail",
+    "totp",
+    "backup_code",
     "invitation",
+    "sign_in_policy",
     "api_key",
     "artifact",
     "plugin",
@@ -80,13 +83,15 @@ pub const TABLES: &[&str] = &[
 ];
 
 /// Those of them whose rows belong to people rather than to an organization.
-pub const TABLES_OF_PEOPLE: &[&str] = &["user_account", "device", "user_link", "sign_in_attempt", "mail"];
+pub const TABLES_OF_PEOPLE: &[&str] =
+    &["user_account", "device", "user_link", "sign_in_attempt", "mail", "totp", "backup_code"];
 
 /// Tables that a backup leaves out.
 pub const TABLES_LEFT_OUT: &[&str] = &[
     "session",      // whoever was signed in signs in again
     "token_family", // … and so do machines
     "refresh_token",
+    "sign_in_step",
     "throttle", // who failed how often matters for a day
     "probe",    // says whether writes succeed here and now
     "worker",   // processes that serve now; none of them serves what is restored

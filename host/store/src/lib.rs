@@ -31,6 +31,7 @@ pub mod job;
 pub mod link;
 pub mod mail;
 pub mod member;
+pub mod mfa;
 mod migrations;
 pub mod node;
 pub mod org;

@@ -56,7 +56,13 @@ pub struct Place<'a> {
     pub row: Uuid,
 }
 
-impl Place<'_> {
+impl<'a> Place<'a> {
+    /// Of what belongs to a person rather than to an organization.
+    #[must_use]
+    pub fn of_person(table: &'a str, column: &'a str, row: Uuid) -> Self {
+        Self { table, column, org: OrgId::from_uuid(Uuid::nil()), row }
+    }
+
     fn associated_data(&self, key_version: i64) -> Vec<u8> {
         let mut data = Vec::with_capacity(96);
         for part in [self.table.as_bytes(), self.column.as_bytes(), self.org.uuid().as_bytes(), self.row.as_bytes()] {

@@ -1,6 +1,7 @@
 //! What the test suites share, and nothing that a product crate may depend on outside its tests.
 //!
 //! - [`postgres`]: a private PostgreSQL cluster that vanishes with the process that started it, and databases in it;
+//! - [`authenticator`]: an authenticator app of our own, to hold the host's against;
 //! - [`http_sink`]: a local HTTP server that records requests and answers by script, good manners or bad;
 //! - [`smtp_sink`]: a local mail relay that keeps what it is sent;
 //! - [`tcp_proxy`]: a line between a client and a server that can be cut, held up and refused;
@@ -9,6 +10,7 @@
 //!
 //! Everything but `wait::until_async` is plain blocking `std`, so that the chores can use it without an async runtime.
 
+pub mod authenticator;
 pub mod http_sink;
 pub mod measure;
 pub mod postgres;

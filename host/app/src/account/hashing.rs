@@ -97,6 +97,48 @@ impl Hasher {
         Ok(if matches { Verdict::Right { is_outdated } } else { Verdict::Wrong })
     }
 
+    /// Hashes a set of codes under one salt, so that an attempt costs one hash however many there are.
+    ///
+    /// # Errors
+    /// [`AppError::Busy`] when too many wait.
+    pub(crate) async fn hash_set(
+        &self,
+        codes: Vec<Password>,
+        ambient: &Ambient,
+    ) -> Result<Vec<StoredPassword>, AppError> {
+        let salt: [u8; 16] = ambient.random();
+        let cost = self.limits.cost;
+        let mut hashes = Vec::with_capacity(codes.len());
+        for code in codes {
+            let tag = self.compute(code, cost, salt).await?;
+            hashes.push(StoredPassword { cost, pepper_version: PEPPER_VERSION, salt, tag });
+        }
+        Ok(hashes)
+    }
+
+    /// Which of a set the presented code is. One hash whatever is presented and however many there are, each of them compared.
+    ///
+    /// # Errors
+    /// [`AppError::Busy`] when too many wait.
+    pub(crate) async fn find(
+        &self,
+        presented: Option<Password>,
+        among: &[StoredPassword],
+    ) -> Result<Option<usize>, AppError> {
+        let is_possible = presented.is_some();
+        let Some(presented) = presented.or_else(|| Password::new("")) else { return Ok(None) };
+        let (cost, salt) = among.first().map_or((self.limits.cost, [0x5a; 16]), |first| (first.cost, first.salt));
+        let tag = self.compute(presented, cost, salt).await?;
+        let mut found = None;
+        for (at, stored) in among.iter().enumerate() {
+            let of_the_set = stored.salt == salt && stored.cost == cost && stored.pepper_version == PEPPER_VERSION;
+            if bool::from(tag.ct_eq(&stored.tag)) && of_the_set && is_possible {
+                found = Some(at);
+            }
+        }
+        Ok(found)
+    }
+
     async fn compute(&self, password: Password, cost: Cost, salt: [u8; 16]) -> Result<[u8; 32], AppError> {
         let busy = || {
             metrics::counter!("bulkhead_password_hashes_refused_total").increment(1);
@@ -183,6 +225,20 @@ mod tests {
         let dearer = hasher(Cost { passes: 3, ..Cost::FLOOR }, 1);
         let right = dearer.verify(password("violet cement orbit"), Some(&stored)).await.unwrap();
         assert_eq!(right, Verdict::Right { is_outdated: true });
+    }
+
+    #[tokio::test]
+    async fn a_code_is_found_in_its_set() {
+        let ours = hasher(Cost::FLOOR, 1);
+        let set: Vec<Password> = ["AAAAA00000", "BBBBB11111"].iter().filter_map(|code| Password::new(code)).collect();
+        let set = ours.hash_set(set, &ambient()).await.unwrap();
+        assert_eq!(set[0].salt, set[1].salt, "one salt");
+        assert_eq!(ours.find(password("BBBBB11111"), &set).await.unwrap(), Some(1));
+        assert_eq!(ours.find(password("BBBBB11111"), &set[..1]).await.unwrap(), None);
+        for none in [password("BBBBB11112"), password(""), None] {
+            assert_eq!(ours.find(none.clone(), &set).await.unwrap(), None);
+            assert_eq!(ours.find(none, &[]).await.unwrap(), None);
+        }
     }
 
     #[test]

@@ -38,6 +38,7 @@ kinds! {
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Credentials are needed";
     StepUpRequired = "step-up-required", UNAUTHORIZED, "A fresh proof of who you are is needed";
     ForeignOrigin = "foreign-origin", FORBIDDEN, "The request does not come from one of our pages";
+    MfaRequired = "mfa-required", FORBIDDEN, "The organization asks for a second factor";
     Forbidden = "forbidden", FORBIDDEN, "The credentials do not permit this";
     NotFound = "not-found", NOT_FOUND, "Not found";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The resource does not have this method";
@@ -63,6 +64,8 @@ kinds! {
     InvalidEmail = "invalid-email", UNPROCESSABLE_ENTITY, "The email address is not valid";
     InvalidPassword = "invalid-password", UNPROCESSABLE_ENTITY, "The password cannot be chosen";
     WrongPassword = "wrong-password", UNPROCESSABLE_ENTITY, "The password is not the current one";
+    WrongCode = "wrong-code", UNPROCESSABLE_ENTITY, "The code does not count";
+    SecondFactorRequired = "second-factor-required", UNPROCESSABLE_ENTITY, "A second factor is needed as well";
     InvalidLink = "invalid-link", UNPROCESSABLE_ENTITY, "The link is of no use";
     InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
     InvalidRetention = "invalid-retention", UNPROCESSABLE_ENTITY, "A time of the policy is out of its bounds";
@@ -97,6 +100,8 @@ kinds! {
 
     // What stands against it.
     AlreadySetUp = "already-set-up", CONFLICT, "The server is set up already";
+    NoSetUp = "no-set-up", CONFLICT, "No set-up waits for this";
+    SecondFactorStays = "second-factor-stays", CONFLICT, "The second factor is asked for";
     NoMail = "no-mail", CONFLICT, "This server sends no mail";
     SignInFirst = "sign-in-first", CONFLICT, "The invitation is to somebody with an account";
     AlreadyMember = "already-member", CONFLICT, "The person is a member already";

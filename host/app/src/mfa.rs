@@ -1,0 +1,685 @@
+//! Second factors: setting one up, proving it at sign-in and later, taking it away, and what organizations ask for.
+//!
+//! Every way in which a code is judged goes through [`App::judge`] and [`spend`], and each attempt is counted before it: at sign-in,
+//! step-up and set-up alike. A step of time and a backup code are spent in the transaction that acts because of them.
+
+use std::time::Duration;
+
+use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::backup_code::{BackupCode, CODES, WARN_AT};
+use bulkhead_model::id::{OrgId, TotpId, UserId};
+use bulkhead_model::letter::Notice;
+use bulkhead_model::mfa::{AMR_MFA, AMR_PASSWORD, MfaPolicy};
+use bulkhead_model::password::{Password, StoredPassword};
+use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
+use bulkhead_model::session::BrowserToken;
+use bulkhead_model::throttle::Guarded;
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::totp::{FAILURES_MAX, SECRET_BYTES, SET_UP_LIVES_S, TotpSecret};
+use bulkhead_store::Tx;
+use bulkhead_store::audit::AuditEvent;
+use bulkhead_store::mfa::{SignInStep, StoredBackupCode, Totp, TotpState};
+use bulkhead_store::seal::{KEY_VERSION, Place};
+use bulkhead_store::{StoreError, account::User};
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::access::{load_roles, load_standing};
+use crate::account::{Attempt, end_everything, read_email, tell_organizations, tell_person};
+use crate::sign_in::{Client, NewSession, Opened, SignedIn, begin_session, known_device, ledger};
+use crate::{App, AppError};
+
+/// What authenticator apps show above the code.
+const ISSUER: &str = "Bulkhead";
+
+/// What somebody presents as a second factor.
+#[derive(Clone)]
+pub enum Proof {
+    /// Of the authenticator app.
+    Code(String),
+    BackupCode(String),
+}
+
+impl Proof {
+    const fn guarded(&self) -> Guarded {
+        match self {
+            Self::Code(_) => Guarded::Code,
+            Self::BackupCode(_) => Guarded::BackupCode,
+        }
+    }
+
+    /// In the ledger.
+    const fn method(&self) -> &'static str {
+        match self {
+            Self::Code(_) => "otp",
+            Self::BackupCode(_) => "backup_code",
+        }
+    }
+
+    const fn path(&self) -> &'static str {
+        match self {
+            Self::Code(_) => "/code",
+            Self::BackupCode(_) => "/backup_code",
+        }
+    }
+}
+
+/// What a proof turned out to be; it counts when it is spent.
+#[derive(Clone)]
+enum Right {
+    Step(TotpId, i64),
+    BackupCode(StoredBackupCode),
+}
+
+/// What an attempt is judged by, as it was when it was counted.
+#[derive(Clone)]
+struct Factors {
+    user: User,
+    attempt: Attempt,
+    totp: Option<Totp>,
+    codes: Vec<StoredBackupCode>,
+}
+
+/// What a person has.
+#[derive(Clone, Debug)]
+pub struct MfaStatus {
+    /// Since when an authenticator app counts.
+    pub active_since: Option<Timestamp>,
+    /// Its codes were wrong too often: a backup code lets them count again.
+    pub is_locked: bool,
+    pub backup_codes_left: usize,
+    /// A set-up that waits, how far it is, and when it ends.
+    pub set_up: Option<(TotpState, Timestamp)>,
+}
+
+/// A set-up that was just begun. Shown once.
+pub struct TotpShown {
+    pub secret: Zeroizing<String>,
+    pub uri: Zeroizing<String>,
+    pub qr_svg: Zeroizing<String>,
+    pub expires_at: Timestamp,
+}
+
+fn place(id: TotpId) -> Place<'static> {
+    Place::of_person("totp", "secret", id.uuid())
+}
+
+fn wrong_code(path: &str) -> AppError {
+    AppError::invalid("wrong-code", path, "the code is not right, or was used before")
+}
+
+fn no_set_up() -> AppError {
+    AppError::conflict("no-set-up", "no set-up waits for this, or its time is over: begin again")
+}
+
+/// Spends what was found right: `false` when somebody did before.
+async fn spend(tx: &mut Tx, user: UserId, right: &Right, now: Timestamp) -> Result<bool, AppError> {
+    Ok(match right {
+        Right::Step(id, step) => tx.use_totp_step(*id, *step).await?,
+        Right::BackupCode(code) => {
+            let is_first = tx.use_backup_code(user, code, now).await?;
+            if is_first {
+                // Who has a backup code has proven more than who guessed.
+                tx.forgive_totp(user).await?;
+            }
+            is_first
+        }
+    })
+}
+
+impl App {
+    fn open_totp(&self, totp: &Totp) -> Result<TotpSecret, AppError> {
+        let unreadable = || {
+            let why = "it does not open with this root key".to_owned();
+            AppError::Store(StoreError::Corrupt { what: "the secret of an authenticator app", why })
+        };
+        let plain = self.sealer().open(&place(totp.id), totp.key_version, &totp.secret).map_err(|_| unreadable())?;
+        let bytes: [u8; SECRET_BYTES] = plain.as_slice().try_into().map_err(|_| unreadable())?;
+        Ok(TotpSecret::from_bytes(bytes))
+    }
+
+    /// Counts an attempt with a second factor, and finds what it is judged by.
+    async fn begin_factor(
+        &self,
+        tx: &mut Tx,
+        user: User,
+        proof: &Proof,
+        client: &Client,
+        is_set_up: bool,
+    ) -> Result<Factors, AppError> {
+        let device = known_device(tx, client.device.as_ref().map(BrowserToken::hash), Some(user.id)).await?;
+        let device = device.map(|device| device.id);
+        let attempt = self.attempt(proof.guarded(), user.email.as_str(), device, client.address);
+        attempt.begin(tx, self.ambient()).await?;
+        let totp = if is_set_up { tx.load_totp_set_up(user.id).await? } else { tx.load_totp(user.id).await? };
+        let codes = match proof {
+            Proof::Code(_) => Vec::new(),
+            Proof::BackupCode(_) => tx.list_backup_codes(user.id).await?,
+        };
+        Ok(Factors { user, attempt, totp, codes })
+    }
+
+    /// Whether the proof is right, for all that is known outside of a transaction.
+    async fn judge(&self, factors: &Factors, proof: &Proof) -> Result<Option<Right>, AppError> {
+        match proof {
+            Proof::Code(code) => {
+                let Some(totp) = &factors.totp else { return Ok(None) };
+                let step = self.open_totp(totp)?.matching_step(code, self.ambient().now());
+                let is_open = totp.failures < FAILURES_MAX;
+                Ok(step.filter(|step| is_open && *step > totp.last_step).map(|step| Right::Step(totp.id, step)))
+            }
+            Proof::BackupCode(text) => {
+                let presented = BackupCode::parse(text).and_then(|code| Password::new(code.canonical()));
+                let hashes: Vec<_> = factors.codes.iter().map(|code| code.hash.clone()).collect();
+                let found = self.accounts().hasher.find(presented, &hashes).await?;
+                Ok(found.and_then(|at| factors.codes.get(at)).cloned().map(Right::BackupCode))
+            }
+        }
+    }
+
+    /// Writes a refused proof down, counts it, and tells it where the person works.
+    async fn refuse_factor(&self, factors: &Factors, proof: &Proof, client: &Client) -> Result<(), AppError> {
+        metrics::counter!("bulkhead_second_factors_total", "method" => proof.method(), "outcome" => "refused")
+            .increment(1);
+        let user = factors.user.id;
+        let row = ledger(self, &factors.attempt, Some(user), None, false, client, proof.method());
+        let totp = match proof {
+            Proof::Code(_) => factors.totp.as_ref().map(|totp| totp.id),
+            Proof::BackupCode(_) => None,
+        };
+        self.store()
+            .write(&AccountScope::OWN, (row, user, totp, self.ambient().clone()), |tx, (row, user, totp, ambient)| {
+                Box::pin(async move {
+                    tx.record_sign_in_attempt(row).await?;
+                    if let Some(totp) = totp {
+                        tx.fail_totp(*totp).await?;
+                    }
+                    let memberships = tx.list_memberships(*user).await?;
+                    let detail = json!({ "method": row.method, "address": row.address });
+                    tell_organizations(tx, &memberships, *user, EventType::MfaRefused, &detail, ambient).await
+                })
+            })
+            .await
+    }
+
+    /// What follows from a proof that was spent, in its transaction.
+    async fn accept_factor(
+        &self,
+        tx: &mut Tx,
+        factors: &Factors,
+        proof: &Proof,
+        client: &Client,
+    ) -> Result<(), AppError> {
+        let (user, ambient) = (&factors.user, self.ambient());
+        factors.attempt.succeed(tx).await?;
+        let row = ledger(self, &factors.attempt, Some(user.id), None, true, client, proof.method());
+        tx.record_sign_in_attempt(&row).await?;
+        let memberships = tx.list_memberships(user.id).await?;
+        let (action, detail) = match proof {
+            Proof::Code(_) => (EventType::MfaPassed, json!({ "method": "otp" })),
+            Proof::BackupCode(_) => {
+                let left = tx.list_backup_codes(user.id).await?.len();
+                if self.sends_mail() {
+                    let notice = if left <= WARN_AT { Notice::BackupCodesLow } else { Notice::BackupCodeUsed };
+                    tell_person(tx, &user.email, notice, ambient).await?;
+                }
+                (EventType::BackupCodeUsed, json!({ "left": left }))
+            }
+        };
+        tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
+        metrics::counter!("bulkhead_second_factors_total", "method" => proof.method(), "outcome" => "passed")
+            .increment(1);
+        Ok(())
+    }
+
+    /// Goes on with a sign-in that waits for a second factor.
+    ///
+    /// # Errors
+    /// [`AppError::Unauthenticated`] for a sign-in that does not wait, any more; [`AppError::Invalid`] `wrong-code`;
+    /// [`AppError::TooMany`], [`AppError::Busy`].
+    pub async fn sign_in_second(
+        &self,
+        token: &BrowserToken,
+        proof: &Proof,
+        client: &Client,
+    ) -> Result<Opened, AppError> {
+        let args = (self.clone(), token.hash(), proof.clone(), client.clone());
+        let (step, factors) = self
+            .store()
+            .write_locked(&AccountScope::OWN, args, |tx, (app, token, proof, client)| {
+                Box::pin(async move {
+                    let step = tx.load_sign_in_step(token).await?;
+                    let step = step.filter(|step| app.ambient().now() < step.expires_at);
+                    let step = step.ok_or(AppError::Unauthenticated)?;
+                    let user = require_same(tx, &step).await?;
+                    Ok::<_, AppError>((step, app.begin_factor(tx, user, proof, client, false).await?))
+                })
+            })
+            .await?;
+        let Some(right) = self.judge(&factors, proof).await? else {
+            self.refuse_factor(&factors, proof, client).await?;
+            return Err(wrong_code(proof.path()));
+        };
+        let fresh = NewSession::generate(self.ambient());
+        let args = (self.clone(), (step, factors.clone()), (proof.clone(), right), client.clone(), fresh.clone());
+        let signed_in = self
+            .store()
+            .write(&AccountScope::OWN, args, |tx, (app, (step, factors), (proof, right), client, fresh)| {
+                Box::pin(async move {
+                    // Disabled, or another password, between the steps.
+                    let user = require_same(tx, step).await?;
+                    if !spend(tx, user.id, right, app.ambient().now()).await? || !tx.use_sign_in_step(step.id).await? {
+                        return Ok(None);
+                    }
+                    app.accept_factor(tx, factors, proof, client).await?;
+                    begin_session(tx, app, user, client, step.device, fresh, AMR_MFA).await.map(Some)
+                })
+            })
+            .await?;
+        let Some(signed_in) = signed_in else {
+            self.refuse_factor(&factors, proof, client).await?;
+            return Err(wrong_code(proof.path()));
+        };
+        metrics::counter!("bulkhead_sign_ins_total", "outcome" => "passed").increment(1);
+        Ok(fresh.opened(signed_in))
+    }
+
+    /// Asks for the second factor of somebody who is signed in, if they have one; answers what the session has proven then.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `second-factor-required`, `wrong-code`; [`AppError::TooMany`], [`AppError::Busy`].
+    pub(crate) async fn prove_second_factor(
+        &self,
+        signed_in: &SignedIn,
+        proof: Option<&Proof>,
+        client: &Client,
+    ) -> Result<String, AppError> {
+        let user = &signed_in.user;
+        let Some(proof) = proof else {
+            let totp = self.store().read(&AccountScope::OWN, user.id, |tx, user| {
+                Box::pin(async move { tx.load_totp(*user).await.map_err(AppError::from) })
+            });
+            if totp.await?.is_none() {
+                return Ok(AMR_PASSWORD.to_owned());
+            }
+            let message = "say a code of your authenticator app or a backup code as well";
+            return Err(AppError::invalid("second-factor-required", "/code", message));
+        };
+        self.prove_factor(user, proof, client).await?;
+        Ok(AMR_MFA.to_owned())
+    }
+
+    async fn prove_factor(&self, user: &User, proof: &Proof, client: &Client) -> Result<(), AppError> {
+        let args = (self.clone(), user.clone(), proof.clone(), client.clone());
+        let factors = self
+            .store()
+            .write_locked(&AccountScope::OWN, args, |tx, (app, user, proof, client)| {
+                Box::pin(async move { app.begin_factor(tx, user.clone(), proof, client, false).await })
+            })
+            .await?;
+        let Some(right) = self.judge(&factors, proof).await? else {
+            self.refuse_factor(&factors, proof, client).await?;
+            return Err(wrong_code(proof.path()));
+        };
+        let args = (self.clone(), factors.clone(), (proof.clone(), right), client.clone());
+        let is_spent = self
+            .store()
+            .write(&AccountScope::OWN, args, |tx, (app, factors, (proof, right), client)| {
+                Box::pin(async move {
+                    if !spend(tx, factors.user.id, right, app.ambient().now()).await? {
+                        return Ok(false);
+                    }
+                    app.accept_factor(tx, factors, proof, client).await?;
+                    Ok::<_, AppError>(true)
+                })
+            })
+            .await?;
+        if is_spent {
+            return Ok(());
+        }
+        self.refuse_factor(&factors, proof, client).await?;
+        Err(wrong_code(proof.path()))
+    }
+
+    /// What the person has.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn show_mfa(&self, signed_in: &SignedIn) -> Result<MfaStatus, AppError> {
+        let args = (signed_in.user.id, self.ambient().now());
+        self.store()
+            .read(&AccountScope::OWN, args, |tx, (user, now)| {
+                Box::pin(async move {
+                    let totp = tx.load_totp(*user).await?;
+                    let set_up = tx.load_totp_set_up(*user).await?;
+                    let backup_codes_left = if totp.is_some() { tx.list_backup_codes(*user).await?.len() } else { 0 };
+                    let waits = |set_up: Totp| {
+                        let expires_at = set_up.expires_at.filter(|expires_at| now < expires_at)?;
+                        Some((set_up.state, expires_at))
+                    };
+                    Ok(MfaStatus {
+                        active_since: totp.as_ref().map(|totp| totp.created_at),
+                        is_locked: totp.as_ref().is_some_and(|totp| totp.failures >= FAILURES_MAX),
+                        backup_codes_left,
+                        set_up: set_up.and_then(waits),
+                    })
+                })
+            })
+            .await
+    }
+
+    /// Begins to set an authenticator app up, instead of the one that counts if there is one: that goes on counting until the end. Makes the
+    /// secret; nobody else may choose it.
+    ///
+    /// # Errors
+    /// [`AppError::StepUp`].
+    pub async fn begin_totp(&self, signed_in: &SignedIn) -> Result<TotpShown, AppError> {
+        let now = self.ambient().now();
+        signed_in.require_fresh(now)?;
+        let (id, secret) = (TotpId::new(self.ambient()), TotpSecret::generate(self.ambient()));
+        let expires_at = now.plus(Duration::from_secs(SET_UP_LIVES_S));
+        let row = Totp {
+            id,
+            user: signed_in.user.id,
+            state: TotpState::Shown,
+            secret: self.sealer().seal(&place(id), secret.bytes()),
+            key_version: KEY_VERSION,
+            last_step: 0,
+            failures: 0,
+            created_at: now,
+            expires_at: Some(expires_at),
+        };
+        let kept = self.store().write(&AccountScope::OWN, row, |tx, row| {
+            Box::pin(async move { tx.replace_totp_set_up(row).await.map_err(AppError::from) })
+        });
+        kept.await?;
+        let uri = secret.uri(ISSUER, signed_in.user.email.as_str());
+        let qr_svg = Zeroizing::new(TotpSecret::qr_svg(&uri));
+        Ok(TotpShown { secret: secret.base32(), uri, qr_svg, expires_at })
+    }
+
+    /// Proves that the app shows the right codes; answers ten backup codes, shown once. Those of before are worth nothing from here on.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `no-set-up`; [`AppError::Invalid`] `wrong-code`; [`AppError::TooMany`], [`AppError::Busy`].
+    pub async fn verify_totp(
+        &self,
+        signed_in: &SignedIn,
+        code: &str,
+        client: &Client,
+    ) -> Result<Vec<BackupCode>, AppError> {
+        let proof = Proof::Code(code.to_owned());
+        let args = (self.clone(), signed_in.user.clone(), proof.clone(), client.clone());
+        let factors = self
+            .store()
+            .write_locked(&AccountScope::OWN, args, |tx, (app, user, proof, client)| {
+                Box::pin(async move {
+                    let factors = app.begin_factor(tx, user.clone(), proof, client, true).await?;
+                    let now = app.ambient().now();
+                    let waits = |totp: &Totp| {
+                        totp.state == TotpState::Shown && totp.expires_at.is_some_and(|expires_at| now < expires_at)
+                    };
+                    if !factors.totp.as_ref().is_some_and(waits) {
+                        return Err(no_set_up());
+                    }
+                    Ok(factors)
+                })
+            })
+            .await?;
+        let Some(right) = self.judge(&factors, &proof).await? else {
+            self.refuse_factor(&factors, &proof, client).await?;
+            return Err(wrong_code("/code"));
+        };
+        let (codes, hashes) = self.new_backup_codes().await?;
+        let args = (self.clone(), factors, right, hashes);
+        let is_first = self
+            .store()
+            .write(&AccountScope::OWN, args, |tx, (app, factors, right, hashes)| {
+                Box::pin(async move {
+                    let (user, now) = (factors.user.id, app.ambient().now());
+                    let Some(totp) = &factors.totp else { return Ok(false) };
+                    if !spend(tx, user, right, now).await? || !tx.verify_totp(totp.id).await? {
+                        return Ok(false);
+                    }
+                    factors.attempt.succeed(tx).await?;
+                    tx.replace_backup_codes(user, hashes, now).await?;
+                    let memberships = tx.list_memberships(user).await?;
+                    let detail = json!({ "count": hashes.len() });
+                    tell_organizations(tx, &memberships, user, EventType::BackupCodesMade, &detail, app.ambient())
+                        .await?;
+                    Ok::<_, AppError>(true)
+                })
+            })
+            .await?;
+        if is_first { Ok(codes) } else { Err(no_set_up()) }
+    }
+
+    async fn new_backup_codes(&self) -> Result<(Vec<BackupCode>, Vec<StoredPassword>), AppError> {
+        let codes: Vec<BackupCode> = (0..CODES).map(|_| BackupCode::generate(self.ambient())).collect();
+        let plain = codes.iter().filter_map(|code| Password::new(code.canonical())).collect();
+        let hashes = self.accounts().hasher.hash_set(plain, self.ambient()).await?;
+        Ok((codes, hashes))
+    }
+
+    /// Ends a set-up: the person says that the backup codes are kept. From here on the app is asked for. Every other session ends, and this
+    /// one's token changes.
+    ///
+    /// # Errors
+    /// [`AppError::Conflict`] `no-set-up`; [`AppError::Unauthenticated`] when the session has ended meanwhile.
+    pub async fn activate_totp(&self, signed_in: &SignedIn) -> Result<Opened, AppError> {
+        self.change_factors(signed_in, Change::Activate).await
+    }
+
+    /// Takes the second factor away, for who may be without one. Every other session ends, and this one's token changes.
+    ///
+    /// # Errors
+    /// [`AppError::StepUp`]; [`AppError::NotFound`]; [`AppError::Conflict`] `second-factor-stays`; [`AppError::Unauthenticated`] when the
+    /// session has ended meanwhile.
+    pub async fn disable_mfa(&self, signed_in: &SignedIn) -> Result<Opened, AppError> {
+        signed_in.require_fresh(self.ambient().now())?;
+        self.change_factors(signed_in, Change::Disable).await
+    }
+
+    async fn change_factors(&self, signed_in: &SignedIn, change: Change) -> Result<Opened, AppError> {
+        let token = BrowserToken::generate(self.ambient());
+        let args = (signed_in.clone(), token.hash(), change, self.sends_mail(), self.ambient().clone());
+        let signed_in = self
+            .store()
+            .write(&AccountScope::OWN, args, |tx, (signed_in, hash, change, sends_mail, ambient)| {
+                Box::pin(async move {
+                    let (now, session, user) = (ambient.now(), &signed_in.session, &signed_in.user);
+                    let (amr, notice, action) = match change {
+                        Change::Activate => {
+                            let set_up = tx.load_totp_set_up(user.id).await?;
+                            let set_up =
+                                set_up.filter(|totp| totp.expires_at.is_some_and(|expires_at| now < expires_at));
+                            let set_up = set_up.ok_or_else(no_set_up)?;
+                            if !tx.activate_totp(user.id, set_up.id).await? {
+                                return Err(no_set_up());
+                            }
+                            (AMR_MFA, Notice::MfaEnabled, EventType::MfaEnrolled)
+                        }
+                        Change::Disable => {
+                            require_dispensable(tx, user, now).await?;
+                            if !tx.delete_second_factors(user.id).await? {
+                                return Err(AppError::NotFound { what: "second factor" });
+                            }
+                            (AMR_PASSWORD, Notice::MfaDisabled, EventType::MfaDisabled)
+                        }
+                    };
+                    if !tx.renew_session(session.id, &session.token_hash, hash, amr, now).await? {
+                        return Err(AppError::Unauthenticated);
+                    }
+                    let memberships = end_everything(tx, user.id, Some(session.id), ambient).await?;
+                    if *sends_mail {
+                        tell_person(tx, &user.email, notice, ambient).await?;
+                    }
+                    let detail = json!({ "method": "otp" });
+                    tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
+                    let mut renewed = signed_in.clone();
+                    renewed.session.token_hash = *hash;
+                    amr.clone_into(&mut renewed.session.amr);
+                    (renewed.session.times.auth_at, renewed.session.times.seen_at) = (now, now);
+                    renewed.user.epoch += 1;
+                    Ok(renewed)
+                })
+            })
+            .await?;
+        Ok(Opened { signed_in, token, device: None })
+    }
+
+    /// Makes ten new backup codes; the old ones are worth nothing from here on.
+    ///
+    /// # Errors
+    /// [`AppError::StepUp`]; [`AppError::Conflict`] `no-set-up` without an authenticator app; [`AppError::Busy`].
+    pub async fn renew_backup_codes(&self, signed_in: &SignedIn) -> Result<Vec<BackupCode>, AppError> {
+        signed_in.require_fresh(self.ambient().now())?;
+        if self.show_mfa(signed_in).await?.active_since.is_none() {
+            return Err(no_set_up());
+        }
+        let (codes, hashes) = self.new_backup_codes().await?;
+        let args = (signed_in.user.clone(), hashes, self.sends_mail(), self.ambient().clone());
+        self.store()
+            .write(&AccountScope::OWN, args, |tx, (user, hashes, sends_mail, ambient)| {
+                Box::pin(async move {
+                    if tx.load_totp(user.id).await?.is_none() {
+                        return Err(no_set_up());
+                    }
+                    tx.replace_backup_codes(user.id, hashes, ambient.now()).await?;
+                    if *sends_mail {
+                        tell_person(tx, &user.email, Notice::BackupCodesMade, ambient).await?;
+                    }
+                    let memberships = tx.list_memberships(user.id).await?;
+                    let detail = json!({ "count": hashes.len() });
+                    tell_organizations(tx, &memberships, user.id, EventType::BackupCodesMade, &detail, ambient).await
+                })
+            })
+            .await?;
+        Ok(codes)
+    }
+
+    /// Takes the second factor of somebody away who has lost it; every session ends. For the operator only: no route leads here.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`]; [`AppError::Invalid`] `invalid-email`.
+    pub async fn reset_mfa_as_operator(&self, email: &str) -> Result<(), AppError> {
+        let email = read_email(email)?;
+        let counters = self.counters_of_identifier(email.as_str());
+        let args = (email, counters, self.sends_mail(), self.ambient().clone());
+        self.store()
+            .write(&AccountScope::OWN, args, |tx, (email, counters, sends_mail, ambient)| {
+                Box::pin(async move {
+                    let user = tx
+                        .load_user_by_email(email)
+                        .await?
+                        .ok_or(AppError::NotFound { what: "person with this address" })?;
+                    if !tx.delete_second_factors(user.id).await? {
+                        return Err(AppError::NotFound { what: "second factor" });
+                    }
+                    for key in counters {
+                        tx.lock_failures(key).await?;
+                        tx.save_failures(key, bulkhead_model::throttle::Failures::NONE).await?;
+                    }
+                    if *sends_mail {
+                        tell_person(tx, &user.email, Notice::MfaDisabled, ambient).await?;
+                    }
+                    for membership in end_everything(tx, user.id, None, ambient).await? {
+                        tx.enter_org(membership.org).await?;
+                        let event = AuditEvent {
+                            action: EventType::MfaDisabled,
+                            target: user.id.to_string(),
+                            actor: Actor::System(SystemReason::Admin),
+                            detail: json!({ "by": "operator" }),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                    }
+                    Ok::<_, AppError>(())
+                })
+            })
+            .await
+    }
+
+    /// What the organization asks of its members besides a password.
+    ///
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn show_mfa_policy(&self, caller: &Caller, org: OrgId) -> Result<MfaPolicy, AppError> {
+        let scope = caller.authorize(org, Permission::SecurityRead)?;
+        self.store().read(&scope, (), |tx, ()| Box::pin(async move { Ok(tx.load_mfa_policy().await?) })).await
+    }
+
+    /// Changes what the organization asks of its members: from their next request on.
+    ///
+    /// # Errors
+    /// A refusal, or the store's.
+    pub async fn change_mfa_policy(&self, caller: &Caller, org: OrgId, policy: MfaPolicy) -> Result<(), AppError> {
+        let scope = caller.authorize(org, Permission::SecurityWrite)?;
+        let args = (policy, scope.actor().clone(), self.ambient().clone());
+        self.store()
+            .write(&scope, args, |tx, (policy, actor, ambient)| {
+                Box::pin(async move { save_policy(tx, *policy, actor, ambient).await })
+            })
+            .await
+    }
+
+    /// … by the operator.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn change_mfa_policy_as_operator(&self, org: OrgId, policy: MfaPolicy) -> Result<(), AppError> {
+        let scope = SystemScope::new(SystemReason::Admin).for_org(org);
+        let actor = Actor::System(SystemReason::Admin);
+        self.store()
+            .write(&scope, (policy, actor, self.ambient().clone()), |tx, (policy, actor, ambient)| {
+                Box::pin(async move { save_policy(tx, *policy, actor, ambient).await })
+            })
+            .await
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Change {
+    Activate,
+    Disable,
+}
+
+/// The person of a waiting sign-in, unless they were disabled or changed a credential since.
+async fn require_same(tx: &mut Tx, step: &SignInStep) -> Result<User, AppError> {
+    let user = tx.load_user(step.user).await?.filter(|user| user.is_active && user.epoch == step.epoch);
+    user.ok_or(AppError::Unauthenticated)
+}
+
+/// Refuses to take a second factor away that somebody asks for.
+async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp) -> Result<(), AppError> {
+    let stays = |message: &str| Err(AppError::conflict("second-factor-stays", message));
+    if user.is_super_admin {
+        return stays("who administers the platform keeps a second factor: replace it by setting another one up");
+    }
+    for membership in tx.list_memberships(user.id).await?.into_iter().filter(|membership| membership.is_active) {
+        tx.enter_org(membership.org).await?;
+        let roles = load_roles(tx).await?;
+        let is_admin = load_standing(tx, user.id, &roles).await?.administers(now);
+        if tx.load_mfa_policy().await?.asks(is_admin) {
+            return stays("an organization of yours asks for a second factor: replace it by setting another one up");
+        }
+    }
+    Ok(())
+}
+
+async fn save_policy(tx: &mut Tx, policy: MfaPolicy, actor: &Actor, ambient: &Ambient) -> Result<(), AppError> {
+    let before = tx.load_mfa_policy().await?;
+    if before == policy {
+        return Ok(());
+    }
+    // What is known of members holds the policy as well.
+    tx.begin_policy_epoch(ambient.now()).await?;
+    tx.save_mfa_policy(policy, ambient.now()).await?;
+    let event = AuditEvent {
+        action: EventType::SettingsChanged,
+        target: "sign_in_policy".to_owned(),
+        actor: actor.clone(),
+        detail: json!({ "mfa": { "before": before, "after": policy } }),
+    };
+    Ok(tx.record_audit(&event, ambient).await?)
+}

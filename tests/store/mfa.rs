@@ -1,0 +1,85 @@
+//! What is worth something once, on both databases and however many ask at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_model::id::TotpId;
+use bulkhead_store::mfa::{StoredBackupCode, Totp, TotpState};
+
+use crate::support::{PEOPLE, Person, TestStore};
+
+async fn person(test: &TestStore) -> Person {
+    let person = Person::new(&test.ambient);
+    tx!(test.write, &PEOPLE, [person], |tx| person.insert(tx).await).unwrap();
+    person
+}
+
+on_both! {
+    async fn of_fifty_who_use_a_step_one_does(test: TestStore) {
+        let p = person(&test).await;
+        let test = Arc::new(test);
+        let (id, user, hash, now) = (p.totp.id, p.user.id, p.codes[4].clone(), p.user.created_at);
+        for step in [57_000_000_i64, 57_000_001] {
+            let uses = (0..50).map(|_| async { tx!(test.write, &PEOPLE, [id, step], |tx| tx.use_totp_step(*id, *step).await).unwrap() });
+            let used = futures_util::future::join_all(uses).await;
+            assert_eq!(used.iter().filter(|used| **used).count(), 1);
+        }
+        let earlier = 57_000_000_i64;
+        let earlier = tx!(test.write, &PEOPLE, [id, earlier], |tx| tx.use_totp_step(*id, *earlier).await);
+        assert!(!earlier.unwrap(), "no step before the last one counts");
+        let code = StoredBackupCode { position: 4, hash };
+        let uses = (0..50).map(|_| async { tx!(test.write, &PEOPLE, [user, code, now], |tx| tx.use_backup_code(*user, code, *now).await).unwrap() });
+        let used = futures_util::future::join_all(uses).await;
+        assert_eq!(used.iter().filter(|used| **used).count(), 1);
+        let left = tx!(test.read, &PEOPLE, [user], |tx| tx.list_backup_codes(*user).await).unwrap();
+        assert_eq!(left.iter().map(|code| code.position).collect::<Vec<_>>(), [0, 1, 2, 3, 5, 6, 7, 8, 9]);
+        let step = p.step.id;
+        let uses = (0..50).map(|_| async { tx!(test.write, &PEOPLE, [step], |tx| tx.use_sign_in_step(*step).await).unwrap() });
+        let used = futures_util::future::join_all(uses).await;
+        assert_eq!(used.iter().filter(|used| **used).count(), 1);
+    }
+
+    async fn a_backup_code_of_an_earlier_set_is_none(test: TestStore) {
+        let p = person(&test).await;
+        let (user, now) = (p.user.id, p.user.created_at);
+        let code = StoredBackupCode { position: 4, hash: p.codes[4].clone() };
+        let mut renewed = p.codes.clone();
+        for code in &mut renewed {
+            code.salt = [9; 16];
+        }
+        let used = tx!(test.write, &PEOPLE, [user, code, renewed, now], |tx| {
+            tx.replace_backup_codes(*user, renewed, *now).await?;
+            tx.use_backup_code(*user, code, *now).await
+        });
+        assert!(!used.unwrap());
+    }
+
+    async fn one_app_counts_and_one_is_set_up_beside_it(test: TestStore) {
+        let p = person(&test).await;
+        let (user, id, now) = (p.user.id, TotpId::new(&test.ambient), p.user.created_at);
+        let fresh = Totp { id, state: TotpState::Shown, ..p.totp.clone() };
+        let end = now.plus(Duration::from_mins(10));
+        tx!(test.write, &PEOPLE, [p, fresh, user, id, end], |tx| {
+            tx.replace_totp_set_up(fresh).await?;
+            assert_eq!(tx.load_totp(*user).await?.unwrap().id, p.totp.id, "the old one counts");
+            let found = tx.load_totp_set_up(*user).await?.unwrap();
+            assert_eq!(format!("{found:?}"), format!("{fresh:?}"));
+            assert!(tx.verify_totp(*id).await?);
+            assert!(!tx.verify_totp(*id).await?);
+            assert!(tx.activate_totp(*user, *id).await?);
+            assert_eq!(tx.load_totp(*user).await?.unwrap().id, *id);
+            assert!(tx.load_totp_set_up(*user).await?.is_none());
+            assert!(!tx.use_totp_step(p.totp.id, 9).await?, "and the old one is gone");
+            assert!(tx.fail_totp(*id).await? && tx.fail_totp(*id).await?);
+            assert_eq!(tx.load_totp(*user).await?.unwrap().failures, 2);
+            assert!(tx.forgive_totp(*user).await? && !tx.forgive_totp(*user).await?);
+            tx.remove_expired_steps(*end).await?;
+            assert!(tx.load_sign_in_step(&p.step.token_hash).await?.is_none());
+            assert!(tx.load_totp(*user).await?.is_some(), "what counts has no end");
+            assert!(tx.delete_second_factors(*user).await? && !tx.delete_second_factors(*user).await?);
+            assert!(tx.list_backup_codes(*user).await?.is_empty());
+            Ok(())
+        })
+        .unwrap();
+    }
+}
