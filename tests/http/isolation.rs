@@ -65,6 +65,7 @@ impl Things {
             ("run", run["run"].as_str().unwrap().to_owned()),
             ("step", "end".to_owned()),
             ("session", "ses_01h455vb4pex5vsknk084sn02q".to_owned()),
+            ("device", "dev_01h455vb4pex5vsknk084sn02q".to_owned()),
             ("api_key", id(&key)),
             ("role", role),
             ("assignment", assignment),

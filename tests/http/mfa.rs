@@ -133,6 +133,29 @@ on_both! {
         assert!(!log.contains(shown["secret"].as_str().unwrap()) && !log.contains(verified["codes"][0].as_str().unwrap()));
     }
 
+    async fn browsers_are_listed_and_forgotten(server: TestServer) {
+        let mut ada = server.first_person().await;
+        let mut other = Browser::default();
+        other.sign_in(&server, ADA, PASSWORD).await.json(200);
+        let listed = server.send(ada.ask("GET", "/api/v1/me/devices")).await.json(200);
+        let items = listed["items"].as_array().unwrap();
+        let current: Vec<&Value> = items.iter().filter(|device| device["current"] == true).collect();
+        assert_eq!((items.len(), current.len(), &items[0]["agent"]), (2, 1, &json!("Suite/1.0")));
+        let foreign = items.iter().find(|device| device["current"] == false).unwrap()["id"].as_str().unwrap();
+        let bo = server.person("bo@example.com", Some(("acme", "viewer"))).await;
+        let path = format!("/api/v1/me/devices/{foreign}");
+        assert_eq!(server.send(bo.ask("DELETE", &path)).await.problem(404), "not-found", "somebody else's");
+        assert_eq!(server.send(ada.ask("DELETE", &path)).await.status.as_u16(), 204);
+        assert_eq!(server.send(ada.ask("DELETE", &path)).await.problem(404), "not-found");
+        assert_eq!(server.send(other.ask("GET", "/api/v1/me")).await.problem(401), "unauthenticated", "its session ended");
+        // Another password: no browser is known any more, that of whoever changed it neither.
+        let body = json!({ "password": PASSWORD, "new_password": "quiet marble lantern" });
+        let changed = server.send(ada.ask("PUT", "/api/v1/me/password").json(&body)).await;
+        changed.json(200);
+        ada.keep(&changed);
+        assert_eq!(server.send(ada.ask("GET", "/api/v1/me/devices")).await.json(200), json!({ "items": [] }));
+    }
+
     /// OpenBao CVE-2025-6014, Kratos, Logto: a code that is still right a second time.
     async fn of_fifty_requests_with_one_code_one_succeeds(server: TestServer) {
         let ada = server.enrol(server.first_person().await).await;

@@ -542,6 +542,8 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_device(p.device.id, &p.device.token_hash, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.forget_devices(p.user.id, 0).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.has_devices(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_devices(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_device(p.user.id, p.device.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.lock_failures(&p.attempt.identifier).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.save_failures(&p.attempt.identifier, Failures::NONE).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_quiet_failures(*now).await);

@@ -383,7 +383,8 @@ pub(crate) async fn tell_person(tx: &mut Tx, to: &Email, notice: Notice, ambient
     Ok(())
 }
 
-/// Ends what a person was given before, where they work: sessions with their tokens, keys, and whatever looks at the epoch.
+/// Ends what a person was given before, where they work: sessions with their tokens, keys, and whatever looks at the epoch. No browser of
+/// theirs is known any more.
 pub(crate) async fn end_everything(
     tx: &mut Tx,
     user: UserId,
@@ -392,6 +393,7 @@ pub(crate) async fn end_everything(
 ) -> Result<Vec<Membership>, AppError> {
     let now = ambient.now();
     tx.delete_sessions(user, keep).await?;
+    tx.forget_devices(user, 0).await?;
     tx.raise_user_epoch(user, now).await?;
     let memberships = tx.list_memberships(user).await?;
     for membership in &memberships {

@@ -21,7 +21,7 @@ pub use bulkhead_store::role::Role;
 pub use bulkhead_store::role::assignment::StoredAssignment;
 pub use bulkhead_store::role::request::RoleRequest;
 pub use bulkhead_store::run::{Run, RunEvent, RunSummary, Step, StepSizes};
-pub use bulkhead_store::session::Session;
+pub use bulkhead_store::session::{Device, Session};
 pub use bulkhead_store::team::{Team, TeamMember};
 pub use bulkhead_store::throttle::SignInAttempt;
 pub use bulkhead_store::workflow::{Workflow, WorkflowVersion, WorkflowVersionSummary};

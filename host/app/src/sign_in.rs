@@ -453,6 +453,37 @@ impl App {
         Ok(listed.await?.into_iter().filter(|session| session.times.is_live(now)).collect())
     }
 
+    /// The browsers that the person signed in with before, the one that was used last first.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn list_own_devices(&self, signed_in: &SignedIn) -> Result<Vec<Device>, AppError> {
+        let listed = self.store().read(&AccountScope::OWN, signed_in.user.id, |tx, user| {
+            Box::pin(async move { tx.list_devices(*user).await.map_err(AppError::from) })
+        });
+        listed.await
+    }
+
+    /// Forgets one of them: its sessions end, and the next sign-in with it is told as a new one.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`].
+    pub async fn forget_device(&self, signed_in: &SignedIn, id: DeviceId) -> Result<(), AppError> {
+        let args = (signed_in.user.id, id, self.ambient().clone());
+        self.store()
+            .write(&AccountScope::OWN, args, |tx, (user, id, ambient)| {
+                Box::pin(async move {
+                    if !tx.delete_device(*user, *id).await? {
+                        return Err(AppError::NotFound { what: "device" });
+                    }
+                    let memberships = tx.list_memberships(*user).await?;
+                    let detail = json!({ "device": id });
+                    tell_organizations(tx, &memberships, *user, EventType::DeviceRevoked, &detail, ambient).await
+                })
+            })
+            .await
+    }
+
     /// Attempts to be this person, newest first.
     ///
     /// # Errors

@@ -7,10 +7,10 @@ use axum::response::{IntoResponse, Response};
 use bulkhead_app::AppError;
 use bulkhead_app::account::SetUp;
 use bulkhead_app::auth::OrgRef;
-use bulkhead_app::data::{Membership, Session, SignInAttempt, User};
+use bulkhead_app::data::{Device, Membership, Session, SignInAttempt, User};
 use bulkhead_app::member::Newcomer;
 use bulkhead_app::sign_in::{Opened, SignInOutcome};
-use bulkhead_model::id::{OrgId, SessionId, UserId};
+use bulkhead_model::id::{DeviceId, OrgId, SessionId, UserId};
 use bulkhead_model::name::Slug;
 use bulkhead_model::time::Timestamp;
 use http::StatusCode;
@@ -417,6 +417,61 @@ pub(crate) async fn end_session(
 #[utoipa::path(delete, path = "/api/v1/me/sessions", tag = "accounts", responses((status = 204)))]
 pub(crate) async fn end_other_sessions(person: Person, State(state): State<HttpState>) -> Result<StatusCode, Problem> {
     state.app.end_other_sessions(&person.signed_in).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A browser that the person signed in with before.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Device)]
+pub(crate) struct DeviceView {
+    #[schema(value_type = String, example = "dev_01h455vb4pex5vsknk084sn02q")]
+    id: DeviceId,
+    /// Whether it is the one that asks.
+    current: bool,
+    agent: String,
+    #[schema(value_type = String, format = DateTime)]
+    first_seen_at: Timestamp,
+    /// The last sign-in.
+    #[schema(value_type = String, format = DateTime)]
+    last_seen_at: Timestamp,
+}
+
+/// The browsers that are known.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Devices)]
+pub(crate) struct DevicesView {
+    items: Vec<DeviceView>,
+}
+
+/// Lists the browsers that the person signed in with before (ten at most), the one that was used last first.
+#[utoipa::path(get, path = "/api/v1/me/devices", tag = "accounts", responses((status = 200, body = DevicesView)))]
+pub(crate) async fn list_devices(person: Person, State(state): State<HttpState>) -> Result<Json<DevicesView>, Problem> {
+    let current = person.signed_in.session.device;
+    let view = |device: Device| DeviceView {
+        id: device.id,
+        current: current == Some(device.id),
+        agent: device.agent,
+        first_seen_at: device.created_at,
+        last_seen_at: device.seen_at,
+    };
+    let devices = state.app.list_own_devices(&person.signed_in).await?;
+    Ok(Json(DevicesView { items: devices.into_iter().map(view).collect() }))
+}
+
+/// Forgets one of the person's browsers. Its sessions end, and the next sign-in with it is told as a new one.
+#[utoipa::path(
+    delete,
+    path = "/api/v1/me/devices/{device}",
+    tag = "accounts",
+    responses((status = 204)),
+    extensions(("x-bulkhead-problems" = json!(["not-found"]))),
+)]
+pub(crate) async fn forget_device(
+    person: Person,
+    In(id): In<DeviceId>,
+    State(state): State<HttpState>,
+) -> Result<StatusCode, Problem> {
+    state.app.forget_device(&person.signed_in, id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

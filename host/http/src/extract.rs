@@ -8,8 +8,8 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request};
 use bulkhead_app::AppError;
 use bulkhead_model::id::{
-    ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, InstallationId, InvitationId, PluginId, RoleId,
-    RoleRequestId, RunId, SessionId, TeamId, UserId, WorkflowId,
+    ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, InstallationId, InvitationId, PluginId,
+    RoleId, RoleRequestId, RunId, SessionId, TeamId, UserId, WorkflowId,
 };
 use bulkhead_model::name::SecretName;
 use bulkhead_model::workflow::{StepId, TriggerId};
@@ -209,6 +209,7 @@ path_parts! {
     DeadLetterTaskId = "task", "task";
     RunId = "run", "run";
     SessionId = "session", "session";
+    DeviceId = "device", "device";
     UserId = "user", "member";
     InvitationId = "invitation", "invitation";
     StepId = "step", "step";

@@ -160,6 +160,8 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(personal(own, routes!(account::list_sessions)))
         .routes(personal(own, routes!(account::end_session)))
         .routes(personal(own, routes!(account::end_other_sessions)))
+        .routes(personal(own, routes!(account::list_devices)))
+        .routes(personal(own, routes!(account::forget_device)))
         .routes(personal(own, routes!(account::switch_org)))
         .routes(personal(own, routes!(account::list_sign_ins)))
         .routes(personal(own, routes!(account::ask_to_verify)))

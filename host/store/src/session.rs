@@ -186,6 +186,23 @@ impl Tx {
         self.fetch_optional(sql, binds![&hash.0]).await?.map(|row| read_device(&row)).transpose()
     }
 
+    /// A person's browsers, the one that was used last first.
+    pub async fn list_devices(&mut self, user: UserId) -> Result<Vec<Device>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id, user_id, token_hash, agent, created_at, seen_at from device where user_id = $1
+             order by seen_at desc, id desc limit 50"
+        );
+        self.fetch(sql, binds![user]).await?.iter().map(read_device).collect()
+    }
+
+    /// Forgets one of a person's browsers and ends the sessions in it.
+    pub async fn delete_device(&mut self, user: UserId, id: DeviceId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        self.execute(sql!("delete from session where user_id = $1 and device_id = $2"), binds![user, id]).await?;
+        Ok(self.execute(sql!("delete from device where user_id = $1 and id = $2"), binds![user, id]).await? > 0)
+    }
+
     /// Whether the person signed in before in any browser that is still known.
     pub async fn has_devices(&mut self, user: UserId) -> Result<bool, StoreError> {
         self.require_people()?;
