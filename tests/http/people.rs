@@ -146,6 +146,43 @@ on_both! {
         assert_eq!(server.send(old.ask("GET", "/api/v1/orgs/acme")).await.problem(401), "unauthenticated");
     }
 
+    /// A key that keeps what its owner has lost is a way round every demotion.
+    async fn a_key_may_what_its_owner_may_now(server: TestServer) {
+        let ada = server.first_person().await;
+        let cy = server.person("cy@example.com", Some(("acme", "admin"))).await;
+        let make = json!({ "name": "all", "permissions": ["org.read", "audit.read", "api_keys.write", "access.check"] });
+        let made = server.send(cy.ask("POST", "/api/v1/orgs/acme/api-keys").json(&make)).await.json(201);
+        let key = made["secret"].as_str().unwrap();
+        let of_key = json!({ "name": "of a key", "permissions": ["org.read", "audit.read"] });
+        let second = server.send(ask("POST", "/api/v1/orgs/acme/api-keys").key(key).json(&of_key)).await.json(201);
+        let second = second["secret"].as_str().unwrap();
+        let audit = |key: &str| server.send(ask("GET", "/api/v1/orgs/acme/audit").key(key));
+        audit(key).await.json(200);
+        audit(second).await.json(200);
+        let me = server.send(cy.ask("GET", "/api/v1/me")).await.json(200)["user"]["id"].as_str().unwrap().to_owned();
+        let path = "/api/v1/orgs/acme/role-assignments";
+        let listed = server.send(ada.ask("GET", &format!("{path}?user={me}"))).await.json(200);
+        let of_admin = listed["items"][0]["id"].as_str().unwrap();
+        let viewer = json!({ "user": me, "role": "viewer" });
+        server.send(ada.ask("POST", path).json(&viewer)).await.json(201);
+        assert_eq!(server.send(ada.ask("DELETE", &format!("{path}/{of_admin}"))).await.status.as_u16(), 204);
+        for key in [key, second] {
+            assert_eq!(audit(key).await.problem(403), "forbidden", "the owner reads no log any more");
+            server.send(ask("GET", "/api/v1/orgs/acme").key(key)).await.json(200);
+        }
+        let checks = json!({ "checks": [{ "subject": made["id"], "permission": "audit.read" }, { "subject": made["id"], "permission": "org.read" }] });
+        let checked = server.send(ada.ask("POST", "/api/v1/orgs/acme/access/check").json(&checks)).await;
+        let allowed: Vec<bool> = checked.json(200)["decisions"].as_array().unwrap().iter().map(|one| one["is_allowed"].as_bool().unwrap()).collect();
+        assert_eq!(allowed, [false, true]);
+        server.send(ada.ask("POST", path).json(&json!({ "user": me, "role": "admin" }))).await.json(201);
+        audit(key).await.json(200);
+        let disable = ada.ask("PUT", &format!("/api/v1/orgs/acme/members/{me}/state")).json(&json!({ "state": "disabled" }));
+        server.send(disable).await.json(200);
+        for key in [key, second] {
+            assert_eq!(audit(key).await.problem(401), "unauthenticated");
+        }
+    }
+
     /// OneUptime GHSA-3qqq-hprx-g2jw: two at once both became the first admin.
     async fn of_two_first_sign_ups_at_once_one_succeeds(server: TestServer) {
         let token = server.app.offer_set_up().await.unwrap().unwrap();

@@ -177,7 +177,7 @@ impl Snapshot {
     }
 }
 
-async fn known(tx: &mut Tx, user: UserId, kept: &Standings) -> Result<Arc<Known>, AppError> {
+pub(crate) async fn known(tx: &mut Tx, user: UserId, kept: &Standings) -> Result<Arc<Known>, AppError> {
     Snapshot::open(tx).await?.known(tx, user, kept).await
 }
 
@@ -190,7 +190,8 @@ pub(crate) struct Rights {
 
 enum RightsOf {
     Member(Standing),
-    Key(ApiKey),
+    /// With what its owner holds, if a person made it.
+    Key(ApiKey, Option<Standing>),
     /// The operator at the console, and the host on his behalf.
     Host,
 }
@@ -204,7 +205,15 @@ impl Rights {
             }
             Actor::ApiKey(id) => {
                 let key = tx.load_api_key(*id).await?.filter(|key| key.revoked_at.is_none());
-                RightsOf::Key(key.ok_or(AppError::Unauthenticated)?)
+                let key = key.ok_or(AppError::Unauthenticated)?;
+                let owner = match key.owner {
+                    Some(owner) => {
+                        let roles = load_roles(tx).await?;
+                        Some(load_standing(tx, owner, &roles).await?)
+                    }
+                    None => None,
+                };
+                RightsOf::Key(key, owner)
             }
             Actor::System(_) => RightsOf::Host,
         };
@@ -215,12 +224,19 @@ impl Rights {
     pub(crate) fn hold(&self, wanted: PermissionSet, within: Within) -> Hold {
         match &self.of {
             RightsOf::Member(standing) => standing.hold(wanted, within, self.now),
-            RightsOf::Key(key) => {
+            RightsOf::Key(key, owner) => {
                 let missing = wanted.without(key.permissions);
-                if missing.is_empty() {
-                    key.expires_at.map_or(Hold::Forever, Hold::Until)
-                } else {
-                    Hold::Lacks(missing)
+                if !missing.is_empty() {
+                    return Hold::Lacks(missing);
+                }
+                // As a key is used: its owner's roles in single teams do not count.
+                let of_owner = |owner: &Standing| owner.hold(wanted, Within::Organization, self.now);
+                let by_owner = owner.as_ref().map_or(Hold::Forever, of_owner);
+                match (by_owner, key.expires_at) {
+                    (Hold::Lacks(missing), _) => Hold::Lacks(missing),
+                    (Hold::Until(end), Some(key_end)) => Hold::Until(end.min(key_end)),
+                    (Hold::Until(end), None) | (Hold::Forever, Some(end)) => Hold::Until(end),
+                    (Hold::Forever, None) => Hold::Forever,
                 }
             }
             RightsOf::Host => Hold::Forever,
@@ -273,7 +289,15 @@ async fn answer(
     let held = match question.subject {
         AccessSubject::User(user) => policy.known(tx, user, kept).await?.standing.permissions(question.within, now),
         AccessSubject::ApiKey(id) => match tx.load_api_key(id).await? {
-            Some(key) if key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end) => key.permissions,
+            Some(key) if key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end) => match key.owner {
+                Some(owner) => {
+                    // As a key is used: its owner's roles in single teams do not count.
+                    let standing = &policy.known(tx, owner, kept).await?.standing;
+                    let held = standing.permissions(Within::Organization, now);
+                    key.permissions.intersection(held)
+                }
+                None => key.permissions,
+            },
             Some(_) | None => PermissionSet::EMPTY,
         },
     };

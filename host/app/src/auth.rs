@@ -3,9 +3,11 @@
 use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Caller, SystemReason, SystemScope};
+use bulkhead_model::role::assignment::Within;
 use bulkhead_model::token::Token;
 use bulkhead_store::org::Org;
 
+use crate::access::known;
 use crate::{App, AppError};
 
 /// An organization as a path names it: `org_…` or its short name.
@@ -49,7 +51,8 @@ impl Identity {
 }
 
 impl App {
-    /// Checks a presented API key against its row, in the key's own organization.
+    /// Checks a presented API key against its row, in the key's own organization. A person's key holds what it was given as far as its owner
+    /// holds it now: what the owner loses, the key loses with the same commit.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`] for every kind of bad key, in the same words.
@@ -58,13 +61,15 @@ impl App {
         let scope = SystemScope::new(SystemReason::SignIn).for_org(token.org);
         let (key, org) = self
             .store()
-            .read(&scope, token.row, |tx, id| {
+            .read(&scope, (token.row, self.standings().clone(), self.ambient().now()), |tx, (id, kept, now)| {
                 Box::pin(async move {
-                    let key = tx.load_api_key(*id).await?;
-                    match key {
-                        Some(key) => Ok::<_, AppError>(Some((key, tx.require_org().await?))),
-                        None => Ok(None),
+                    let Some(mut key) = tx.load_api_key(*id).await? else { return Ok::<_, AppError>(None) };
+                    if let Some(owner) = key.owner {
+                        let standing = &known(tx, owner, kept).await?.standing;
+                        let held = standing.permissions(Within::Organization, *now);
+                        key.permissions = key.permissions.intersection(held);
                     }
+                    Ok(Some((key, tx.require_org().await?)))
                 })
             })
             .await?
