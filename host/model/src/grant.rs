@@ -137,6 +137,9 @@ impl Grants {
     ///
     /// # Errors
     /// The first problem found, with its place.
+    ///
+    /// # Panics
+    /// Never: a grant consists of text and moments.
     pub fn check(&self) -> Result<(), GrantError> {
         let within = |path: String, count: usize, count_max: usize| {
             if count > count_max {
@@ -162,6 +165,11 @@ impl Grants {
                     check_inject(&format!("{path}/inject"), &rule.inject, Some)?;
                 }
             }
+        }
+        // However it came: the parts are bounded one by one, and many large ones are more than a grant may be.
+        let bytes = serde_json::to_vec(self).expect("a grant is text and moments").len();
+        if bytes > GRANTS_BYTES_MAX {
+            return refuse("", format!("{bytes} bytes; at most {GRANTS_BYTES_MAX} are allowed"));
         }
         Ok(())
     }

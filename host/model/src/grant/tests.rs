@@ -233,6 +233,24 @@ fn the_largest_manifest_can_be_granted_as_it_asks() {
     assert!(layers.asks.iter().all(|view| view.effective == Share::Whole));
 }
 
+#[test]
+fn many_large_parts_are_more_than_a_grant_may_be() {
+    let path = |n: usize| format!("/{n}/{}", "x".repeat(PATH_BYTES_MAX - 8)).parse().expect("a path");
+    let large = Grant {
+        capability: CapabilityGrant::Http(HttpRule {
+            origins: vec![origin("https://example.com")],
+            methods: vec![Method::any()],
+            paths: (0..PATHS_MAX).map(path).collect(),
+        }),
+        expires_at: None,
+    };
+    let fits = GRANTS_BYTES_MAX / serde_json::to_vec(&large).expect("JSON").len();
+    assert!(fits < GRANTS_MAX, "the bound is one that can be reached");
+    assert_eq!(Grants { permissions: vec![large.clone(); fits] }.check(), Ok(()));
+    let error = Grants { permissions: vec![large; fits + 1] }.check().unwrap_err();
+    assert!(error.path.is_empty() && error.problem.contains("at most 262144"), "{error}");
+}
+
 /// Hosts at any port against any host at some ports: each pair has something else in common.
 #[test]
 fn wildcards_that_cross_are_too_complex_and_give_nothing() {
