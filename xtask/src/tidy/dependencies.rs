@@ -7,7 +7,7 @@ use super::Finding;
 use crate::tools;
 
 /// What a crate must not depend on, tests aside, and why. A name ending in `*` stands for all that begin so.
-const FORBIDDEN: [(&str, &[&str], &str); 9] = [
+const FORBIDDEN: [(&str, &[&str], &str); 10] = [
     (
         "bulkhead-model",
         &["bulkhead-*", "sqlx*", "wasmtime*", "axum*", "tower*", "hyper*", "tokio*", "fs4"],
@@ -17,6 +17,11 @@ const FORBIDDEN: [(&str, &[&str], &str); 9] = [
         "bulkhead-audit",
         &["bulkhead*", "sqlx*", "wasmtime*", "axum*", "tower*", "hyper*", "tokio*", "fs4"],
         "a stranger's verifier needs nothing of the host",
+    ),
+    (
+        "bulkhead-keys",
+        &["bulkhead*", "sqlx*", "wasmtime*", "axum*", "tower*", "hyper*", "tokio*", "fs4"],
+        "what is sealed can be judged without the host",
     ),
     (
         "bulkhead-store",
