@@ -83,14 +83,13 @@ create table installation_grant (
     foreign key (org_id, installation_id) references installation (org_id, id)
 );
 
--- AES-256-GCM, bound to this row by its associated data.
+-- Sealed (host/keys): bound to this row.
 create table secret (
     org_id           uuid not null references organization (id),
     id               uuid not null,
     installation_id  uuid not null,
     name             text collate "C" not null,
-    key_version      bigint not null,
-    ciphertext       bytea not null,
+    ciphertext       text collate "C" not null,
     created_at       timestamptz not null,
     updated_at       timestamptz not null,
     primary key (org_id, id),
@@ -132,7 +131,7 @@ create table hook (
     trigger_id   text collate "C" not null,
     secret_hash  bytea not null,
     -- The whole address, sealed like a secret, so that those who may manage the workflow can read it again.
-    ciphertext   bytea not null,
+    ciphertext   text collate "C" not null,
     created_at   timestamptz not null,
     expires_at   timestamptz,
     primary key (org_id, id),
@@ -609,9 +608,8 @@ create table audit_log (
     -- Roots of the tree's full subtrees, largest first, 32 bytes each.
     edge             bytea not null,
     verifier_key     text not null,
-    key_version      bigint not null,
     -- The signing key's seed, sealed.
-    signing_key      bytea not null,
+    signing_key      text collate "C" not null,
     checkpoint_size  bigint not null,
     checkpoint_at    timestamptz not null
 );

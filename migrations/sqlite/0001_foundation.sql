@@ -83,14 +83,13 @@ create table installation_grant (
     foreign key (org_id, installation_id) references installation (org_id, id)
 ) strict;
 
--- AES-256-GCM, bound to this row by its associated data.
+-- Sealed (host/keys): bound to this row.
 create table secret (
     org_id           blob not null references organization (id),
     id               blob not null,
     installation_id  blob not null,
     name             text not null,
-    key_version      integer not null,
-    ciphertext       blob not null,
+    ciphertext       text not null,
     created_at       integer not null,
     updated_at       integer not null,
     primary key (org_id, id),
@@ -132,7 +131,7 @@ create table hook (
     trigger_id   text not null,
     secret_hash  blob not null,
     -- The whole address, sealed like a secret, so that those who may manage the workflow can read it again.
-    ciphertext   blob not null,
+    ciphertext   text not null,
     created_at   integer not null,
     expires_at   integer,
     primary key (org_id, id),
@@ -517,9 +516,8 @@ create table audit_log (
     -- Roots of the tree's full subtrees, largest first, 32 bytes each.
     edge             blob not null,
     verifier_key     text not null,
-    key_version      integer not null,
     -- The signing key's seed, sealed.
-    signing_key      blob not null,
+    signing_key      text not null,
     checkpoint_size  integer not null,
     checkpoint_at    integer not null
 ) strict;

@@ -17,6 +17,7 @@ mod fairness;
 mod grants;
 mod guests;
 mod installations;
+mod keys;
 mod nodes;
 mod queue;
 mod quotas;

@@ -126,7 +126,7 @@ fn refuses_what_is_wrong(file: &Path, from: &Place, to: &Place) {
     assert!(text.contains("root.key") && text.contains("install -m 600"), "{text}");
     std::fs::create_dir_all(to.data_dir()).unwrap();
     let other_key = to.data_dir().join("root.key");
-    std::fs::write(&other_key, "ab".repeat(32)).unwrap();
+    std::fs::write(&other_key, "ab01".repeat(16)).unwrap();
     std::fs::set_permissions(&other_key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let text = refusal(&bulkhead(&["restore", "--in", name], to));
     assert!(text.contains("another root key"), "{text}");

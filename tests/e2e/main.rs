@@ -7,6 +7,7 @@ mod backup;
 mod bad_input;
 mod demo;
 mod github;
+mod keys;
 mod kill;
 mod nodes;
 mod operator;

@@ -71,6 +71,7 @@ impl Things {
             ("assignment", assignment),
             ("role_request", request),
             ("team", team),
+            ("key_rotation", id(&server.post(tenant, "key-rotations", &json!({ "level": "data" })).await.json(202))),
             ("dead_letter", server.dead_letter(tenant, run["run"].as_str().unwrap()).await),
             (
                 "task",
@@ -125,6 +126,7 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "request_role" => json!({ "role": "viewer", "reason": "to look at everything" }),
         "discard_dead_letter" | "approve_role_request" | "refuse_role_request" => json!({ "reason": "x" }),
         "create_team" | "rename_team" => json!({ "name": "Taken over" }),
+        "rotate_key" => json!({ "level": "organization" }),
         "check_access" => {
             json!({ "checks": [{ "subject": "user_00000000000000000000000001", "permission": "org.read" }] })
         }
@@ -254,6 +256,8 @@ async fn snapshot(server: &TestServer, tenant: &Tenant) -> Vec<Value> {
         "role-assignments",
         "role-requests",
         "teams",
+        "encryption-keys",
+        "key-rotations",
     ] {
         found.push(server.get(tenant, list).await.json(200));
     }

@@ -18,6 +18,7 @@ mod edge;
 mod hooks;
 mod input;
 mod isolation;
+mod keys;
 mod lists;
 mod members;
 mod mfa;

@@ -20,7 +20,13 @@ fn nothing_is_stored_in_the_clear_and_nothing_clear_is_taken() {
         let error = Envelope::parse(clear).map(drop).unwrap_err();
         assert!(matches!(error, KeyError::NotSealed | KeyError::UnknownFormat), "{clear}: {error}");
     }
-    let sealed = record::seal(&Key::new([1; 32]), KeyId::Data(1), &place(), Random { salt: [0; 16], nonce: [0; 12] }, b"hunter2");
+    let sealed = record::seal(
+        &Key::new([1; 32]),
+        KeyId::Data(1),
+        &place(),
+        Random { salt: [0; 16], nonce: [0; 12] },
+        b"hunter2",
+    );
     let sealed = sealed.unwrap();
     assert!(!sealed.contains("hunter2") && !sealed.contains(&URL_SAFE_NO_PAD.encode("hunter2")));
 }
@@ -30,7 +36,9 @@ fn nothing_is_stored_in_the_clear_and_nothing_clear_is_taken() {
 #[test]
 fn a_ciphertext_that_another_key_would_open_is_refused_by_its_commitment() {
     let (key, other) = (Key::new([1; 32]), Key::new([2; 32]));
-    let seal = |key: &Key, salt| record::seal(key, KeyId::Data(1), &place(), Random { salt, nonce: [3; 12] }, b"plain").unwrap();
+    let seal = |key: &Key, salt| {
+        record::seal(key, KeyId::Data(1), &place(), Random { salt, nonce: [3; 12] }, b"plain").unwrap()
+    };
     let (text, theirs) = (seal(&key, [7; 16]), seal(&other, [7; 16]));
     let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text.rsplit(':').next().unwrap()).unwrap();
     let (ours, theirs) = (bytes(&text), bytes(&theirs));

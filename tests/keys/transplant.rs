@@ -50,10 +50,15 @@ fn a_value_moved_to_another_row_column_table_or_organization_does_not_open() {
 #[test]
 fn a_wrapped_key_moved_elsewhere_does_not_open() {
     let context = |organization: &'static [u8], row: &'static [u8]| Context {
-        organization, table: "data_key", column: "wrapped", row, purpose: Purpose::DataKey,
+        organization,
+        table: "data_key",
+        column: "wrapped",
+        row,
+        purpose: Purpose::DataKey,
     };
     let wrapped = wrap::wrap(&key(), KeyId::Organization(1), &context(&[1], &[1]), [9; 16], &Key::new([0x33; 32]));
-    let unwrap = |by: &Key, context: &Context<'_>, text: &str| wrap::unwrap(by, context, &Envelope::parse(text)?).map(drop);
+    let unwrap =
+        |by: &Key, context: &Context<'_>, text: &str| wrap::unwrap(by, context, &Envelope::parse(text)?).map(drop);
     assert_eq!(unwrap(&key(), &context(&[1], &[1]), &wrapped), Ok(()));
     for (organization, row) in [(&[2][..], &[1][..]), (&[1], &[2]), (&[1], &[1, 1])] {
         assert_eq!(unwrap(&key(), &context(organization, row), &wrapped), Err(KeyError::DoesNotOpen));

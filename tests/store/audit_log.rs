@@ -55,7 +55,7 @@ on_both! {
         assert!(tx!(test.write, &scope, [log], |tx| tx.insert_audit_log(log).await).unwrap());
         let second = AuditLog { verifier_key: "another".to_owned(), ..log.clone() };
         assert!(!tx!(test.write, &scope, [second], |tx| tx.insert_audit_log(second).await).unwrap());
-        let longer = AuditLog { size: 3, edge: vec![log.last; 2], signing_key: vec![1], ..second.clone() };
+        let longer = AuditLog { size: 3, edge: vec![log.last; 2], signing_key: "another".to_owned(), ..second.clone() };
         let locked = tx!(test.write_locked, &scope, [longer], |tx| {
             tx.save_audit_log(longer).await?;
             tx.lock_audit_log().await

@@ -24,7 +24,7 @@ fn root() -> RootKey {
     RootKey::new([5; 32])
 }
 
-fn config(test: &TestStore) -> StoreConfig {
+pub(crate) fn config(test: &TestStore) -> StoreConfig {
     if test.store.is_postgres() {
         postgres_config(Some(app_url(test.database().url())), None)
     } else {

@@ -31,12 +31,15 @@ use serde_json::json;
 use crate::support::{JOBS, PEOPLE, Tenant, TestStore, ambient, sealed_audit};
 
 mod access;
+mod keys;
 
 /// Methods that name no row of a tenant's, or are the queue's and the operator's own (their scope is checked in
 /// `the_queues_own_methods_need_the_queues_scope`). May only shrink.
 const WITHOUT_ROWS: &[&str] = &[
     "admit_blocked_jobs",
     "list_audit_waiting_orgs",
+    "list_orgs_with_key_work",
+    "count_root_uses",
     "claim_jobs",
     "list_held_jobs",
     "list_ready_orgs",
@@ -112,6 +115,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_audit_entries(0, 9).await?));
         rows.push(format!("{:?}", tx.list_audit_checkpoints(0, 9).await?));
         rows.push(tenant.access.picture(tx).await?);
+        rows.push(crate::keys::KeyRows::picture(tx).await?);
         Ok(rows.join("\n"))
     })
     .unwrap()
@@ -191,8 +195,8 @@ on_both! {
         let scope = crate::support::scope(b);
         let key = a.run.id.to_string();
         let own = tx!(test.read, &a.scope(), [key], |tx| tx.load_live_job("advance_run", key).await).unwrap().unwrap();
-        let last = LiveJob { priority: i64::MAX, ..own };
-        tx!(test.read, &scope, [a, last], |tx| {
+        let (last, ambient) = (LiveJob { priority: i64::MAX, ..own }, test.ambient.clone());
+        tx!(test.read, &scope, [a, last, ambient], |tx| {
             let page = PageRequest::default();
             let (inst, wf, run) = (a.installation.id, a.workflow.id, a.run.id);
             assert!(tx.load_api_key(a.api_key.id).await?.is_none());
@@ -295,6 +299,7 @@ on_both! {
             assert!(tx.load_audit_checkpoint(9).await?.is_none());
             assert!(tx.list_audit_checkpoints(0, 9).await?.is_empty());
             a.access.is_not_there(tx).await?;
+            a.keys.is_not_there(tx, ambient).await?;
             assert_eq!(tx.require_org().await?.slug.as_str(), "b");
             Ok(())
         })
@@ -423,6 +428,7 @@ on_both! {
             let opening = tx.record_audit_opening(&a.audit, ambient).await?;
             tx.insert_audit_entry(&sealed_audit(0, opening.id)).await?;
             a.access.insert_beside(tx, ambient).await?;
+            a.keys.insert_beside(tx, ambient).await?;
             tx.record_audit(&a.audit, ambient).await
         })
         .unwrap();
@@ -664,6 +670,9 @@ on_both! {
                     refused!($scope, [now], |tx| tx.free_stuck_jobs(*now).await);
                     refused!($scope, [], |tx| tx.list_orgs_without_pruning(None, 9).await);
                     refused!($scope, [], |tx| tx.list_nodes().await);
+                    refused!($scope, [now], |tx| {
+                        tx.list_orgs_with_key_work(bulkhead_store::seal::RootKey::new([1; 32]).id(), *now, None, 9).await
+                    });
                     refused!($scope, [], |tx| tx.load_shared_clock().await);
                     refused!($scope, [worker], |tx| tx.update_node(*worker, true, 0).await);
                     refused!($scope, [a], |tx| tx.list_grant_versions(&[(a.org, a.installation.id)]).await);
@@ -684,7 +693,8 @@ on_both! {
 
 #[test]
 fn every_method_is_tried_from_another_organization() {
-    let tried = [include_str!("isolation.rs"), include_str!("isolation/access.rs")].concat();
+    let tried =
+        [include_str!("isolation.rs"), include_str!("isolation/access.rs"), include_str!("isolation/keys.rs")].concat();
     let methods: BTreeSet<&str> = STATEMENT_SOURCES
         .iter()
         .flat_map(|(_, text)| text.split("pub async fn ").skip(1))

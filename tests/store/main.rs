@@ -16,6 +16,7 @@ mod directory;
 mod faults;
 mod isolation;
 mod jobs;
+mod keys;
 mod mfa;
 mod nodes;
 mod nouns;

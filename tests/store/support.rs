@@ -59,6 +59,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use sqlx::Connection as _;
 
+use crate::keys::KeyRows;
 use crate::roles::AccessRows;
 
 /// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
@@ -141,7 +142,8 @@ pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
     let server = server_or_skip()?;
     let text = concat!(
         include_str!("../../migrations/postgres/0001_foundation.sql"),
-        include_str!("../../migrations/postgres/0002_identity.sql")
+        include_str!("../../migrations/postgres/0002_identity.sql"),
+        include_str!("../../migrations/postgres/0003_keys.sql")
     );
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
@@ -295,6 +297,7 @@ pub(crate) struct Tenant {
     pub(crate) person: Person,
     pub(crate) invitation: Invitation,
     pub(crate) access: AccessRows,
+    pub(crate) keys: KeyRows,
 }
 
 /// A person with one row at least in each table of people.
@@ -450,8 +453,7 @@ impl Tenant {
                 id: SecretId::new(ambient),
                 installation: installation.id,
                 name: "bot_token".parse().unwrap(),
-                key_version: 1,
-                ciphertext: vec![1, 2, 3],
+                ciphertext: "enc:v1:d1:AQID".to_owned(),
                 created_at: now,
                 updated_at: now,
             },
@@ -460,7 +462,7 @@ impl Tenant {
                 workflow: workflow.id,
                 trigger: "incoming".to_owned(),
                 secret_hash: SecretHash(ambient.random()),
-                ciphertext: vec![9; 40],
+                ciphertext: "enc:v1:d1:CQkJ".to_owned(),
                 created_at: now,
                 expires_at: None,
             },
@@ -488,6 +490,7 @@ impl Tenant {
             version: version(1, now),
             history: history(now),
             access: AccessRows::new(ambient, person.user.id),
+            keys: KeyRows::new(ambient),
             plugin,
             installation,
             workflow,
@@ -546,6 +549,7 @@ impl Tenant {
         tx.record_dead_letter(&self.dead_letter, ambient).await?;
         tx.insert_dead_letter_task(&self.dead_letter_task).await?;
         tx.save_mfa_policy(MfaPolicy::All, ambient.now()).await?;
+        self.keys.insert(tx, ambient).await?;
         Ok(())
     }
 }
@@ -776,8 +780,7 @@ pub(crate) fn audit_log(now: Timestamp) -> AuditLog {
         last: Hash::of(&[b"last"]),
         edge: vec![Hash::of(&[b"last"])],
         verifier_key: "key".to_owned(),
-        key_version: 1,
-        signing_key: vec![7; 60],
+        signing_key: "enc:v1:d1:BwcH".to_owned(),
         checkpoint_size: 1,
         checkpoint_at: now,
     }

@@ -23,7 +23,7 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor as ModelActor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::audit_log::{AuditLog, SealedAudit, WaitingAudit};
-use bulkhead_store::seal::{KEY_VERSION, Place, Sealer};
+use bulkhead_store::seal::{Place, Sealer};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -84,10 +84,8 @@ fn corrupt(what: &'static str, why: impl std::fmt::Display) -> StoreError {
     StoreError::Corrupt { what, why: why.to_string() }
 }
 
-fn signer(log: &AuditLog, org: OrgId, sealer: &Sealer) -> Result<SignerKey, StoreError> {
-    let seed = sealer
-        .open(&place(org), log.key_version, &log.signing_key)
-        .map_err(|error| corrupt("the audit log's signing key", error))?;
+async fn signer(tx: &mut Tx, log: &AuditLog, org: OrgId, sealer: &Sealer) -> Result<SignerKey, StoreError> {
+    let seed = tx.open_sealed(sealer, &place(org), &log.signing_key).await?;
     let seed: &[u8; 32] =
         seed.as_slice().try_into().map_err(|_| corrupt("the audit log's signing key", "not 32 bytes"))?;
     SignerKey::from_seed(&origin(&token_of(org)), seed).map_err(|error| corrupt("the audit log's signing key", error))
@@ -168,7 +166,7 @@ async fn open(
     ambient: &Ambient,
 ) -> Result<(AuditLog, SignerKey, Chain), StoreError> {
     if let Some(log) = tx.lock_audit_log().await? {
-        let (key, chain) = (signer(&log, org, sealer)?, chain(&log, org)?);
+        let (key, chain) = (signer(tx, &log, org, sealer).await?, chain(&log, org)?);
         return Ok((log, key, chain));
     }
     let seed = Zeroizing::new(ambient.random::<32>());
@@ -180,15 +178,14 @@ async fn open(
         last: genesis(&token_of(org)),
         edge: Vec::new(),
         verifier_key: verifier_key.clone(),
-        key_version: KEY_VERSION,
-        signing_key: sealer.seal(&place(org), &*seed),
+        signing_key: tx.seal(sealer, &place(org), &*seed).await?,
         checkpoint_size: 0,
         checkpoint_at: ambient.now(),
     };
     if !tx.insert_audit_log(&log).await? {
         // Another node was first.
         let log = tx.lock_audit_log().await?.ok_or_else(|| corrupt("the audit log", "it is and is not there"))?;
-        let (key, chain) = (signer(&log, org, sealer)?, chain(&log, org)?);
+        let (key, chain) = (signer(tx, &log, org, sealer).await?, chain(&log, org)?);
         return Ok((log, key, chain));
     }
     let event = AuditEvent {
@@ -461,14 +458,17 @@ impl App {
             })
             .await?;
         self.seal_audit_log(org, true).await?;
-        let (span, log) = self
+        let (span, key) = self
             .store()
-            .read(scope, (org, first, since), |tx, (org, first, since)| {
-                Box::pin(async move { span(tx, *org, *first, *since).await })
+            .read(scope, (org, first, since, self.sealer().clone()), |tx, (org, first, since, sealer)| {
+                Box::pin(async move {
+                    let Some((span, log)) = span(tx, *org, *first, *since).await? else { return Ok(None) };
+                    let key = signer(tx, &log, *org, sealer).await?;
+                    Ok::<_, StoreError>(Some((span, key)))
+                })
             })
             .await?
             .ok_or(AppError::NotFound { what: "audit entry" })?;
-        let key = signer(&log, org, self.sealer())?;
         let (mut writer, mut text) = Writer::begin(span.header);
         let mut next = span.first;
         for (size, note) in span.checkpoints {

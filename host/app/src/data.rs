@@ -12,6 +12,8 @@ pub use bulkhead_store::event::Event;
 pub use bulkhead_store::installation::{Installation, InstallationState};
 pub use bulkhead_store::invitation::Invitation;
 pub use bulkhead_store::job::Job;
+pub use bulkhead_store::key::StoredKey;
+pub use bulkhead_store::key::rotation::KeyRotation;
 pub use bulkhead_store::member::{Member, Membership};
 pub use bulkhead_store::org::Org;
 pub use bulkhead_store::page::{PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Page, PageRequest};

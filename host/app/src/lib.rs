@@ -31,6 +31,7 @@ pub mod hook;
 mod in_flight;
 pub mod installation;
 pub mod job;
+pub mod key;
 mod live;
 pub mod mail;
 pub mod member;

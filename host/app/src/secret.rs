@@ -13,7 +13,7 @@ use bulkhead_runtime::{SecretError, SecretSource};
 use bulkhead_store::StoreError;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::installation::Installation;
-use bulkhead_store::seal::{KEY_VERSION, Place, SealError};
+use bulkhead_store::seal::Place;
 use bulkhead_store::secret::Secret;
 use futures_util::future::BoxFuture;
 use serde_json::json;
@@ -103,8 +103,7 @@ impl App {
                             id,
                             installation: *installation,
                             name: name.clone(),
-                            key_version: KEY_VERSION,
-                            ciphertext: sealer.seal(&place(tx.org()?, id), value.as_bytes()),
+                            ciphertext: tx.seal(sealer, &place(tx.org()?, id), value.as_bytes()).await?,
                             created_at: known.as_ref().map_or(now, |known| known.created_at),
                             updated_at: now,
                         };
@@ -221,13 +220,11 @@ struct Source {
     installation: InstallationId,
 }
 
-/// A stored value does not open or is no text.
+/// A stored value cannot be read, does not open or is no text.
 #[derive(Debug, thiserror::Error)]
 enum OpenError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("a stored secret does not open")]
-    Sealed(#[from] SealError),
     #[error("a stored secret is no text")]
     NotText,
 }
@@ -238,14 +235,17 @@ async fn open(
     installation: InstallationId,
     name: SecretName,
 ) -> Result<Option<Zeroizing<String>>, OpenError> {
-    let stored = app
+    let opened = app
         .store()
-        .read(&scope, (installation, name), |tx, (installation, name)| {
-            Box::pin(async move { tx.load_secret(*installation, name).await })
+        .read(&scope, (installation, name, app.sealer().clone()), |tx, (installation, name, sealer)| {
+            Box::pin(async move {
+                let Some(secret) = tx.load_secret(*installation, name).await? else { return Ok(None) };
+                let place = place(tx.org()?, secret.id);
+                Ok::<_, StoreError>(Some(tx.open_sealed(sealer, &place, &secret.ciphertext).await?))
+            })
         })
         .await?;
-    let Some(secret) = stored else { return Ok(None) };
-    let plain = app.sealer().open(&place(scope.org(), secret.id), secret.key_version, &secret.ciphertext)?;
+    let Some(plain) = opened else { return Ok(None) };
     let text = std::str::from_utf8(&plain).map_err(|_| OpenError::NotText)?;
     Ok(Some(Zeroizing::new(text.to_owned())))
 }

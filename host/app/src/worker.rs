@@ -419,11 +419,15 @@ impl Worker {
                 tracing::debug!(job = %job.lease.job, %workflow, %trigger, ?left, "left a job");
             }
             // It may be what kills its worker; it is made anew some minutes later.
-            Ok(JobPayload::PruneHistory) if job.lease.attempt > job.attempts_max => {
+            Ok(JobPayload::PruneHistory | JobPayload::TendKeys) if job.lease.attempt > job.attempts_max => {
                 self.bury(&job, "exhausted", "its worker died at every attempt".to_owned()).await;
             }
             Ok(JobPayload::PruneHistory) => {
                 let left = self.app.prune_history(&job.lease, &leash).await;
+                tracing::debug!(job = %job.lease.job, ?left, "left a job");
+            }
+            Ok(JobPayload::TendKeys) => {
+                let left = self.app.tend_keys(&job.lease, &leash).await;
                 tracing::debug!(job = %job.lease.job, ?left, "left a job");
             }
             Ok(JobPayload::WorkDeadLetters { task }) => {

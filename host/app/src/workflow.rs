@@ -12,7 +12,7 @@ use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::breaker::BreakerState;
 use bulkhead_store::hook::Hook;
 use bulkhead_store::page::{Page, PageRequest};
-use bulkhead_store::seal::{KEY_VERSION, Place};
+use bulkhead_store::seal::{Place, Sealer};
 use bulkhead_store::workflow::{Workflow, WorkflowVersion, WorkflowVersionSummary};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
@@ -66,6 +66,36 @@ pub struct SaveWorkflow {
     /// JSON text; it is kept byte for byte.
     pub definition: String,
     pub summary: String,
+}
+
+/// A webhook's address that is not stored yet: its row, and what the row will hold sealed.
+#[derive(Clone)]
+struct NewHook {
+    hook: Hook,
+    token: String,
+}
+
+impl NewHook {
+    fn shown(self) -> HookAddress {
+        HookAddress { trigger: self.hook.trigger, token: self.token }
+    }
+}
+
+fn hook_place(org: OrgId, row: HookId) -> Place<'static> {
+    Place { table: "hook", column: "ciphertext", org, row: row.uuid() }
+}
+
+async fn insert_hook(tx: &mut Tx, sealer: &Sealer, new: &NewHook) -> Result<(), StoreError> {
+    let place = hook_place(tx.org()?, new.hook.id);
+    let ciphertext = tx.seal(sealer, &place, new.token.as_bytes()).await?;
+    tx.insert_hook(&Hook { ciphertext, ..new.hook.clone() }).await
+}
+
+async fn reveal_hook(tx: &mut Tx, sealer: &Sealer, hook: &Hook) -> Result<HookAddress, StoreError> {
+    let plain = tx.open_sealed(sealer, &hook_place(tx.org()?, hook.id), &hook.ciphertext).await?;
+    let token =
+        String::from_utf8(plain.to_vec()).map_err(|_| StoreError::Corrupt { what: "hook", why: "not text".into() })?;
+    Ok(HookAddress { trigger: hook.trigger.clone(), token })
 }
 
 struct Checked {
@@ -166,42 +196,58 @@ fn sort_missing(problems: Vec<Problem>, active: bool, notes: &mut Vec<Note>) -> 
 }
 
 impl App {
-    fn new_hook(&self, org: OrgId, workflow: WorkflowId, trigger: &str) -> Hook {
+    fn new_hook(&self, org: OrgId, workflow: WorkflowId, trigger: &str) -> NewHook {
         let id = HookId::new(self.ambient());
         let token = Token::<HookId>::generate(org, id, self.ambient());
-        let place = Place { table: "hook", column: "ciphertext", org, row: id.uuid() };
-        Hook {
+        let hook = Hook {
             id,
             workflow,
             trigger: trigger.to_owned(),
             secret_hash: SecretHash::of(&token.secret),
-            ciphertext: self.sealer().seal(&place, token.reveal().as_bytes()),
+            // Sealed by the transaction that stores it.
+            ciphertext: String::new(),
             created_at: self.ambient().now(),
             expires_at: None,
-        }
+        };
+        NewHook { hook, token: token.reveal().to_owned() }
     }
 
-    fn reveal_hook(&self, org: OrgId, hook: &Hook) -> Result<HookAddress, AppError> {
-        let place = Place { table: "hook", column: "ciphertext", org, row: hook.id.uuid() };
-        let plain = self
-            .sealer()
-            .open(&place, KEY_VERSION, &hook.ciphertext)
-            .map_err(|error| AppError::Store(StoreError::Corrupt { what: "hook", why: error.to_string() }))?;
-        let token = String::from_utf8(plain.to_vec())
-            .map_err(|_| AppError::Store(StoreError::Corrupt { what: "hook", why: "not text".into() }))?;
-        Ok(HookAddress { trigger: hook.trigger.clone(), token })
-    }
-
-    /// Addresses for a caller who may activate, none for others: whoever knows one may start runs.
-    fn hooks_shown(&self, caller: &Caller, org: OrgId, hooks: &[Hook]) -> Result<Vec<HookAddress>, AppError> {
+    /// Addresses for a caller who may activate, none for others: whoever knows one may start runs. Those in the store come first.
+    async fn hooks_shown(
+        &self,
+        caller: &Caller,
+        scope: &OrgScope,
+        present: Vec<Hook>,
+        new: Vec<NewHook>,
+    ) -> Result<Vec<HookAddress>, AppError> {
         if !caller.permissions().contains(Permission::WorkflowsActivate) {
             return Ok(Vec::new());
         }
-        hooks.iter().map(|hook| self.reveal_hook(org, hook)).collect()
+        let mut shown = Vec::with_capacity(present.len() + new.len());
+        if !present.is_empty() {
+            let opened = self.store().read(scope, (present, self.sealer().clone()), |tx, (present, sealer)| {
+                Box::pin(async move {
+                    let mut shown = Vec::with_capacity(present.len());
+                    for hook in present {
+                        shown.push(reveal_hook(tx, sealer, hook).await?);
+                    }
+                    Ok::<_, StoreError>(shown)
+                })
+            });
+            shown.extend(opened.await?);
+        }
+        shown.extend(new.into_iter().map(NewHook::shown));
+        Ok(shown)
     }
 
     /// New addresses for webhook triggers that have none.
-    fn missing_hooks(&self, org: OrgId, workflow: WorkflowId, definition: &Definition, present: &[Hook]) -> Vec<Hook> {
+    fn missing_hooks(
+        &self,
+        org: OrgId,
+        workflow: WorkflowId,
+        definition: &Definition,
+        present: &[Hook],
+    ) -> Vec<NewHook> {
         definition
             .triggers
             .iter()
@@ -253,11 +299,12 @@ impl App {
             hooks.clone(),
             Arc::new(checked.definition),
             event,
+            self.sealer().clone(),
             self.ambient().clone(),
         );
         let problems = self
             .store()
-            .write(&scope, args, |tx, (workflow, version, hooks, definition, event, ambient)| {
+            .write(&scope, args, |tx, (workflow, version, hooks, definition, event, sealer, ambient)| {
                 Box::pin(async move {
                     let problems = missing_uses(tx, definition).await?;
                     sort_missing(problems.clone(), false, &mut Vec::new())?;
@@ -268,7 +315,7 @@ impl App {
                     }
                     tx.insert_workflow_version(workflow.id, version).await?;
                     for hook in hooks {
-                        tx.insert_hook(hook).await?;
+                        insert_hook(tx, sealer, hook).await?;
                     }
                     tx.record_audit(event, ambient).await?;
                     Ok(problems)
@@ -277,7 +324,7 @@ impl App {
             .await?;
         let mut notes = checked.notes;
         sort_missing(problems, false, &mut notes)?;
-        let hooks = self.hooks_shown(caller, org, &hooks)?;
+        let hooks = self.hooks_shown(caller, &scope, Vec::new(), hooks).await?;
         Ok(WorkflowDetail { workflow, version, hooks, notes, breakers: Vec::new() })
     }
 
@@ -309,11 +356,12 @@ impl App {
             author,
             actor,
             now,
+            self.sealer().clone(),
             self.ambient().clone(),
         );
         let (workflow, version, problems) = self
             .store()
-            .write(&scope, args, |tx, (id, seen, save, definition, hooks, author, actor, now, ambient)| {
+            .write(&scope, args, |tx, (id, seen, save, definition, hooks, author, actor, now, sealer, ambient)| {
                 Box::pin(async move {
                     let before = tx.require_workflow(*id).await?;
                     if before.revision != *seen {
@@ -337,7 +385,7 @@ impl App {
                     };
                     tx.insert_workflow_version(*id, &version).await?;
                     for hook in hooks {
-                        tx.insert_hook(hook).await?;
+                        insert_hook(tx, sealer, hook).await?;
                     }
                     let next = Workflow {
                         name: definition.name.clone(),
@@ -367,8 +415,7 @@ impl App {
             .await?;
         let mut notes = checked.notes;
         sort_missing(problems, workflow.active, &mut notes)?;
-        let hooks = present.into_iter().chain(new_hooks).collect::<Vec<_>>();
-        let hooks = self.hooks_shown(caller, org, &hooks)?;
+        let hooks = self.hooks_shown(caller, &scope, present, new_hooks).await?;
         Ok(WorkflowDetail { workflow, version, hooks, notes, breakers: breakers_shown(caller, breakers) })
     }
 
@@ -449,7 +496,7 @@ impl App {
                 })
             })
             .await?;
-        let hooks = self.hooks_shown(caller, org, &hooks)?;
+        let hooks = self.hooks_shown(caller, &scope, hooks, Vec::new()).await?;
         Ok(WorkflowDetail { workflow, version, hooks, notes: Vec::new(), breakers: breakers_shown(caller, breakers) })
     }
 
@@ -569,19 +616,19 @@ impl App {
             detail: json!({ "trigger": trigger, "grace_s": grace.as_secs() }),
         };
         let ends_at = self.ambient().now().plus(grace);
-        let args = (id, hook.clone(), ends_at, event, self.ambient().clone());
+        let args = (id, hook.clone(), ends_at, event, self.sealer().clone(), self.ambient().clone());
         self.store()
-            .write(&scope, args, |tx, (id, hook, ends_at, event, ambient)| {
+            .write(&scope, args, |tx, (id, hook, ends_at, event, sealer, ambient)| {
                 Box::pin(async move {
                     tx.require_workflow(*id).await?;
-                    if tx.expire_hooks(*id, &hook.trigger, *ends_at).await? == 0 {
+                    if tx.expire_hooks(*id, &hook.hook.trigger, *ends_at).await? == 0 {
                         return Err(AppError::NotFound { what: "webhook trigger" });
                     }
-                    tx.insert_hook(hook).await?;
+                    insert_hook(tx, sealer, hook).await?;
                     Ok(tx.record_audit(event, ambient).await?)
                 })
             })
             .await?;
-        self.reveal_hook(org, &hook)
+        Ok(hook.shown())
     }
 }

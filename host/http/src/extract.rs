@@ -8,8 +8,8 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Request};
 use bulkhead_app::AppError;
 use bulkhead_model::id::{
-    ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, InstallationId, InvitationId, PluginId,
-    RoleId, RoleRequestId, RunId, SessionId, TeamId, UserId, WorkflowId,
+    ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, InstallationId, InvitationId,
+    KeyRotationId, PluginId, RoleId, RoleRequestId, RunId, SessionId, TeamId, UserId, WorkflowId,
 };
 use bulkhead_model::name::SecretName;
 use bulkhead_model::workflow::{StepId, TriggerId};
@@ -207,6 +207,7 @@ path_parts! {
     WorkflowId = "workflow", "workflow";
     DeadLetterId = "dead_letter", "dead letter";
     DeadLetterTaskId = "task", "task";
+    KeyRotationId = "key_rotation", "key rotation";
     RunId = "run", "run";
     SessionId = "session", "session";
     DeviceId = "device", "device";

@@ -35,6 +35,7 @@ mod hook;
 mod installation;
 mod job;
 mod json;
+mod key;
 mod member;
 mod mfa;
 mod openapi;
@@ -209,6 +210,10 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::RetentionWrite, routes!(retention::replace_retention)))
         .routes(guarded(Permission::OrgRead, routes!(retention::preview_retention)))
         .routes(guarded(Permission::JobsRead, routes!(queue::show_queue)))
+        .routes(guarded(Permission::EncryptionRead, routes!(key::show_keys)))
+        .routes(guarded(Permission::EncryptionRotate, routes!(key::rotate_key)))
+        .routes(guarded(Permission::EncryptionRead, routes!(key::list_key_rotations)))
+        .routes(guarded(Permission::EncryptionRead, routes!(key::show_key_rotation)))
 }
 
 fn access_routes() -> OpenApiRouter<HttpState> {

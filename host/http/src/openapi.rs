@@ -167,6 +167,7 @@ fn path_parameters(path: &str) -> impl Iterator<Item = Value> + '_ {
             "step" => "A step's id in the definition.",
             "dead_letter" => "A dead letter's id (`dl_…`).",
             "task" => "A task's id (`dlt_…`).",
+            "key_rotation" => "A key rotation's id (`krot_…`).",
             "role" => "A role's id (`role_…`).",
             "assignment" => "A role assignment's id (`asg_…`).",
             "role_request" => "A role request's id (`rreq_…`).",

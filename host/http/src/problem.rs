@@ -228,9 +228,11 @@ impl From<StoreError> for Problem {
                 Self::new(Kind::Conflict, "another request changed the same thing: read it again")
             }
             StoreError::Contended(_) | StoreError::Unavailable(_) | StoreError::TimedOut => Self::unavailable(&error),
-            StoreError::LostLease | StoreError::Corrupt { .. } | StoreError::Misuse(_) | StoreError::Refused(_) => {
-                Self::internal(&error)
-            }
+            StoreError::LostLease
+            | StoreError::Corrupt { .. }
+            | StoreError::Keys(_)
+            | StoreError::Misuse(_)
+            | StoreError::Refused(_) => Self::internal(&error),
         }
     }
 }

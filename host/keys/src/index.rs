@@ -29,7 +29,8 @@ impl FieldIndex {
             ("column", column.as_bytes()),
         ]);
         let mut derived = [0; KEY_BYTES];
-        hkdf_sha256(b"bulkhead blind index v1", key.bytes(), &place, &mut derived).expect("32 bytes are within HKDF's output");
+        hkdf_sha256(b"bulkhead blind index v1", key.bytes(), &place, &mut derived)
+            .expect("32 bytes are within HKDF's output");
         Self(Key::new(derived))
     }
 
@@ -54,7 +55,9 @@ mod tests {
     #[test]
     fn equal_values_meet_only_within_one_field_of_one_organization() {
         let key = Key::new([3; 32]);
-        let index = |key: &Key, org: u8, table: &str, column: &str| FieldIndex::new(key, &[org], table, column).entry("ada@example.com");
+        let index = |key: &Key, org: u8, table: &str, column: &str| {
+            FieldIndex::new(key, &[org], table, column).entry("ada@example.com")
+        };
         let here = index(&key, 1, "contact", "email");
         assert_eq!(here, index(&key, 1, "contact", "email"));
         let elsewhere = [
@@ -74,7 +77,9 @@ mod tests {
     fn an_entry_says_nothing_to_whoever_lacks_the_key() {
         use sha2::Digest as _;
         let entry = FieldIndex::new(&Key::new([3; 32]), &[1], "contact", "email").entry("1");
-        for guessed in [Sha256::digest(b"1").to_vec(), hmac_sha256(&[], b"1").to_vec(), hmac_sha256(&[0; 32], b"1").to_vec()] {
+        for guessed in
+            [Sha256::digest(b"1").to_vec(), hmac_sha256(&[], b"1").to_vec(), hmac_sha256(&[0; 32], b"1").to_vec()]
+        {
             assert_ne!(entry.to_vec(), guessed);
         }
     }

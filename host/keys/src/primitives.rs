@@ -47,7 +47,9 @@ pub fn gcm_open(
     let opened = match buffer.split_last_chunk_mut::<TAG_BYTES>() {
         Some((body, tag)) => {
             let (cipher, tag) = (Aes256Gcm::new(key.into()), Tag::from(*tag));
-            cipher.decrypt_inout_detached(&Nonce::from(*nonce), data, body.into(), &tag).map_err(|_| KeyError::DoesNotOpen)
+            cipher
+                .decrypt_inout_detached(&Nonce::from(*nonce), data, body.into(), &tag)
+                .map_err(|_| KeyError::DoesNotOpen)
         }
         None => Err(KeyError::DoesNotOpen),
     };

@@ -27,7 +27,8 @@ pub(crate) struct Derived {
 /// Derives an envelope's key. The place is part of it, so that even the key belongs to one place; the commitment is of both.
 pub(crate) fn derive(key: &Key, algorithm: Algorithm, salt: &[u8; SALT_BYTES], place: &[u8]) -> Derived {
     let mut derived = Derived { key: Zeroizing::new([0; KEY_BYTES]), commitment: [0; COMMITMENT_BYTES] };
-    let labels = [(&b"bulkhead enc:v1 encrypt"[..], &mut *derived.key), (b"bulkhead enc:v1 commit", &mut derived.commitment)];
+    let labels =
+        [(&b"bulkhead enc:v1 encrypt"[..], &mut *derived.key), (b"bulkhead enc:v1 commit", &mut derived.commitment)];
     for (label, out) in labels {
         let info = [label, &[0, algorithm.byte()], place].concat();
         hkdf_sha256(salt, key.bytes(), &info, out).expect("32 bytes are within HKDF's output");

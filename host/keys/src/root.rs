@@ -84,6 +84,10 @@ pub trait RootProvider: fmt::Debug + Send + Sync {
     /// The root key that wraps what is wrapped now.
     fn current(&self) -> RootId;
 
+    /// What seals values that belong to people rather than to an organization: a key of the first root key's, which stays, and that
+    /// root key's id.
+    fn people(&self) -> (RootId, Key);
+
     /// Whether this one can be used.
     fn knows(&self, id: RootId) -> bool;
 
@@ -110,7 +114,9 @@ pub enum RootKeysError {
     #[error("line {line} is all one byte, which is no key")]
     Constant { line: usize },
     /// The first key is what everything else is derived from: it is used from the start, and stays.
-    #[error("the first root key cannot wait as `next`, and cannot be taken away: more than organization keys depends on it")]
+    #[error(
+        "the first root key cannot wait as `next`, and cannot be taken away: more than organization keys depends on it"
+    )]
     First,
     #[error("there is no root key {0}")]
     Unknown(RootId),
@@ -210,10 +216,14 @@ impl RootKeys {
     #[must_use]
     pub fn standings(&self) -> Vec<(RootId, RootStanding)> {
         let active = self.active().id();
-        let standing = |id, next| match next {
-            true => RootStanding::Next,
-            false if id == active => RootStanding::Active,
-            false => RootStanding::DecryptOnly,
+        let standing = |id, next| {
+            if next {
+                RootStanding::Next
+            } else if id == active {
+                RootStanding::Active
+            } else {
+                RootStanding::DecryptOnly
+            }
         };
         self.keys.iter().map(|(key, next)| (key.id(), standing(key.id(), *next))).collect()
     }
@@ -271,6 +281,10 @@ impl RootProvider for RootKeys {
         self.active().id()
     }
 
+    fn people(&self) -> (RootId, Key) {
+        (self.base().id(), Key::new(self.base().derive("values of people v1")))
+    }
+
     fn knows(&self, id: RootId) -> bool {
         self.keys.iter().any(|(key, _)| key.id() == id)
     }
@@ -303,7 +317,13 @@ mod tests {
     }
 
     fn place() -> Context<'static> {
-        Context { organization: &[1; 16], table: "org_key", column: "wrapped", row: &[1], purpose: Purpose::OrganizationKey }
+        Context {
+            organization: &[1; 16],
+            table: "org_key",
+            column: "wrapped",
+            row: &[1],
+            purpose: Purpose::OrganizationKey,
+        }
     }
 
     #[test]
@@ -311,7 +331,11 @@ mod tests {
         let one = RootKeys::parse(&text(1)).unwrap();
         let two = one.with_next(key(9)).unwrap();
         let wrapped = two.wrap(&place(), [0; 16], &Key::new([5; 32]));
-        assert_eq!(Envelope::parse(&wrapped).unwrap().kid(), KeyId::Root(one.current()), "the next one does not wrap yet");
+        assert_eq!(
+            Envelope::parse(&wrapped).unwrap().kid(),
+            KeyId::Root(one.current()),
+            "the next one does not wrap yet"
+        );
         let used = two.with_next_in_use().unwrap();
         let newer = used.wrap(&place(), [0; 16], &Key::new([5; 32]));
         let newer = Envelope::parse(&newer).unwrap();

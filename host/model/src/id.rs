@@ -165,6 +165,8 @@ ids! {
     DeadLetterId = "dl";
     /// The resuming or discarding of many of them.
     DeadLetterTaskId = "dlt";
+    /// A key's taking another's place, with what follows it.
+    KeyRotationId = "krot";
     /// A person.
     UserId = "user";
     /// A person's signed-in browser.

@@ -20,6 +20,8 @@ pub enum JobPayload {
     PruneHistory,
     /// Resumes or discards many dead letters, batch by batch.
     WorkDeadLetters { task: DeadLetterTaskId },
+    /// Replaces the organization's keys that are due, and puts what was under the old ones under the new ones.
+    TendKeys,
 }
 
 impl JobPayload {
@@ -30,6 +32,7 @@ impl JobPayload {
             Self::FireSchedule { .. } => "fire_schedule",
             Self::PruneHistory => "prune_history",
             Self::WorkDeadLetters { .. } => "work_dead_letters",
+            Self::TendKeys => "tend_keys",
         }
     }
 
@@ -40,7 +43,8 @@ impl JobPayload {
     }
 
     /// Every kind, as [`kind`](Self::kind) names it.
-    pub const KINDS: &'static [&'static str] = &["advance_run", "fire_schedule", "prune_history", "work_dead_letters"];
+    pub const KINDS: &'static [&'static str] =
+        &["advance_run", "fire_schedule", "prune_history", "work_dead_letters", "tend_keys"];
 
     #[must_use]
     pub fn lane(&self) -> Lane {
@@ -48,7 +52,7 @@ impl JobPayload {
             Self::AdvanceRun { .. } => Lane::Interactive,
             // A moment's work, which a crowd of runs must not delay.
             Self::FireSchedule { .. } => Lane::System,
-            Self::PruneHistory | Self::WorkDeadLetters { .. } => Lane::Bulk,
+            Self::PruneHistory | Self::WorkDeadLetters { .. } | Self::TendKeys => Lane::Bulk,
         }
     }
 }

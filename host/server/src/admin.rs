@@ -1,6 +1,8 @@
 //! `bulkhead admin`: what the operator does on the database itself. With SQLite the server must not be running, except for `queue`, which
 //! only looks.
 
+mod keys;
+
 use std::collections::BTreeSet;
 use std::process::ExitCode;
 
@@ -115,6 +117,9 @@ pub(crate) enum Command {
     DisableUser { email: String },
     /// Let a person in again who was shut out
     EnableUser { email: String },
+    /// Encryption keys: what they wrap, and rotations
+    #[command(subcommand)]
+    Keys(keys::Command),
     /// Make an API key; its text is shown once
     #[command(after_help = "Examples:\n  bulkhead admin create-key acme --name laptop\n  \
         bulkhead admin create-key acme --name reader --permission runs.read --permission audit.read --days 30")]
@@ -150,6 +155,10 @@ pub(crate) async fn run(config: Config, command: Command) -> Result<ExitCode> {
     if let Command::Queue { json } = command {
         return queue(&config, json).await;
     }
+    let command = match command {
+        Command::Keys(command) => return keys::run(&config, command).await,
+        other => other,
+    };
     let host = Host::open(&config, FirstStart::Embedded, BTreeSet::new()).await?;
     let done = act(&host, command).await;
     host.store.close().await;
@@ -254,8 +263,8 @@ fn print_link(host: &Host, user: Option<UserId>, token: &str, json: bool) {
 
 async fn act(host: &Host, command: Command) -> Result<()> {
     match command {
-        // Looks at the database beside a server, which needs no host.
-        Command::Queue { .. } => {}
+        // These were carried out before, some of them without a host.
+        Command::Queue { .. } | Command::Keys(_) => {}
         Command::CreateOrg { slug: text, name, json } => {
             let org = host.app.create_org(slug(&text)?, name.unwrap_or(text)).await?;
             if json {

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_store::backup::{self, Progress, Summary};
+use bulkhead_store::seal::RootKeys;
 use serde_json::json;
 
 use crate::config::{Config, Secret};
@@ -99,7 +100,7 @@ pub(crate) async fn run(mut config: Config, args: BackupArgs) -> Result<ExitCode
     args.place.apply(&mut config);
     ensure!(args.replace || !path.exists(), "{} is there already: name another file, or add --replace", path.display());
     let ambient = Ambient::system();
-    let root_key = keys::load_or_create(&config.server.data_dir, false, &ambient)?;
+    let root_key = keys::load(&config, false, &ambient)?.base().clone();
     let (partial, file) = open_partial(&path)?;
     let made = backup::create(
         &store_config(&config, &root_key),
@@ -132,10 +133,9 @@ pub(crate) async fn run(mut config: Config, args: BackupArgs) -> Result<ExitCode
 
 fn verify(config: &Config, path: &Path, json: bool) -> Result<ExitCode> {
     let file = open(path)?;
-    let has_key = config.server.data_dir.join("root.key").exists();
-    let root_key =
-        has_key.then(|| keys::load_or_create(&config.server.data_dir, false, &Ambient::system())).transpose()?;
-    match backup::verify(file, root_key.as_ref()) {
+    let roots = if keys::are_there(config) { Some(keys::load(config, false, &Ambient::system())?) } else { None };
+    let root_key = roots.as_ref().map(RootKeys::base);
+    match backup::verify(file, root_key) {
         Ok(summary) => {
             report(path, &summary, json, "whole");
             if root_key.is_none() && !json {
@@ -161,7 +161,7 @@ pub(crate) async fn restore(mut config: Config, args: RestoreArgs) -> Result<Exi
     let file = open(&args.input)?;
     let ambient = Ambient::system();
     let dir = &config.server.data_dir;
-    if !dir.join("root.key").exists() {
+    if !keys::are_there(&config) {
         bail!(
             "{0} is missing: a restore needs the root key of the server that made the backup. Put it there first: \
              `mkdir -p -m 700 {1} && install -m 600 YOUR-COPY {0}`",
@@ -169,7 +169,7 @@ pub(crate) async fn restore(mut config: Config, args: RestoreArgs) -> Result<Exi
             dir.display()
         );
     }
-    let root_key = keys::load_or_create(dir, false, &ambient)?;
+    let root_key = keys::load(&config, false, &ambient)?.base().clone();
     let summary = backup::restore(&store_config(&config, &root_key), &root_key, &ambient, file, &mut tell("restored"))
         .await
         .context("nothing was restored")?;

@@ -47,6 +47,7 @@ pub(crate) struct Config {
     pub(crate) audit: AuditSection,
     pub(crate) accounts: AccountsSection,
     pub(crate) mail: MailSection,
+    pub(crate) keys: KeysSection,
     pub(crate) log: LogConfig,
 }
 
@@ -259,6 +260,14 @@ impl Default for MailSection {
     fn default() -> Self {
         Self { url: None, from: "Bulkhead <bulkhead@localhost>".into() }
     }
+}
+
+/// `[keys]`: where the root keys come from.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct KeysSection {
+    /// The text that `root.key` would hold, given by whoever keeps secrets for this machine: then no file is read or made.
+    pub(crate) root: Option<Secret>,
 }
 
 /// `[log]`

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use bulkhead_app::key::check_roots;
 use bulkhead_app::node::CLOCK_OFF_MAX;
 use bulkhead_app::queue::explain_run_as_operator;
 use bulkhead_model::ambient::Ambient;
@@ -13,6 +14,7 @@ use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_runtime::CompilerCommand;
 use bulkhead_store::Store;
 use bulkhead_store::node::Node;
+use bulkhead_store::seal::Sealer;
 use serde::Serialize;
 use tokio::io::AsyncWriteExt as _;
 
@@ -57,8 +59,8 @@ fn finding(check: &'static str, result: Result<String, String>) -> Finding {
 
 /// The store to look at; whoever serves it is not disturbed.
 pub(crate) async fn look(config: &Config) -> Result<Store> {
-    let root_key = keys::load_or_create(&config.server.data_dir, false, &Ambient::system())?;
-    Store::look(store_config(config, &root_key)).await.context("the database cannot be looked at")
+    let roots = keys::load(config, false, &Ambient::system())?;
+    Store::look(store_config(config, roots.base())).await.context("the database cannot be looked at")
 }
 
 async fn explain(config: &Config, id: &str, json: bool) -> Result<ExitCode> {
@@ -137,8 +139,8 @@ async fn listen(config: &Config) -> Result<String, String> {
 }
 
 async fn database(config: &Config) -> Vec<Finding> {
-    let key = keys::load_or_create(&config.server.data_dir, false, &Ambient::system());
-    let root_key = match key {
+    let key = keys::load(config, false, &Ambient::system());
+    let roots = match key {
         Ok(key) => key,
         Err(_) if !config.database.is_postgres() && !config.server.data_dir.join("bulkhead.sqlite").exists() => {
             return vec![finding("database", Ok("a new SQLite database will be made at the first start".into()))];
@@ -146,8 +148,11 @@ async fn database(config: &Config) -> Vec<Finding> {
         Err(error) => return vec![finding("root key", Err(format!("{error:#}")))],
     };
     let mut findings = vec![finding("root key", Ok("present, for the server's user only".into()))];
-    match Store::look(store_config(config, &root_key)).await {
+    match Store::look(store_config(config, roots.base())).await {
         Ok(store) => {
+            let sealer = Sealer::with_roots(std::sync::Arc::new(roots), Ambient::system());
+            let opens = check_roots(&store, &sealer).await.map_err(|error| error.to_string());
+            findings.push(finding("root keys", opens.map(|()| "open every organization's keys".to_owned())));
             findings.push(finding(
                 "database",
                 Ok(format!("{} answers; its schema is this version's", store.database_name())),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use bulkhead_app::key::check_roots;
 use bulkhead_app::node::Notifications;
 use bulkhead_app::permits::CallConcurrency;
 use bulkhead_app::sandbox::SandboxParts;
@@ -17,7 +18,7 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::{Ceiling, Loopback};
 use bulkhead_runtime::egress::{EgressConfig, SystemResolver};
 use bulkhead_runtime::{Digest, Runtime, RuntimeConfig};
-use bulkhead_store::seal::{RootKey, Sealer};
+use bulkhead_store::seal::{RootKey, RootKeys, Sealer};
 use bulkhead_store::{Database, Store, StoreConfig};
 
 use crate::config::Config;
@@ -44,12 +45,12 @@ pub(crate) enum FirstStart {
     Demo,
 }
 
-fn root_key(config: &Config, first: FirstStart, ambient: &Ambient) -> Result<RootKey> {
+fn root_keys(config: &Config, first: FirstStart, ambient: &Ambient) -> Result<RootKeys> {
     let dir = &config.server.data_dir;
     let fresh =
         if config.database.is_postgres() { first == FirstStart::Demo } else { !dir.join("bulkhead.sqlite").exists() };
-    keys::load_or_create(dir, fresh, ambient).with_context(|| {
-        "the root key protects secrets and cannot be replaced; for a new PostgreSQL installation make one with \
+    keys::load(config, fresh, ambient).with_context(|| {
+        "the root key protects secrets, and there is no default one; for a new PostgreSQL installation make one with \
          `mkdir -p -m 700 DIR && (umask 077; head -c 32 /dev/urandom | xxd -p -c 64 > DIR/root.key)`"
     })
 }
@@ -115,9 +116,12 @@ impl Host {
     /// platform's own publisher name.
     pub(crate) async fn open(config: &Config, first: FirstStart, first_party: BTreeSet<Digest>) -> Result<Self> {
         let ambient = Ambient::system();
-        let root_key = root_key(config, first, &ambient)?;
+        let roots = root_keys(config, first, &ambient)?;
+        let root_key = roots.base().clone();
+        let sealer = Sealer::with_roots(Arc::new(roots), ambient.clone());
         let store_config = store_config(config, &root_key);
         let store = open_store(&store_config, Duration::from_secs(config.database.wait_s)).await?;
+        check_roots(&store, &sealer).await?;
         let supervisor = Supervisor::new();
         let loopbacks = config
             .egress
@@ -147,7 +151,7 @@ impl Host {
         .context("the sandbox does not start")?;
         let app = App::new(AppParts {
             store: store.clone(),
-            sealer: Sealer::new(&root_key, ambient.clone()),
+            sealer,
             ambient,
             accounts: AccountParts::new(&root_key, config.accounts.hashing(), config.public_url(config.server.listen))
                 .with_post(mail::relay(&config.mail)?),
@@ -199,8 +203,8 @@ fn node_name(address: SocketAddr) -> String {
 
 /// `bulkhead migrate`
 pub(crate) async fn migrate(config: Config) -> Result<ExitCode> {
-    let root_key = root_key(&config, FirstStart::Embedded, &Ambient::system())?;
-    Store::migrate(store_config(&config, &root_key)).await.context("the database cannot be migrated")?;
+    let roots = root_keys(&config, FirstStart::Embedded, &Ambient::system())?;
+    Store::migrate(store_config(&config, roots.base())).await.context("the database cannot be migrated")?;
     println!("the database is at this version's schema");
     Ok(ExitCode::SUCCESS)
 }

@@ -28,9 +28,8 @@ pub struct AuditLog {
     pub edge: Vec<Hash>,
     /// The verifier key in force.
     pub verifier_key: String,
-    pub key_version: i64,
     /// The signing key's seed, sealed.
-    pub signing_key: Vec<u8>,
+    pub signing_key: String,
     /// How many entries the last checkpoint covers; 0 before the first one.
     pub checkpoint_size: u64,
     pub checkpoint_at: Timestamp,
@@ -102,7 +101,6 @@ fn read_log(row: &Row) -> Result<AuditLog, StoreError> {
         last: hash(row, "last_leaf")?,
         edge: hashes(row, "edge")?,
         verifier_key: row.get("verifier_key")?,
-        key_version: row.get("key_version")?,
         signing_key: row.get("signing_key")?,
         checkpoint_size: number(row, "checkpoint_size")?,
         checkpoint_at: row.get("checkpoint_at")?,
@@ -149,8 +147,8 @@ impl Tx {
     /// Opens the organization's log; `false` if it is open already.
     pub async fn insert_audit_log(&mut self, log: &AuditLog) -> Result<bool, StoreError> {
         let sql = sql!(
-            "insert into audit_log (org_id, size, last_leaf, edge, verifier_key, key_version, signing_key, checkpoint_size, checkpoint_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict (org_id) do nothing"
+            "insert into audit_log (org_id, size, last_leaf, edge, verifier_key, signing_key, checkpoint_size, checkpoint_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8) on conflict (org_id) do nothing"
         );
         let (org, edge) = (self.org()?, joined(&log.edge));
         let values = binds![
@@ -159,7 +157,6 @@ impl Tx {
             log.last.as_bytes(),
             &edge,
             &log.verifier_key,
-            log.key_version,
             &log.signing_key,
             bound(log.checkpoint_size),
             log.checkpoint_at
@@ -169,7 +166,7 @@ impl Tx {
 
     pub async fn load_audit_log(&mut self) -> Result<Option<AuditLog>, StoreError> {
         let sql = sql!(
-            "select size, last_leaf, edge, verifier_key, key_version, signing_key, checkpoint_size, checkpoint_at
+            "select size, last_leaf, edge, verifier_key, signing_key, checkpoint_size, checkpoint_at
              from audit_log where org_id = $1"
         );
         let org = self.org()?;

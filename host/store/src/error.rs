@@ -1,5 +1,7 @@
 //! What can go wrong in the store, sorted by what the caller may do next.
 
+use bulkhead_keys::KeyError;
+
 /// A store failure. The outer text never repeats the source; the chain is logged once, where it is handled.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -27,6 +29,9 @@ pub enum StoreError {
     /// A write inside a write, or a statement after a failed one.
     #[error("{0}")]
     Misuse(&'static str),
+    /// A value could not be sealed or opened, or a key not unwrapped. Nothing was written over it.
+    #[error("{0}")]
+    Keys(KeyError),
     /// Start-up: the database is not as it must be.
     #[error("{0}")]
     Refused(String),
@@ -59,6 +64,12 @@ impl StoreError {
 
     pub(crate) fn corrupt(what: &'static str, why: impl std::fmt::Display) -> Self {
         Self::Corrupt { what, why: why.to_string() }
+    }
+}
+
+impl From<KeyError> for StoreError {
+    fn from(error: KeyError) -> Self {
+        Self::Keys(error)
     }
 }
 

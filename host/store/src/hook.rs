@@ -14,7 +14,8 @@ pub struct Hook {
     pub workflow: WorkflowId,
     pub trigger: String,
     pub secret_hash: SecretHash,
-    pub ciphertext: Vec<u8>,
+    /// The sealed address.
+    pub ciphertext: String,
     pub created_at: Timestamp,
     /// A rotated address lives on until then.
     pub expires_at: Option<Timestamp>,

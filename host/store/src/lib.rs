@@ -28,6 +28,7 @@ pub mod hook;
 pub mod installation;
 pub mod invitation;
 pub mod job;
+pub mod key;
 pub mod link;
 pub mod mail;
 pub mod member;

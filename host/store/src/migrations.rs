@@ -18,6 +18,11 @@ const ALL: &[(&str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0002_identity.sql"),
         include_str!("../../../migrations/postgres/0002_identity.sql"),
     ),
+    (
+        "0003_keys",
+        include_str!("../../../migrations/sqlite/0003_keys.sql"),
+        include_str!("../../../migrations/postgres/0003_keys.sql"),
+    ),
 ];
 
 fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {

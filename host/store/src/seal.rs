@@ -1,51 +1,21 @@
-//! Encryption at rest: AES-256-GCM under a key derived from the root key, bound to the row by its associated data, so that a
-//! ciphertext moved to another row, column or organization does not open.
+//! Encryption at rest, as rows use it: a value is sealed in the transaction that stores it, under the organization's data key, and
+//! bound to its place. What a sealed text looks like and how keys wrap keys is `bulkhead_keys`'; the keys' rows are in `key.rs`.
+//!
+//! No key is kept between transactions: each is unwrapped for one use and overwritten after it.
 
-use aes_gcm::aead::{Aead as _, KeyInit as _, Payload};
-use aes_gcm::{Aes256Gcm, Nonce};
+use std::sync::Arc;
+
+use bulkhead_keys::record::{self, Random};
+use bulkhead_keys::{Context, Envelope, Key, KeyError, KeyId, Purpose, RootProvider, wrap};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::OrgId;
-use hkdf::Hkdf;
-use sha2::Sha256;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-/// Bytes of the nonce that stands before the ciphertext (96 bits, NIST SP 800-38D §8.2.2: random).
-const NONCE_BYTES: usize = 12;
-/// The version of the key that new ciphertexts are made with.
+pub use bulkhead_keys::{RootId, RootKey, RootKeys, RootKeysError};
+
+/// The only version of the key that seals what belongs to people.
 pub const KEY_VERSION: i64 = 1;
-
-/// The host's root key, from which every other is derived (HKDF-SHA-256, one label per purpose).
-#[derive(Clone)]
-pub struct RootKey(Zeroizing<[u8; 32]>);
-
-impl RootKey {
-    #[must_use]
-    pub fn new(bytes: [u8; 32]) -> Self {
-        Self(Zeroizing::new(bytes))
-    }
-
-    /// A key for one purpose.
-    #[must_use]
-    pub fn derive(&self, purpose: &str) -> [u8; 32] {
-        let mut key = [0; 32];
-        Hkdf::<Sha256>::new(Some(b"bulkhead root key v1"), &*self.0)
-            .expand(purpose.as_bytes(), &mut key)
-            .expect("32 bytes are within HKDF's output");
-        key
-    }
-}
-
-impl std::fmt::Debug for RootKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RootKey(…)")
-    }
-}
-
-/// The ciphertext does not open: another key, another row, or changed bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the ciphertext does not open with this key in this place")]
-pub struct SealError;
 
 /// Where a ciphertext belongs.
 #[derive(Clone, Copy, Debug)]
@@ -57,53 +27,128 @@ pub struct Place<'a> {
 }
 
 impl<'a> Place<'a> {
-    /// Of what belongs to a person rather than to an organization.
+    /// Of what belongs to a person rather than to an organization: for [`Sealer::seal`] and [`Sealer::open`] alone.
     #[must_use]
     pub fn of_person(table: &'a str, column: &'a str, row: Uuid) -> Self {
         Self { table, column, org: OrgId::from_uuid(Uuid::nil()), row }
     }
-
-    fn associated_data(&self, key_version: i64) -> Vec<u8> {
-        let mut data = Vec::with_capacity(96);
-        for part in [self.table.as_bytes(), self.column.as_bytes(), self.org.uuid().as_bytes(), self.row.as_bytes()] {
-            data.extend_from_slice(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
-            data.extend_from_slice(part);
-        }
-        data.extend_from_slice(&key_version.to_be_bytes());
-        data
-    }
 }
 
-/// Seals and opens fields.
+/// Seals and opens, with the operator's root keys. Cheap to clone.
 #[derive(Clone)]
 pub struct Sealer {
-    cipher: Aes256Gcm,
+    roots: Arc<dyn RootProvider>,
     ambient: Ambient,
 }
 
 impl Sealer {
+    /// With one root key.
     #[must_use]
     pub fn new(root: &RootKey, ambient: Ambient) -> Self {
-        let key = Zeroizing::new(root.derive("field encryption v1"));
-        let cipher = Aes256Gcm::new_from_slice(&*key).expect("the key has 32 bytes");
-        Self { cipher, ambient }
+        Self::with_roots(Arc::new(RootKeys::single(root.clone())), ambient)
     }
 
-    /// Nonce and ciphertext with tag.
+    #[must_use]
+    pub fn with_roots(roots: Arc<dyn RootProvider>, ambient: Ambient) -> Self {
+        Self { roots, ambient }
+    }
+
+    /// The root key that wraps organization keys now.
+    #[must_use]
+    pub fn root(&self) -> RootId {
+        self.roots.current()
+    }
+
+    /// Whether the operator's keys hold this one.
+    #[must_use]
+    pub fn knows_root(&self, id: RootId) -> bool {
+        self.roots.knows(id)
+    }
+
+    /// Seals what belongs to a person: under a key of the first root key's, which stays, since a person has no organization's keys.
+    ///
+    /// # Panics
+    /// Above a mebibyte: a person's values are short.
     #[must_use]
     pub fn seal(&self, place: &Place<'_>, plain: &[u8]) -> Vec<u8> {
-        let nonce: [u8; NONCE_BYTES] = self.ambient.random();
-        let payload = Payload { msg: plain, aad: &place.associated_data(KEY_VERSION) };
-        let sealed = self.cipher.encrypt(&Nonce::from(nonce), payload).expect("fields are far below AES-GCM's 64 GiB");
-        [nonce.as_slice(), &sealed].concat()
+        let (kid, key) = self.roots.people();
+        let random = Random { salt: self.ambient.random(), nonce: self.ambient.random() };
+        let sealed = field_place(place, |context| record::seal(&key, KeyId::Root(kid), context, random, plain));
+        sealed.expect("a person's values are short").into_bytes()
     }
 
+    /// Opens what [`seal`](Self::seal) made for this place; `version` is [`KEY_VERSION`].
+    ///
     /// # Errors
-    /// [`SealError`] when the bytes were not sealed for this place with this key.
-    pub fn open(&self, place: &Place<'_>, key_version: i64, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let (nonce, body) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealError)?;
-        let payload = Payload { msg: body, aad: &place.associated_data(key_version) };
-        self.cipher.decrypt(&Nonce::from(*nonce), payload).map(Zeroizing::new).map_err(|_| SealError)
+    /// [`KeyError`].
+    pub fn open(&self, place: &Place<'_>, version: i64, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let text = std::str::from_utf8(sealed).map_err(|_| KeyError::NotSealed)?;
+        let (envelope, (kid, key)) = (Envelope::parse(text)?, self.roots.people());
+        match envelope.kid() {
+            KeyId::Root(id) if id == kid && version == KEY_VERSION => Self::open_with(&key, place, &envelope),
+            KeyId::Root(id) => Err(KeyError::UnknownRoot(id)),
+            KeyId::Organization(_) | KeyId::Data(_) => Err(KeyError::UnknownFormat),
+        }
+    }
+
+    pub(crate) fn ambient(&self) -> &Ambient {
+        &self.ambient
+    }
+
+    /// A new key.
+    pub(crate) fn new_key(&self) -> Key {
+        Key::new(self.ambient.random())
+    }
+
+    pub(crate) fn wrap_org_key(&self, org: OrgId, version: u32, key: &Key) -> String {
+        key_place(org, version, KeyPurpose::Organization, |context| {
+            self.roots.wrap(context, self.ambient.random(), key)
+        })
+    }
+
+    pub(crate) fn unwrap_org_key(&self, org: OrgId, version: u32, wrapped: &str) -> Result<Key, KeyError> {
+        let envelope = Envelope::parse(wrapped)?;
+        key_place(org, version, KeyPurpose::Organization, |context| self.roots.unwrap(context, &envelope))
+    }
+
+    /// Wraps a data key under the organization key `by`.
+    pub(crate) fn wrap_data_key(
+        &self,
+        org: OrgId,
+        (version, purpose): (u32, KeyPurpose),
+        by: (u32, &Key),
+        key: &Key,
+    ) -> String {
+        let (kid, salt) = (KeyId::Organization(by.0), self.ambient.random());
+        key_place(org, version, purpose, |context| wrap::wrap(by.1, kid, context, salt, key))
+    }
+
+    pub(crate) fn unwrap_data_key(
+        org: OrgId,
+        (version, purpose): (u32, KeyPurpose),
+        by: (u32, &Key),
+        wrapped: &str,
+    ) -> Result<Key, KeyError> {
+        let envelope = Envelope::parse(wrapped)?;
+        if envelope.kid() != KeyId::Organization(by.0) {
+            return Err(KeyError::DoesNotOpen);
+        }
+        key_place(org, version, purpose, |context| wrap::unwrap(by.1, context, &envelope))
+    }
+
+    pub(crate) fn seal_with(
+        &self,
+        version: u32,
+        key: &Key,
+        place: &Place<'_>,
+        plain: &[u8],
+    ) -> Result<String, KeyError> {
+        let random = Random { salt: self.ambient.random(), nonce: self.ambient.random() };
+        field_place(place, |context| record::seal(key, KeyId::Data(version), context, random, plain))
+    }
+
+    pub(crate) fn open_with(key: &Key, place: &Place<'_>, envelope: &Envelope) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        field_place(place, |context| record::open(key, context, envelope))
     }
 }
 
@@ -113,35 +158,84 @@ impl std::fmt::Debug for Sealer {
     }
 }
 
+/// What a stored key is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyPurpose {
+    /// Wraps data keys.
+    Organization,
+    /// Seals fields.
+    Field,
+    /// Makes entries of blind indexes. It is not replaced by itself: every entry would have to be made anew.
+    Index,
+}
+
+impl KeyPurpose {
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Organization => "organization",
+            Self::Field => "field",
+            Self::Index => "index",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Organization, Self::Field, Self::Index].into_iter().find(|purpose| purpose.as_str() == text)
+    }
+}
+
+/// The place of a wrapped key.
+fn key_place<T>(org: OrgId, version: u32, purpose: KeyPurpose, with: impl FnOnce(&Context<'_>) -> T) -> T {
+    let (organization, row) = (org.uuid(), version.to_be_bytes());
+    let (table, purpose) = match purpose {
+        KeyPurpose::Organization => ("org_key", Purpose::OrganizationKey),
+        KeyPurpose::Field => ("data_key", Purpose::DataKey),
+        KeyPurpose::Index => ("data_key", Purpose::BlindIndex),
+    };
+    with(&Context { organization: organization.as_bytes(), table, column: "wrapped", row: &row, purpose })
+}
+
+fn field_place<T>(place: &Place<'_>, with: impl FnOnce(&Context<'_>) -> T) -> T {
+    let (organization, row) = (place.org.uuid(), place.row);
+    with(&Context {
+        organization: organization.as_bytes(),
+        table: place.table,
+        column: place.column,
+        row: row.as_bytes(),
+        purpose: Purpose::Field,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use bulkhead_model::time::Timestamp;
 
     #[test]
-    fn opens_only_where_it_was_sealed() {
+    fn what_belongs_to_a_person_opens_only_where_it_was_sealed() {
         let ambient = Ambient::manual(Timestamp::from_micros(0), 7);
-        let sealer = Sealer::new(&RootKey::new([1; 32]), ambient.clone());
-        let (org, row) = (OrgId::new(&ambient), Uuid::from_u128(5));
-        let place = Place { table: "secret", column: "ciphertext", org, row };
-        let sealed = sealer.seal(&place, b"xoxb-1");
-        assert_eq!(sealer.open(&place, KEY_VERSION, &sealed).unwrap().as_slice(), b"xoxb-1");
+        let sealer = |byte| Sealer::new(&RootKey::new([byte; 32]), ambient.clone());
+        let (mine, row) = (sealer(1), Uuid::from_u128(5));
+        let place = Place::of_person("totp", "secret", row);
+        let sealed = mine.seal(&place, b"secret");
+        assert_eq!(mine.open(&place, KEY_VERSION, &sealed).unwrap().as_slice(), b"secret");
         for elsewhere in [
             Place { row: Uuid::from_u128(6), ..place },
             Place { org: OrgId::new(&ambient), ..place },
             Place { column: "name", ..place },
             Place { table: "hook", ..place },
         ] {
-            assert!(sealer.open(&elsewhere, KEY_VERSION, &sealed).is_err());
+            assert_eq!(mine.open(&elsewhere, KEY_VERSION, &sealed), Err(KeyError::DoesNotOpen));
         }
-        assert!(sealer.open(&place, KEY_VERSION + 1, &sealed).is_err());
+        let lost = KeyError::UnknownRoot(mine.root());
+        assert_eq!(sealer(2).open(&place, KEY_VERSION, &sealed), Err(lost));
+        assert!(mine.open(&place, KEY_VERSION + 1, &sealed).is_err());
         for at in 0..sealed.len() {
             let mut broken = sealed.clone();
             broken[at] ^= 1;
-            assert!(sealer.open(&place, KEY_VERSION, &broken).is_err());
-            assert!(sealer.open(&place, KEY_VERSION, &sealed[..at]).is_err());
+            assert!(mine.open(&place, KEY_VERSION, &broken).is_err());
+            assert!(mine.open(&place, KEY_VERSION, &sealed[..at]).is_err());
         }
-        let other = Sealer::new(&RootKey::new([2; 32]), ambient);
-        assert!(other.open(&place, KEY_VERSION, &sealed).is_err());
     }
 }

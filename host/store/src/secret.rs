@@ -1,4 +1,4 @@
-//! Secrets of installations: AES-256-GCM, bound to their row. Nobody reads them but the egress guard.
+//! Secrets of installations: sealed, and bound to their row. Nobody reads them but the egress guard.
 
 use bulkhead_model::id::{InstallationId, SecretId};
 use bulkhead_model::name::SecretName;
@@ -13,8 +13,8 @@ pub struct Secret {
     pub id: SecretId,
     pub installation: InstallationId,
     pub name: SecretName,
-    pub key_version: i64,
-    pub ciphertext: Vec<u8>,
+    /// The sealed value.
+    pub ciphertext: String,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
 }
@@ -24,7 +24,6 @@ fn read(row: &Row) -> Result<Secret, StoreError> {
         id: row.get("id")?,
         installation: row.get("installation_id")?,
         name: row.parsed("name", |text| text.parse().ok())?,
-        key_version: row.get("key_version")?,
         ciphertext: row.get("ciphertext")?,
         created_at: row.get("created_at")?,
         updated_at: row.get("updated_at")?,
@@ -34,8 +33,8 @@ fn read(row: &Row) -> Result<Secret, StoreError> {
 impl Tx {
     pub async fn insert_secret(&mut self, secret: &Secret) -> Result<(), StoreError> {
         let sql = sql!(
-            "insert into secret (org_id, id, installation_id, name, key_version, ciphertext, created_at, updated_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8)"
+            "insert into secret (org_id, id, installation_id, name, ciphertext, created_at, updated_at)
+             values ($1, $2, $3, $4, $5, $6, $7)"
         );
         let org = self.org()?;
         let values = binds![
@@ -43,7 +42,6 @@ impl Tx {
             secret.id,
             secret.installation,
             secret.name.as_str(),
-            secret.key_version,
             &secret.ciphertext,
             secret.created_at,
             secret.updated_at
@@ -53,16 +51,15 @@ impl Tx {
 
     /// Replaces the value of an existing row (its id, and so its binding, stays).
     pub async fn update_secret(&mut self, secret: &Secret) -> Result<(), StoreError> {
-        let sql =
-            sql!("update secret set key_version = $3, ciphertext = $4, updated_at = $5 where org_id = $1 and id = $2");
+        let sql = sql!("update secret set ciphertext = $3, updated_at = $4 where org_id = $1 and id = $2");
         let org = self.org()?;
-        let values = binds![org, secret.id, secret.key_version, &secret.ciphertext, secret.updated_at];
+        let values = binds![org, secret.id, &secret.ciphertext, secret.updated_at];
         self.execute(sql, values).await.map(drop)
     }
 
     pub async fn list_secrets(&mut self, installation: InstallationId) -> Result<Vec<Secret>, StoreError> {
         let sql = sql!(
-            "select id, installation_id, name, key_version, ciphertext, created_at, updated_at
+            "select id, installation_id, name, ciphertext, created_at, updated_at
              from secret where org_id = $1 and installation_id = $2 order by name"
         );
         let org = self.org()?;
@@ -75,7 +72,7 @@ impl Tx {
         name: &SecretName,
     ) -> Result<Option<Secret>, StoreError> {
         let sql = sql!(
-            "select id, installation_id, name, key_version, ciphertext, created_at, updated_at
+            "select id, installation_id, name, ciphertext, created_at, updated_at
              from secret where org_id = $1 and installation_id = $2 and name = $3"
         );
         let org = self.org()?;

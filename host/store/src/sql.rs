@@ -49,6 +49,9 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("job/claim", include_str!("job/claim.rs")),
     ("job/paused", include_str!("job/paused.rs")),
     ("job/look", include_str!("job/look.rs")),
+    ("key", include_str!("key.rs")),
+    ("key/rotation", include_str!("key/rotation.rs")),
+    ("key/sealed", include_str!("key/sealed.rs")),
     ("link", include_str!("link.rs")),
     ("mail", include_str!("mail.rs")),
     ("member", include_str!("member.rs")),
@@ -156,7 +159,8 @@ bind_ids!(
     RoleId,
     AssignmentId,
     RoleRequestId,
-    TeamId
+    TeamId,
+    KeyRotationId
 );
 
 /// A row of either database.

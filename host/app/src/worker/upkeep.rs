@@ -1,6 +1,6 @@
 //! What a worker looks after beside its jobs, in three loops of their own so that none waits for another: what dead or stuck workers
 //! left ([`recover_loop`](Worker::recover_loop)), what may go on again ([`tend_loop`](Worker::tend_loop)), and the jobs that remove
-//! history ([`arm_loop`](Worker::arm_loop)).
+//! history and see to keys ([`arm_loop`](Worker::arm_loop)).
 
 use std::collections::HashSet;
 use std::error::Error;
@@ -205,6 +205,13 @@ impl Worker {
             };
             if let Err(error) = armed {
                 tracing::warn!(error = &error as &dyn Error, "jobs that remove history could not be made");
+            }
+            let armed = tokio::select! {
+                armed = self.app.arm_key_work() => armed,
+                () = stop.cancelled() => return,
+            };
+            if let Err(error) = armed {
+                tracing::warn!(error = &error as &dyn Error, "keys that are due could not be looked for");
             }
         }
     }

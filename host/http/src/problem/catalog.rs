@@ -87,6 +87,7 @@ kinds! {
     InvalidVariables = "invalid-variables", UNPROCESSABLE_ENTITY, "The variables do not fit the workflow";
     InvalidIdempotencyKey = "invalid-idempotency-key", UNPROCESSABLE_ENTITY, "The idempotency key is not valid";
     InvalidReason = "invalid-reason", UNPROCESSABLE_ENTITY, "The reason is not valid";
+    InvalidLevel = "invalid-level", UNPROCESSABLE_ENTITY, "No key of this level can be rotated here";
     InvalidSelection = "invalid-selection", UNPROCESSABLE_ENTITY, "The selection is not valid";
     UnknownStep = "unknown-step", UNPROCESSABLE_ENTITY, "The definition has no such step";
     InvalidPackage = "invalid-package", UNPROCESSABLE_ENTITY, "The package is not acceptable";
@@ -131,6 +132,7 @@ kinds! {
     RunFinished = "run-finished", CONFLICT, "The run has ended already";
     RunNotFinished = "run-not-finished", CONFLICT, "The run has not ended yet";
     TaskFinished = "task-finished", CONFLICT, "The task has ended already";
+    KeyRotationRunning = "key-rotation-running", CONFLICT, "A rotation of this level goes on already";
     TooManyTasks = "too-many-tasks", CONFLICT, "Too many tasks go on already";
     RunHistoryFull = "run-history-full", CONFLICT, "The run takes up as much as a run may";
     NoTrigger = "no-trigger", CONFLICT, "No trigger starts this run";

@@ -1,0 +1,157 @@
+//! Keys are replaced while everything goes on: by whoever may, by age, and when the operator's root key is another one.
+
+use std::time::Duration;
+
+use bulkhead_app::data::{KeyRotation, StoredKey};
+use bulkhead_app::key::{RootMismatch, check_roots};
+use bulkhead_app::supervise::Supervisor;
+use bulkhead_app::worker::{Slots, WorkerConfig};
+use bulkhead_app::workflow::SaveWorkflow;
+use bulkhead_app::{App, AppError};
+use bulkhead_keys::{KeyState, Level};
+use bulkhead_model::id::InstallationId;
+use bulkhead_model::permission::Permission;
+use bulkhead_store::page::PageRequest;
+use bulkhead_store::seal::{KeyPurpose, RootKey, Sealer};
+use bulkhead_test_support::wait::until_async;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::guests::{asks_for_secret, manifest, package, signs};
+use crate::support::{PATIENCE, Tenant, TestApp, conflict, problems};
+
+async fn work(app: &App) -> Supervisor {
+    let supervisor = Supervisor::new();
+    let config = WorkerConfig { name: "test".into(), slots: Slots::default(), heartbeat: None };
+    app.start_worker(config, &supervisor).await.unwrap();
+    supervisor
+}
+
+async fn keys(app: &TestApp, tenant: &Tenant) -> Vec<StoredKey> {
+    app.app.show_keys(&tenant.caller, tenant.org).await.unwrap().keys
+}
+
+fn of(keys: &[StoredKey], purpose: KeyPurpose) -> Vec<(String, KeyState)> {
+    keys.iter().filter(|key| key.purpose == purpose).map(|key| (key.id.to_string(), key.state)).collect()
+}
+
+async fn ended(app: &TestApp, tenant: &Tenant, rotation: &KeyRotation) -> KeyRotation {
+    let shown = async || app.app.show_key_rotation(&tenant.caller, tenant.org, rotation.id).await.unwrap();
+    let done = until_async(PATIENCE, async || shown().await.finished_at.is_some()).await;
+    assert!(done, "{:?}", shown().await);
+    shown().await
+}
+
+/// An installation that signs with a secret, and a workflow with webhook addresses.
+async fn sealed_things(app: &TestApp, tenant: &Tenant) -> (InstallationId, Vec<String>) {
+    let made =
+        app.install(tenant, package(&signs(), &manifest("acme/it", "1.0.0", asks_for_secret(true))), json!({})).await;
+    let (id, value) = (made.installation.id, Zeroizing::new("key".to_owned()));
+    app.app.put_secret(&tenant.caller, tenant.org, id, "signing_key".parse().unwrap(), value).await.unwrap();
+    let triggers: Vec<_> = (0..18).map(|number| json!({ "id": format!("hook-{number}"), "type": "webhook" })).collect();
+    let definition = json!({
+        "schema": 1, "name": "it", "triggers": triggers, "start": "end", "steps": { "end": { "type": "stop" } },
+    });
+    let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+    let made = app.app.create_workflow(&tenant.caller, tenant.org, save).await.unwrap();
+    (id, made.hooks.into_iter().map(|hook| hook.token).collect())
+}
+
+async fn tokens(app: &TestApp, tenant: &Tenant) -> Vec<String> {
+    let workflows = app.app.list_workflows(&tenant.caller, tenant.org, PageRequest::default()).await.unwrap();
+    let shown = app.app.show_workflow(&tenant.caller, tenant.org, workflows.items[0].id, None).await.unwrap();
+    shown.hooks.into_iter().map(|hook| hook.token).collect()
+}
+
+fn sorted(mut tokens: Vec<String>) -> Vec<String> {
+    tokens.sort_unstable();
+    tokens
+}
+
+on_both! {
+    async fn a_key_is_rotated_and_everything_opens_before_and_after(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let (id, addresses) = sealed_things(&app, &acme).await;
+        let signed = async || {
+            let call = app.app.call_once(&acme.caller, acme.org, id, "it".into(), json!("data")).await.unwrap();
+            call.report.output.unwrap()
+        };
+        let signature = signed().await;
+        app.app.seal_audit_log(acme.org, true).await.unwrap();
+        let data = app.app.rotate_key(&acme.caller, acme.org, Level::Data).await.unwrap();
+        assert_eq!((data.to_key.as_str(), data.left, data.done), ("d2", 20, 0));
+        // Nobody works on it yet: all opens, and one of a level goes on at a time.
+        assert_eq!(conflict(app.app.rotate_key(&acme.caller, acme.org, Level::Data).await), "key-rotation-running");
+        let org = app.app.rotate_key(&acme.caller, acme.org, Level::Organization).await.unwrap();
+        assert_eq!((signed().await, sorted(tokens(&app, &acme).await)), (signature.clone(), sorted(addresses.clone())));
+
+        let supervisor = work(&app.app).await;
+        let (data, org) = (ended(&app, &acme, &data).await, ended(&app, &acme, &org).await);
+        assert_eq!(((data.done, data.left), (org.done, org.left)), ((20, 0), (2, 0)));
+        let retired = async || keys(&app, &acme).await.iter().filter(|key| key.state == KeyState::Retired).count() == 2;
+        assert!(until_async(PATIENCE, retired).await);
+        let now = keys(&app, &acme).await;
+        let expected = |new: &str, old: &str| [(new.to_owned(), KeyState::Active), (old.to_owned(), KeyState::Retired)];
+        assert_eq!(of(&now, KeyPurpose::Organization), expected("o2", "o1"));
+        assert_eq!(of(&now, KeyPurpose::Field), expected("d2", "d1"));
+        assert_eq!((signed().await, sorted(tokens(&app, &acme).await)), (signature, sorted(addresses)));
+        app.app.export_audit(&acme.caller, acme.org, 0, None).await.unwrap();
+
+        let told: Vec<_> = app.audit(&acme, "key.rotated").await.iter().map(|entry| entry.detail["level"].clone()).collect();
+        assert_eq!(told, ["organization", "data"]);
+        assert_eq!(app.audit(&acme, "key.rotated").await[0].actor, acme.caller.actor().to_string());
+        assert_eq!(app.audit(&acme, "key.retired").await.len(), 2);
+        let listed = app.app.list_key_rotations(&acme.caller, acme.org, PageRequest::default()).await.unwrap();
+        assert_eq!(listed.items, [org, data]);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn whoever_may_not_sees_and_rotates_nothing(app: TestApp) {
+        let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
+        let rotation = app.app.rotate_key(&acme.caller, acme.org, Level::Data).await.unwrap();
+        let reader = acme.only(&[Permission::EncryptionRead]);
+        assert!(app.app.show_key_rotation(&reader, acme.org, rotation.id).await.is_ok());
+        let refused = app.app.rotate_key(&reader, acme.org, Level::Organization).await;
+        assert!(matches!(refused, Err(AppError::Forbidden(Permission::EncryptionRotate))), "{refused:?}");
+        let rotator = acme.only(&[Permission::EncryptionRotate, Permission::SecretsWrite]);
+        let refused = app.app.show_keys(&rotator, acme.org).await;
+        assert!(matches!(refused, Err(AppError::Forbidden(Permission::EncryptionRead))), "{refused:?}");
+        let hidden = app.app.show_keys(&other.caller, acme.org).await;
+        assert!(matches!(hidden, Err(AppError::NotFound { .. })), "{hidden:?}");
+        let hidden = app.app.show_key_rotation(&other.caller, other.org, rotation.id).await;
+        assert!(matches!(hidden, Err(AppError::NotFound { .. })), "{hidden:?}");
+        // The root key is the operator's.
+        assert_eq!(problems(app.app.rotate_key(&acme.caller, acme.org, Level::Root).await, "invalid-level")[0].0, "/level");
+    }
+
+    /// What is due is found by the job itself: here both keys by their age, and nobody asked for one of them.
+    async fn keys_that_are_old_are_replaced_by_themselves(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let (_, addresses) = sealed_things(&app, &acme).await;
+        app.ambient.advance(Duration::from_hours(24 * 366));
+        let asked = app.app.rotate_key(&acme.caller, acme.org, Level::Data).await.unwrap();
+        let supervisor = work(&app.app).await;
+        ended(&app, &acme, &asked).await;
+        let aged = async || {
+            let listed = app.app.list_key_rotations(&acme.caller, acme.org, PageRequest::default()).await.unwrap();
+            listed.items.iter().any(|rotation| rotation.level == Level::Organization && rotation.finished_at.is_some())
+        };
+        assert!(until_async(PATIENCE, aged).await);
+        let by_age = app.audit(&acme, "key.rotated").await.into_iter().find(|entry| entry.detail["level"] == "organization");
+        let by_age = by_age.unwrap();
+        assert_eq!((by_age.detail["reason"].as_str(), by_age.actor.as_str()), (Some("age"), "system:worker"));
+        assert_eq!(sorted(tokens(&app, &acme).await), sorted(addresses));
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn root_keys_that_lack_one_which_is_needed_are_refused(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        sealed_things(&app, &acme).await;
+        let sealer = |byte| Sealer::new(&RootKey::new([byte; 32]), app.ambient.clone());
+        check_roots(&app.store, &sealer(7)).await.unwrap();
+        let refused = check_roots(&app.store, &sealer(8)).await.unwrap_err();
+        assert!(matches!(&refused, RootMismatch::Missing { keys: 1, .. }), "{refused:?}");
+        let text = refused.to_string();
+        assert!(text.contains(&RootKey::new([7; 32]).id().to_string()) && text.contains("Nothing was changed"), "{text}");
+    }
+}

@@ -1,0 +1,142 @@
+//! Keys of a real server: rotated while it is killed again and again, and a root key that is added, used, lost and taken away.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use bulkhead_test_support::http_sink::Sink;
+use bulkhead_test_support::wait_until;
+use serde_json::{Value, json};
+
+use crate::on_both;
+use crate::server::{Place, Server};
+
+const WITHIN: Duration = Duration::from_mins(1);
+
+fn keys(args: &[&str], place: &Place) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+    command.args(["admin", "keys"]).args(args).env("BULKHEAD_SERVER__DATA_DIR", place.data_dir()).stdin(Stdio::null());
+    if let Some(url) = place.database_url() {
+        command.env("BULKHEAD_DATABASE__OWNER_URL", url);
+    }
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn said(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[track_caller]
+fn refusal(output: &Output) -> String {
+    assert!(!output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Workflows with so many webhook addresses, each of which is stored sealed; answers the workflows.
+fn with_hooks(server: &Server<'_>, workflows: usize, hooks: usize) -> Vec<Value> {
+    let triggers: Vec<_> =
+        (0..hooks).map(|number| json!({ "id": format!("hook-{number:02}"), "type": "webhook" })).collect();
+    (0..workflows)
+        .map(|number| {
+            let definition = json!({
+                "schema": 1, "name": format!("Sealed {number}"), "triggers": triggers, "start": "end",
+                "steps": { "end": { "type": "stop" } },
+            });
+            let made = server.api.post("workflows", &json!({ "definition": definition }));
+            assert_eq!(made.status, 201, "{:#}", made.body);
+            made.body
+        })
+        .collect()
+}
+
+fn rotated(server: &Server<'_>) -> bool {
+    let shown = server.api.get("encryption-keys").body;
+    let only_opens = |key: &Value| key["state"] == "decrypt_only";
+    shown["rotations"] == json!([]) && !shown["keys"].as_array().unwrap().iter().any(only_opens)
+}
+
+fn all_open(server: &Server<'_>, workflows: &[Value]) {
+    for workflow in workflows {
+        let shown = server.api.get(&format!("workflows/{}", workflow["id"].as_str().unwrap()));
+        assert_eq!(shown.status, 200, "{:#}", shown.body);
+        assert_eq!(shown.body["hooks"], workflow["hooks"]);
+    }
+}
+
+fn replace_key_file(dir: &Path, text: &str) {
+    std::fs::write(dir.join("root.key"), text).unwrap();
+}
+
+on_both! {
+    fn a_rotation_survives_kill_dash_nine_and_goes_on(place: Place) {
+        let sink = Sink::start();
+        let mut server = place.start(&sink);
+        let workflows = with_hooks(&server, 10, 18);
+        for round in 0..3_u64 {
+            for level in ["data", "organization"] {
+                let begun = server.api.post("key-rotations", &json!({ "level": level }));
+                assert_eq!(begun.status, 202, "{:#}", begun.body);
+            }
+            // In the middle: 180 values take nine batches with a pause after each.
+            std::thread::sleep(Duration::from_millis(100 * round));
+            server.kill();
+            server = place.start(&sink);
+            all_open(&server, &workflows);
+            assert!(wait_until(WITHIN, || rotated(&server)), "{:#}", server.api.get("encryption-keys").body);
+            all_open(&server, &workflows);
+        }
+        let shown = server.api.get("encryption-keys").body;
+        let active: Vec<_> = shown["keys"].as_array().unwrap().iter().filter(|key| key["state"] == "active").collect();
+        assert_eq!((&active[0]["key"], &active[1]["key"], active.len()), (&json!("o4"), &json!("d4"), 2), "{shown:#}");
+        let rotations = server.api.get("key-rotations").body;
+        assert!(rotations["items"].as_array().unwrap().iter().all(|rotation| rotation["state"] == "done"), "{rotations:#}");
+    }
+}
+
+on_both! {
+    // The operator's way from one root key to another, and what happens to whoever loses one.
+    fn a_root_key_is_replaced_and_a_lost_one_is_said(place: Place) {
+        let sink = Sink::start();
+        let server = place.start(&sink);
+        let workflows = with_hooks(&server, 1, 3);
+        assert!(said(&keys(&["list"], &place)).contains("active       wraps 1 organization keys"));
+        said(&keys(&["add-root"], &place));
+        let listed = said(&keys(&["list"], &place));
+        let rows: Vec<&str> = listed.lines().collect();
+        let id = |row: &str| row.split_whitespace().next().unwrap().to_owned();
+        let (old, new) = (id(rows[0]), id(rows[1]));
+        assert!(rows[1].contains("next         wraps 0"), "{listed}");
+        assert_eq!(server.stop(), Some(0));
+        said(&keys(&["use-root"], &place));
+        let too_early = refusal(&keys(&["remove-root", &old], &place));
+        assert!(too_early.contains("still wraps 1 organization keys"), "{too_early}");
+
+        // Without the old key nothing starts, and nothing is changed.
+        let dir = place.data_dir();
+        let both = std::fs::read_to_string(dir.join("root.key")).unwrap();
+        let other = "0123456789abcdef".repeat(4);
+        replace_key_file(&dir, &other);
+        let lost = place.operate(&["admin", "keys", "rotate", "acme"]).unwrap_err();
+        assert!(lost.contains(&old) && lost.contains("Nothing was changed"), "{lost}");
+        replace_key_file(&dir, &both);
+
+        let server = place.start(&sink);
+        all_open(&server, &workflows);
+        // The node looks for keys that are due a minute after its start, and whenever somebody rotates one.
+        assert_eq!(server.api.post("key-rotations", &json!({ "level": "data" })).status, 202);
+        let follows = || said(&keys(&["list"], &place)).contains(&format!("{new}  active       wraps 1"));
+        assert!(wait_until(WITHIN, follows), "{}", said(&keys(&["list"], &place)));
+        assert!(wait_until(WITHIN, || rotated(&server)));
+        all_open(&server, &workflows);
+        let shown = server.api.get("key-rotations").body;
+        assert!(shown["items"].as_array().unwrap().iter().any(|rotation| rotation["level"] == "root"), "{shown:#}");
+        // The first key is what more than organization keys depends on: it stays, and wraps nothing.
+        let first = refusal(&keys(&["remove-root", &old], &place));
+        assert!(first.contains("cannot be taken away"), "{first}");
+        let current = refusal(&keys(&["remove-root", &new], &place));
+        assert!(current.contains("still wraps"), "{current}");
+        assert_eq!(server.stop(), Some(0));
+    }
+}
