@@ -141,7 +141,7 @@ create index hook_by_workflow on hook (org_id, workflow_id, trigger_id);
 
 -- One row per run: where it stands now.
 create table run (
-    org_id         uuid not null references organization (id),
+    org_id         uuid not null,
     id             uuid not null,
     workflow_id    uuid not null,
     version        bigint not null,
@@ -181,7 +181,7 @@ create index run_removing on run (org_id, id) where removing = 1;
 
 -- What happened in a run, in its own order.
 create table run_event (
-    org_id      uuid not null references organization (id),
+    org_id      uuid not null,
     run_id      uuid not null,
     seq         bigint not null,
     kind        text not null,
@@ -192,7 +192,7 @@ create table run_event (
 );
 
 create table step (
-    org_id       uuid not null references organization (id),
+    org_id       uuid not null,
     run_id       uuid not null,
     step_id      text collate "C" not null,
     iteration    bigint not null,
@@ -213,7 +213,7 @@ create table step (
 );
 
 create table call (
-    org_id           uuid not null references organization (id),
+    org_id           uuid not null,
     id               uuid not null,
     installation_id  uuid not null,
     plugin_id        uuid not null,

@@ -141,7 +141,7 @@ create index hook_by_workflow on hook (org_id, workflow_id, trigger_id);
 
 -- One row per run: where it stands now.
 create table run (
-    org_id         blob not null references organization (id),
+    org_id         blob not null,
     id             blob not null,
     workflow_id    blob not null,
     version        integer not null,
@@ -183,7 +183,7 @@ create index run_sleeping on run (org_id, held_bytes) where status = 'waiting';
 
 -- What happened in a run, in its own order.
 create table run_event (
-    org_id      blob not null references organization (id),
+    org_id      blob not null,
     run_id      blob not null,
     seq         integer not null,
     kind        text not null,
@@ -191,10 +191,10 @@ create table run_event (
     created_at  integer not null,
     primary key (org_id, run_id, seq),
     foreign key (org_id, run_id) references run (org_id, id)
-) strict;
+) strict, without rowid;
 
 create table step (
-    org_id       blob not null references organization (id),
+    org_id       blob not null,
     run_id       blob not null,
     step_id      text not null,
     iteration    integer not null,
@@ -212,10 +212,10 @@ create table step (
     finished_at  integer,
     primary key (org_id, run_id, step_id, iteration),
     foreign key (org_id, run_id) references run (org_id, id)
-) strict;
+) strict, without rowid;
 
 create table call (
-    org_id           blob not null references organization (id),
+    org_id           blob not null,
     id               blob not null,
     installation_id  blob not null,
     plugin_id        blob not null,
@@ -252,7 +252,7 @@ create table event (
     detail      text not null,
     created_at  integer not null,
     primary key (org_id, id)
-) strict;
+) strict, without rowid;
 create index event_by_kind on event (org_id, kind, id);
 
 create table audit (
@@ -506,7 +506,7 @@ create table audit_waiting (
     id      blob not null,
     primary key (org_id, id),
     foreign key (org_id, id) references audit (org_id, id)
-) strict;
+) strict, without rowid;
 
 -- Where an organization's log ends, and the key that signs it.
 create table audit_log (

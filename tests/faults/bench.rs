@@ -215,16 +215,19 @@ impl Bench {
 
     /// Delivers to the webhook as an honest sender: again, under the same id, until it is accepted.
     pub(crate) async fn begin(&self, label: &str) -> RunId {
-        let mut run = None;
+        let (mut run, mut last) = (None, None);
         let accepted = until_async(PATIENCE, async || match self.deliver(label).await {
             Ok(accepted) => {
                 run = accepted;
                 true
             }
-            Err(AppError::Store(_)) => false,
+            Err(AppError::Store(error)) => {
+                last = Some((tokio::time::Instant::now(), error));
+                false
+            }
             Err(other) => panic!("{other:?}"),
         });
-        assert!(accepted.await, "the delivery is not accepted");
+        assert!(accepted.await, "the delivery is not accepted: {last:?}");
         run.expect("the trigger has no conditions")
     }
 

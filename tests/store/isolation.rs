@@ -14,6 +14,7 @@ use bulkhead_model::retention::{EndedRun, RetentionPolicy};
 use bulkhead_model::run::RunStatus;
 use bulkhead_model::throttle::Failures;
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::advance::Told;
 use bulkhead_store::audit_log::AuditLog;
 use bulkhead_store::call::CallBytes;
 use bulkhead_store::dead_letter::task::TaskState;
@@ -398,11 +399,22 @@ on_both! {
         let spent = tx!(test.write, &scope, [a, now], |tx| {
             tx.spend_key(a.run.id, a.workflow.id, "mine", *now, *now).await.map(drop)
         });
-        let called = tx!(test.write, &scope, [a], |tx| {
-            tx.record_called_step(a.run.id, &a.call, &a.step, &a.run_event).await.map(drop)
+        let called = tx!(test.write, &scope, [a], |tx| tx.record_called_step(&mut a.run.clone(), a.called()).await);
+        let name = a.plugin.name.clone();
+        let stride = tx!(test.write, &scope, [a, name], |tx| {
+            tx.save_stride(&mut a.run.clone(), a.called(), (name, None)).await.map(drop)
+        });
+        let end = tx!(test.write, &scope, [a, ambient], |tx| {
+            let told = Told { kind: "x", subject: "y", detail: &json!({}) };
+            tx.save_end(&a.run, &a.run_event, told, ambient).await
+        });
+        let own_worker = test.worker().await;
+        let begun = tx!(test.write, &scope, [a, own_worker, ambient], |tx| {
+            let minute = Duration::from_mins(1);
+            tx.begin_run(&a.run, &a.run_event, &a.job, *own_worker, minute, ambient).await.map(drop)
         });
         let letter = tx!(test.write, &scope, [a, ambient], |tx| tx.record_dead_letter(&a.dead_letter, ambient).await);
-        for result in [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent, called, letter] {
+        for result in [plugin, installation, grants, secret, version, hook, schedule, breaker, run, step, event, call, spent, called, stride, end, begun, letter] {
             assert!(refused(&result), "{result:?}");
         }
 
@@ -467,8 +479,11 @@ on_both! {
         let clock = test.ambient.clone();
         let bury = tx!(test.write, &scope, [lease, clock], |tx| tx.bury_job(lease, "no", clock).await);
         let finish = tx!(test.write, &scope, [lease, now], |tx| tx.finish_job(lease, *now).await);
+        let finish_standing = tx!(test.write, &scope, [lease, now, place, installation], |tx| {
+            tx.finish_standing(lease, *now, *place, *installation).await.map(drop)
+        });
         let pause = tx!(test.write, &scope, [lease, now], |tx| tx.pause_job(lease, "x", *now).await);
-        for result in [keep, hold, standing, release, bury, finish, pause] {
+        for result in [keep, hold, standing, release, bury, finish, finish_standing, pause] {
             assert!(matches!(result, Err(StoreError::LostLease)), "{result:?}");
         }
         // What another organization makes is its own, by whatever worker.

@@ -6,6 +6,7 @@
 #[macro_use]
 mod support;
 
+mod advance;
 mod audit_log;
 mod backup;
 mod breakers;

@@ -30,6 +30,7 @@ use bulkhead_model::session::{SessionLimits, SessionTimes};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::account::User;
+use bulkhead_store::advance::CalledStep;
 use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::audit_log::{AuditLog, SealedAudit};
@@ -507,6 +508,11 @@ impl Tenant {
         let mut breaker = Breaker::new(now);
         breaker.open(now);
         BreakerState { workflow: self.workflow.id, version: 1, breaker, error: Some("{}".to_owned()) }
+    }
+
+    /// Its call with its step and its line in the log.
+    pub(crate) fn called(&self) -> CalledStep<'_> {
+        CalledStep { call: &self.call, step: &self.step, event: &self.run_event }
     }
 
     /// Under which runs of its workflow wait.

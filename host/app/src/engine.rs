@@ -20,6 +20,7 @@ use bulkhead_model::run::{
 };
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId};
+use bulkhead_store::advance::{CalledStep, Told};
 use bulkhead_store::call::Call;
 use bulkhead_store::dead_letter::{self, NewDeadLetter};
 use bulkhead_store::installation::{Installation, InstallationState};
@@ -32,7 +33,9 @@ use crate::breaker::{self, Moved};
 use crate::call::{Attempted, PluginCall, revoke};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
-use crate::run::record::{letter_of, log_event, read_state, read_trigger, save_record, state_text};
+use crate::run::record::{
+    letter_of, log_event, next_event, read_state, read_trigger, save_record, state_text, step_rows,
+};
 use crate::{App, AppError, quota};
 
 /// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
@@ -659,10 +662,7 @@ async fn write_commit(
             tx.release_job(&commit.lease, *until, Attempt::StartsAnew, None, now).await?;
             tx.lock_standing(id, used).await?
         }
-        Then::Finish { .. } => {
-            tx.finish_job(&commit.lease, now).await?;
-            tx.lock_standing(id, used).await?
-        }
+        Then::Finish { .. } => tx.finish_standing(&commit.lease, now, id, used).await?,
     };
     if standing.status.is_final() {
         return Err(NotCommitted::RunEnded);
@@ -677,47 +677,64 @@ async fn write_commit(
     for record in &commit.before {
         save_record(tx, &commit.state, &mut run, record, None, now).await?;
     }
+    let call = match call {
+        Some(call) => Some(quota::within_log(tx, call).await?),
+        None => None,
+    };
+    let called = call.as_deref().zip(made.map(|(_, record)| record));
+    if let (Then::Continue { plugin, installation: used }, Some((call, record)), true) =
+        (&commit.then, called, commit.after.is_empty())
+    {
+        let (step, event) = step_rows(&commit.state, &mut run, record, Some(call), now);
+        moves_on(&mut run, commit, RunStatus::Running)?;
+        let called = CalledStep { call, step: &step, event: &event };
+        let installation = tx.save_stride(&mut run, called, (plugin, *used)).await?;
+        return Ok(Committed { run, installation, moved: None });
+    }
     if let Some((_, record)) = made {
-        let call = match call {
-            Some(call) => Some(quota::within_log(tx, call).await?),
-            None => None,
-        };
-        let call = call.as_deref();
-        save_record(tx, &commit.state, &mut run, record, call, now).await?;
+        save_record(tx, &commit.state, &mut run, record, call.as_deref(), now).await?;
     }
     for record in &commit.after {
         save_record(tx, &commit.state, &mut run, record, None, now).await?;
     }
-    run.state = state_text(&commit.state)?;
-    run.updated_at = now;
-    run.waiting_until = None;
     let (mut installation, mut moved) = (None, None);
     match &commit.then {
         Then::Continue { plugin, installation: used } => {
-            run.status = RunStatus::Running;
+            moves_on(&mut run, commit, RunStatus::Running)?;
             installation = match tx.load_installation_of(plugin, *used).await {
                 // What is wrong with the next call's installation is for that call to say.
                 Err(StoreError::Corrupt { .. }) => None,
                 found => found?,
             };
+            tx.update_run(&run).await?;
         }
         Then::Wait { until } => {
-            run.status = RunStatus::Waiting;
+            moves_on(&mut run, commit, RunStatus::Waiting)?;
             run.waiting_until = Some(*until);
             log_event(tx, &mut run, "waiting", &json!({ "until": until }), now).await?;
+            tx.update_run(&run).await?;
         }
         Then::Finish { status, output, error } => {
-            run.status = *status;
+            moves_on(&mut run, commit, *status)?;
             run.output = Some(output.to_string());
             run.finished_at = Some(now);
             moved = write_end(tx, commit, &mut run, error.as_ref(), breaker, ambient).await?;
         }
     }
-    tx.update_run(&run).await?;
     Ok(Committed { run, installation, moved })
 }
 
-/// What the end of a run brings with it: its log's last line, a dead letter where it failed, the event, and what the breaker learns.
+/// The run as the commit leaves it.
+fn moves_on(run: &mut Run, commit: &Commit, status: RunStatus) -> Result<(), AppError> {
+    run.status = status;
+    run.state = state_text(&commit.state)?;
+    run.updated_at = commit.now;
+    run.waiting_until = None;
+    Ok(())
+}
+
+/// What the end of a run brings with it: its log's last line, a dead letter where it failed, the event, the run itself, and what the
+/// breaker learns.
 async fn write_end(
     tx: &mut Tx,
     commit: &Commit,
@@ -728,14 +745,16 @@ async fn write_end(
 ) -> Result<Option<Moved>, StoreError> {
     let status = run.status;
     run.error = error.map(|error| json!(error).to_string());
-    log_event(tx, run, status.as_str(), &json!({ "error": error }), commit.now).await?;
+    let last = next_event(run, status.as_str(), &json!({ "error": error }), commit.now);
     if let Some(error) = error.filter(|_| status == RunStatus::Failed)
         && let Some(letter) = letter_of(run, error)
     {
         tx.record_dead_letter(&letter, ambient).await?;
     }
+    let (kind, subject) = (format!("run.{}", status.as_str()), run.id.to_string());
     let detail = json!({ "workflow": run.workflow, "version": run.version });
-    tx.record_event(&format!("run.{}", status.as_str()), &run.id.to_string(), &detail, ambient).await?;
+    let told = Told { kind: &kind, subject: &subject, detail: &detail };
+    tx.save_end(run, &last, told, ambient).await?;
     let org = commit.lease.org;
     match (status, error, breaker) {
         // It began before the breaker opened; nobody need wait for the row to learn that it says nothing.

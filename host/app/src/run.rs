@@ -13,6 +13,7 @@ use bulkhead_model::retention::{RUN_FULL, RUN_HISTORY_BYTES_MAX};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
+use bulkhead_store::advance::Begun;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::dead_letter::{self, DeadLetter};
 use bulkhead_store::job::{ClaimedJob, JobGroup, NewJob};
@@ -153,31 +154,32 @@ pub(crate) async fn insert_started(
     held_for: Option<&str>,
     ambient: &Ambient,
 ) -> Result<(Started, Option<ClaimedJob>), AppError> {
-    if !tx.insert_run(run).await? {
-        let key = run.dedupe_key.as_deref().unwrap_or_default();
-        let first = tx.load_run_by_dedupe_key(run.workflow, key).await?;
-        let lost = || AppError::Store(StoreError::Conflict { constraint: "run_dedupe".into() });
-        return Ok((Started::Before(first.ok_or_else(lost)?), None));
-    }
     let detail = json!({ "trigger": run.trigger_kind }).to_string();
     let event = RunEvent { seq: 1, kind: "queued".into(), detail, created_at: run.created_at };
-    tx.record_run_event(run.id, &event).await?;
     let job = advance_job(run.id, run.created_at, group.cloned());
     // Whether a group has room is for a claim to find out.
-    let held = if let Some(name) = held_for {
-        tx.enqueue_paused(&job, name, ambient).await?;
-        None
-    } else if let (Some(worker), None) = (worker, group) {
-        let held = tx.enqueue_held(&job, worker, ATTEMPT_DEADLINE, ambient).await?;
-        if held.is_none() {
-            tx.requeue_run(run.id).await?;
+    let begun = match (worker, group, held_for) {
+        (Some(worker), None, None) => tx.begin_run(run, &event, &job, worker, ATTEMPT_DEADLINE, ambient).await?,
+        _ if !tx.insert_run(run).await? => Begun::Before,
+        _ => {
+            tx.record_run_event(run.id, &event).await?;
+            match held_for {
+                Some(name) => tx.enqueue_paused(&job, name, ambient).await.map(drop)?,
+                None => tx.enqueue(&job, ambient).await.map(drop)?,
+            }
+            Begun::Queued
         }
-        held
-    } else {
-        tx.enqueue(&job, ambient).await?;
-        None
     };
-    Ok((Started::Anew(run.id), held))
+    match begun {
+        Begun::Held(job) => Ok((Started::Anew(run.id), Some(job))),
+        Begun::Queued => Ok((Started::Anew(run.id), None)),
+        Begun::Before => {
+            let key = run.dedupe_key.as_deref().unwrap_or_default();
+            let first = tx.load_run_by_dedupe_key(run.workflow, key).await?;
+            let lost = || AppError::Store(StoreError::Conflict { constraint: "run_dedupe".into() });
+            Ok((Started::Before(first.ok_or_else(lost)?), None))
+        }
+    }
 }
 
 impl App {

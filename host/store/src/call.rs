@@ -109,7 +109,7 @@ pub struct CallBytes {
 
 impl CallTexts {
     /// What a call's row holds beside its organization, in the order in which it is inserted: here and with its step
-    /// ([`record_called_step`](Tx::record_called_step)).
+    /// ([`save_stride`](Tx::save_stride)).
     pub(crate) fn values<'a>(&'a self, call: &'a Call) -> [Bind<'a>; 18] {
         let report = &call.report;
         [
@@ -156,6 +156,11 @@ impl Tx {
     /// Answers what the call's row takes up.
     pub async fn record_call(&mut self, call: &Call) -> Result<CallBytes, StoreError> {
         let texts = CallTexts::of(call)?;
+        self.insert_call(call, &texts).await?;
+        Ok(texts.bytes(call))
+    }
+
+    pub(crate) async fn insert_call(&mut self, call: &Call, texts: &CallTexts) -> Result<(), StoreError> {
         let sql = sql!(
             "insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version,
                  outcome, input, output, error, usage, limits, log, egress, refusals, created_at)
@@ -163,8 +168,7 @@ impl Tx {
         );
         let org = self.org()?;
         let values = [&[Bind::from(org)][..], &texts.values(call)[..]].concat();
-        self.execute(sql, &values).await?;
-        Ok(texts.bytes(call))
+        self.execute(sql, &values).await.map(drop)
     }
 
     /// Bytes that the logs of the run's calls take up, and how many they may.

@@ -46,7 +46,7 @@ pub struct Installation {
     pub updated_at: Timestamp,
 }
 
-fn read(row: &Row) -> Result<Installation, StoreError> {
+pub(crate) fn read(row: &Row) -> Result<Installation, StoreError> {
     Ok(Installation {
         id: row.get("id")?,
         plugin: row.get("plugin_id")?,

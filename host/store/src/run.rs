@@ -152,9 +152,56 @@ pub struct RunEvent {
     pub created_at: Timestamp,
 }
 
+impl Run {
+    /// What a run begins with beside its organization, in the order in which it is inserted: here and with its job
+    /// ([`begin_run`](Tx::begin_run)).
+    pub(crate) fn begun_values(&self) -> [Bind<'_>; 13] {
+        [
+            self.id.into(),
+            self.workflow.into(),
+            self.version.into(),
+            self.status.as_str().into(),
+            (&self.trigger_kind).into(),
+            (&self.trigger_data).into(),
+            (&self.state).into(),
+            self.generation.into(),
+            (&self.dedupe_key).into(),
+            self.log_seq.into(),
+            self.created_at.into(),
+            self.updated_at.into(),
+            self.kept.held_bytes.into(),
+        ]
+    }
+
+    /// What changes of a run while it goes on, and with its end what it takes up in all, in the order in which it is saved: here and with
+    /// a call's results ([`save_stride`](Tx::save_stride), [`save_end`](Tx::save_end)).
+    pub(crate) fn moved_values(&self) -> [Bind<'_>; 12] {
+        let history_bytes = if self.finished_at.is_some() {
+            let own = bytes_of(&self.state) + bytes_of_some(self.output.as_ref()) + bytes_of_some(self.error.as_ref());
+            self.kept.held_bytes.saturating_add(own)
+        } else {
+            0
+        };
+        [
+            self.status.as_str().into(),
+            (&self.state).into(),
+            self.generation.into(),
+            (&self.output).into(),
+            (&self.error).into(),
+            self.log_seq.into(),
+            self.waiting_until.into(),
+            self.updated_at.into(),
+            self.finished_at.into(),
+            history_bytes.into(),
+            self.kept.held_bytes.into(),
+            self.kept.log_bytes.into(),
+        ]
+    }
+}
+
 impl Step {
     /// What a step's row holds beside its organization and run, in the order in which it is inserted: here and with its call
-    /// ([`record_called_step`](Tx::record_called_step)).
+    /// ([`save_stride`](Tx::save_stride)).
     pub(crate) fn values(&self) -> [Bind<'_>; 13] {
         [
             (&self.step).into(),
@@ -250,24 +297,8 @@ impl Tx {
                  select 1 from spent_key where org_id = $1 and workflow_id = $3 and dedupe_key = $10)
              on conflict (org_id, workflow_id, dedupe_key) where dedupe_key is not null do nothing"
         );
-        let org = self.org()?;
-        let values = binds![
-            org,
-            run.id,
-            run.workflow,
-            run.version,
-            run.status.as_str(),
-            &run.trigger_kind,
-            &run.trigger_data,
-            &run.state,
-            run.generation,
-            &run.dedupe_key,
-            run.log_seq,
-            run.created_at,
-            run.updated_at,
-            run.kept.held_bytes
-        ];
-        Ok(self.execute(sql, values).await? > 0)
+        let values = [&[Bind::from(self.org()?)][..], &run.begun_values()[..]].concat();
+        Ok(self.execute(sql, &values).await? > 0)
     }
 
     /// A run that was to begin at once waits for its turn.
@@ -347,30 +378,8 @@ impl Tx {
                  updated_at = $10, finished_at = $11, history_bytes = $12, held_bytes = $13, log_bytes = $14
              where org_id = $1 and id = $2"
         );
-        let org = self.org()?;
-        let history_bytes = if run.finished_at.is_some() {
-            let own = bytes_of(&run.state) + bytes_of_some(run.output.as_ref()) + bytes_of_some(run.error.as_ref());
-            run.kept.held_bytes.saturating_add(own)
-        } else {
-            0
-        };
-        let values = binds![
-            org,
-            run.id,
-            run.status.as_str(),
-            &run.state,
-            run.generation,
-            &run.output,
-            &run.error,
-            run.log_seq,
-            run.waiting_until,
-            run.updated_at,
-            run.finished_at,
-            history_bytes,
-            run.kept.held_bytes,
-            run.kept.log_bytes
-        ];
-        self.execute(sql, values).await.map(drop)
+        let values = [&[Bind::from(self.org()?), run.id.into()][..], &run.moved_values()[..]].concat();
+        self.execute(sql, &values).await.map(drop)
     }
 
     /// Adds a call to what a run holds that its worker has no hold of any more, ended or not.

@@ -3,6 +3,7 @@
 use bulkhead_model::fault::Fault;
 use bulkhead_model::run::{RunState, StepError, StepRecord};
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::advance::CalledStep;
 use bulkhead_store::call::Call;
 use bulkhead_store::dead_letter::{self, NewDeadLetter};
 use bulkhead_store::run::{Run, RunEvent, Step};
@@ -10,6 +11,14 @@ use bulkhead_store::{StoreError, Tx};
 use serde_json::{Value, json};
 
 use crate::AppError;
+
+/// The next entry of a run's own log, which takes its number and its room in the run.
+pub(crate) fn next_event(run: &mut Run, kind: &str, detail: &Value, now: Timestamp) -> RunEvent {
+    run.log_seq += 1;
+    let event = RunEvent { seq: run.log_seq, kind: kind.to_owned(), detail: detail.to_string(), created_at: now };
+    run.kept.add_event(&event);
+    event
+}
 
 /// Appends to a run's own log; the caller holds the run's lock and saves the run afterwards.
 pub(crate) async fn log_event(
@@ -19,9 +28,7 @@ pub(crate) async fn log_event(
     detail: &Value,
     now: Timestamp,
 ) -> Result<(), StoreError> {
-    run.log_seq += 1;
-    let event = RunEvent { seq: run.log_seq, kind: kind.to_owned(), detail: detail.to_string(), created_at: now };
-    run.kept.add_event(&event);
+    let event = next_event(run, kind, detail, now);
     tx.record_run_event(run.id, &event).await
 }
 
@@ -41,15 +48,14 @@ pub(crate) fn read_trigger(run: &Run) -> Result<Value, AppError> {
         .map_err(|error| AppError::Store(StoreError::Corrupt { what: "run trigger", why: error.to_string() }))
 }
 
-/// Saves a step's row and its line in the run's log, with the call that was made for it.
-pub(crate) async fn save_record(
-    tx: &mut Tx,
+/// A step's row and its line in the run's log, with the call that was made for it; what both take up is added to what the run holds.
+pub(crate) fn step_rows(
     state: &RunState,
     run: &mut Run,
     record: &StepRecord,
     call: Option<&Call>,
     now: Timestamp,
-) -> Result<(), AppError> {
+) -> (Step, RunEvent) {
     let position = state.steps.get_index_of(&record.step).unwrap_or(state.steps.len());
     let waits = !record.status.is_final();
     let step = Step {
@@ -77,16 +83,25 @@ pub(crate) async fn save_record(
         fields.shift_remove("output");
     }
     run.kept.add_step(&step);
-    let Some(call) = call else {
-        tx.save_step(run.id, &step).await?;
-        return Ok(log_event(tx, run, "step", &detail, now).await?);
-    };
-    run.log_seq += 1;
-    let event = RunEvent { seq: run.log_seq, kind: "step".to_owned(), detail: detail.to_string(), created_at: now };
-    run.kept.add_event(&event);
-    let bytes = tx.record_called_step(run.id, call, &step, &event).await?;
-    run.kept.add_call(bytes);
-    Ok(())
+    let event = next_event(run, "step", &detail, now);
+    (step, event)
+}
+
+/// Saves a step's row and its line in the run's log, with the call that was made for it.
+pub(crate) async fn save_record(
+    tx: &mut Tx,
+    state: &RunState,
+    run: &mut Run,
+    record: &StepRecord,
+    call: Option<&Call>,
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let (step, event) = step_rows(state, run, record, call, now);
+    if let Some(call) = call {
+        return tx.record_called_step(run, CalledStep { call, step: &step, event: &event }).await;
+    }
+    tx.save_step(run.id, &step).await?;
+    tx.record_run_event(run.id, &event).await
 }
 
 /// What a failed run puts on the list of dead letters; nothing where its definition ended it so (`stop` with `failed`), which no

@@ -13,7 +13,7 @@ use bulkhead_model::time::Timestamp;
 
 use super::{ClaimedJob, NewJob, micros};
 use crate::error::StoreError;
-use crate::sql::{Row, binds, sql, sql_postgres};
+use crate::sql::{Bind, Row, binds, sql, sql_postgres};
 use crate::tx::Tx;
 
 /// How often a claim looks again after it put jobs of full groups aside.
@@ -80,6 +80,44 @@ fn read_taken(row: &Row, org: OrgId, worker: WorkerId) -> Result<Taken, StoreErr
         attempts_max: row.get("attempts_max")?,
     };
     Ok(Taken { order, job: Some(job) })
+}
+
+impl NewJob {
+    /// # Errors
+    /// [`StoreError::Misuse`] for a job that cannot be held from the start.
+    pub(crate) fn require_due(&self, now: Timestamp) -> Result<(), StoreError> {
+        if self.group.is_some() || self.run_at > now {
+            return Err(StoreError::Misuse("a job that is not due, or of a group, cannot be held from the start"));
+        }
+        Ok(())
+    }
+
+    /// What the row of a job that is held from the start has beside its organization and its holder, in the order in which it is
+    /// inserted.
+    pub(crate) fn held_values<'a>(&'a self, held: &'a ClaimedJob) -> [Bind<'a>; 8] {
+        [
+            held.lease.job.into(),
+            self.payload.kind().into(),
+            self.payload.lane().as_str().into(),
+            (&held.payload).into(),
+            self.priority.into(),
+            self.run_at.into(),
+            (&self.dedupe_key).into(),
+            self.attempts_max.into(),
+        ]
+    }
+}
+
+impl ClaimedJob {
+    /// A job that its worker holds from the start, on its first attempt.
+    pub(crate) fn held(org: OrgId, job: JobId, worker: WorkerId, new: &NewJob) -> Result<Self, StoreError> {
+        Ok(Self {
+            lease: Lease { org, job, worker, fence: 1, attempt: 1 },
+            payload: serde_json::to_string(&new.payload).map_err(|error| StoreError::corrupt("payload", error))?,
+            kind: new.payload.kind().to_owned(),
+            attempts_max: new.attempts_max,
+        })
+    }
 }
 
 impl Tx {
@@ -161,7 +199,7 @@ impl Tx {
 
     /// From here on nobody else claims for the organization until the transaction ends; `false` when somebody does now. On SQLite
     /// there is one writer.
-    async fn lock_turn(&mut self, org: OrgId) -> Result<bool, StoreError> {
+    pub(crate) async fn lock_turn(&mut self, org: OrgId) -> Result<bool, StoreError> {
         if !self.is_postgres() {
             return Ok(true);
         }
@@ -264,10 +302,8 @@ impl Tx {
         deadline: Duration,
         ambient: &bulkhead_model::ambient::Ambient,
     ) -> Result<Option<ClaimedJob>, StoreError> {
-        let (org, now) = (self.org()?, ambient.now());
-        if job.group.is_some() || job.run_at > now {
-            return Err(StoreError::Misuse("a job that is not due, or of a group, cannot be held from the start"));
-        }
+        let org = self.org()?;
+        job.require_due(ambient.now())?;
         let held =
             if self.lock_turn(org).await? { self.insert_held(job, worker, deadline, ambient).await? } else { None };
         if held.is_none() {
@@ -284,11 +320,10 @@ impl Tx {
         deadline: Duration,
         ambient: &bulkhead_model::ambient::Ambient,
     ) -> Result<Option<ClaimedJob>, StoreError> {
-        let (org, id, now) = (self.org()?, JobId::new(ambient), ambient.now());
-        let (kind, lane) = (job.payload.kind(), job.payload.lane().as_str());
-        let payload = serde_json::to_string(&job.payload).map_err(|error| StoreError::corrupt("payload", error))?;
-        let inserted = if self.is_postgres() {
-            // Worker and deadline go by the database's clock.
+        let (org, now) = (self.org()?, ambient.now());
+        let held = ClaimedJob::held(org, JobId::new(ambient), worker, job)?;
+        // The deadline is a length of time on PostgreSQL, where the database's clock rules, and a moment on SQLite.
+        let (sql, deadline) = if self.is_postgres() {
             let sql = sql_postgres!(
                 "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
                      worker_id, deadline_at, created_at, updated_at)
@@ -298,21 +333,7 @@ impl Tx {
                          < (select jobs_max from organization where organization.id = $1)
                  on conflict (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead' do nothing"
             );
-            let values = binds![
-                org,
-                id,
-                kind,
-                lane,
-                &payload,
-                job.priority,
-                job.run_at,
-                &job.dedupe_key,
-                job.attempts_max,
-                worker,
-                micros(deadline),
-                now
-            ];
-            self.execute(sql, values).await?
+            (sql, Bind::from(micros(deadline)))
         } else {
             let sql = sql!(
                 "insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
@@ -323,25 +344,12 @@ impl Tx {
                          < (select jobs_max from organization where organization.id = $1)
                  on conflict (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead' do nothing"
             );
-            let values = binds![
-                org,
-                id,
-                kind,
-                lane,
-                &payload,
-                job.priority,
-                job.run_at,
-                &job.dedupe_key,
-                job.attempts_max,
-                worker,
-                self.monotonic_after(deadline),
-                now
-            ];
-            self.execute(sql, values).await?
+            (sql, Bind::from(self.monotonic_after(deadline)))
         };
-        let lease = Lease { org, job: id, worker, fence: 1, attempt: 1 };
-        let claimed = ClaimedJob { lease, payload, kind: kind.to_owned(), attempts_max: job.attempts_max };
-        Ok((inserted > 0).then_some(claimed))
+        let values =
+            [&[Bind::from(org)][..], &job.held_values(&held)[..], &[worker.into(), deadline, now.into()][..]].concat();
+        let inserted = self.execute(sql, &values).await?;
+        Ok((inserted > 0).then_some(held))
     }
 
     /// After a job of a group ended: the next one of the group comes back into the claim path.
