@@ -203,7 +203,7 @@ on_both! {
                     tx.insert_worker(*ghost, "ghost", now, LEASE_TTL).await?;
                     tx.promote_jobs(now, 9).await?;
                     let orgs = tx.list_ready_orgs(Lane::System, None, 9).await?;
-                    let turns: Vec<Turn> = orgs.into_iter().map(|org| Turn { org, quota: 9 }).collect();
+                    let turns: Vec<Turn> = orgs.into_iter().map(|(org, _)| Turn { org, quota: 9 }).collect();
                     let claimed = tx.claim_jobs(*ghost, Lane::System, &turns, now, Duration::from_mins(10)).await?.jobs;
                     tx.delete_worker(*ghost).await?;
                     Ok::<_, bulkhead_store::StoreError>(claimed.len())

@@ -44,7 +44,6 @@ const WITHOUT_ROWS: &[&str] = &[
     "claim_jobs",
     "list_held_jobs",
     "list_ready_orgs",
-    "load_queue_weight",
     "count_blocked_jobs",
     "count_dead_jobs",
     "count_paused_jobs",
@@ -657,7 +656,6 @@ on_both! {
                     refused!($scope, [], |tx| tx.list_open_breakers(9, 9).await);
                     refused!($scope, [], |tx| tx.list_paused_names(None, 9).await);
                     refused!($scope, [worker], |tx| tx.list_held_jobs(*worker).await);
-                    refused!($scope, [own], |tx| tx.load_queue_weight(*own).await);
                     if reason != SystemReason::Admin {
                         refused!($scope, [own], |tx| tx.set_queue_share(*own, 1, 1).await);
                         refused!($scope, [own], |tx| tx.set_quota(*own, Quota::LogBytes, 9_999).await);
@@ -700,7 +698,7 @@ on_both! {
             refused!(&system, [], |tx| tx.list_jobs(None, PageRequest::default()).await);
         }
         let ready = tx!(test.read, &JOBS, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await).unwrap();
-        assert_eq!(ready, [a.org]);
+        assert_eq!(ready, [(a.org, 1)]);
         let payload = JobPayload::AdvanceRun { run: a.run.id };
         assert_eq!(payload.lane(), Lane::Interactive);
     }

@@ -602,8 +602,11 @@ on_both! {
         let list = async |after: Option<OrgId>, limit: u32| {
             tx!(test.read, &JOBS, [after, limit], |tx| tx.list_ready_orgs(Lane::Interactive, *after, *limit).await).unwrap()
         };
-        assert_eq!(list(None, 100).await, orgs);
-        assert_eq!(list(Some(orgs[1]), 2).await, orgs[2..4]);
+        let heavy = orgs[2];
+        assert!(tx!(test.write, &crate::support::ADMIN, [heavy], |tx| tx.set_queue_share(*heavy, 7, 64).await).unwrap());
+        let weighed: Vec<_> = orgs.iter().map(|org| (*org, if *org == heavy { 7 } else { 1 })).collect();
+        assert_eq!(list(None, 100).await, weighed);
+        assert_eq!(list(Some(orgs[1]), 2).await, weighed[2..4]);
         assert!(list(orgs.last().copied(), 9).await.is_empty());
     }
 
@@ -627,10 +630,12 @@ on_both! {
         queue.finish(&first.lease).await.unwrap();
         assert_eq!(queue.claim(9).await.len(), 1);
         let later = NewJob { run_at: queue.now().plus(MINUTE), ..job.clone() };
-        let refused = tx!(test.write, &scope, [later, worker, ambient], |tx| {
-            tx.enqueue_held(later, *worker, MINUTE, ambient).await
+        let grouped = NewJob { group: Some(JobGroup { key: "k".to_owned(), limit: 1 }), ..job.clone() };
+        let [waits, refused] = [later, grouped].map(|new| async {
+            tx!(test.write, &scope, [new, worker, ambient], |tx| tx.enqueue_held(new, *worker, MINUTE, ambient).await)
         });
-        assert!(matches!(refused, Err(StoreError::Misuse(_))));
+        assert!(waits.await.unwrap().is_none(), "the clock may have been set back since it was made");
+        assert!(matches!(refused.await, Err(StoreError::Misuse(_))));
     }
 
     async fn a_job_is_enqueued_with_its_transaction_or_not_at_all(test: TestStore) {

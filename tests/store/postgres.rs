@@ -1,14 +1,17 @@
 //! What only PostgreSQL can do to a transaction: lost races, time-outs, lost connections.
 
+use std::net::ToSocketAddrs as _;
 use std::time::Duration;
 
 use bulkhead_model::permission::OrgScope;
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::page::PageRequest;
-use bulkhead_store::{Store, StoreError};
+use bulkhead_store::{Store, StoreConfig, StoreError};
+use bulkhead_test_support::tcp_proxy::TcpProxy;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
-use crate::support::{TestStore, api_key, job, run};
+use crate::support::{Tenant, TestStore, api_key, job, postgres_config, run};
 
 /// Inserts a key if there are fewer than `limit`: right only if nobody else does the same at the same time.
 async fn insert_below(
@@ -165,4 +168,79 @@ async fn every_moment_survives_the_trip() {
             .await
             .unwrap();
     assert_eq!(epoch, 1);
+}
+
+/// A store whose line to the database can be held up.
+async fn behind_a_proxy(test: &TestStore, connections_max: u32) -> (Store, TcpProxy) {
+    let url = crate::support::app_url(test.database().url());
+    let (start, rest) = url.rsplit_once('@').unwrap();
+    let (server, name) = rest.split_once('/').unwrap();
+    let proxy = TcpProxy::start(server.to_socket_addrs().unwrap().next().unwrap());
+    let config = postgres_config(Some(format!("{start}@{}/{name}", proxy.address())), None);
+    (Store::open(StoreConfig { connections_max, ..config }).await.unwrap(), proxy)
+}
+
+async fn write_a_key(store: &Store, tenant: &Tenant, key: ApiKey) -> Result<(), StoreError> {
+    store.write(&tenant.scope(), key, |tx, key| Box::pin(async move { tx.insert_api_key(key).await })).await
+}
+
+/// A database that is gone without a word: whoever waits on it hears so, and once it is back nobody has to wait for what was lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_line_that_has_gone_silent_keeps_no_place() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let tenant = test.tenant("acme").await;
+    let (store, proxy) = behind_a_proxy(&test, 2).await;
+    for _ in 0..2 {
+        write_a_key(&store, &tenant, api_key(&test.ambient, "before")).await.unwrap();
+    }
+    proxy.stall(true);
+    let mut asking = tokio::task::JoinSet::new();
+    for n in 0..6 {
+        let (store, tenant, key) = (store.clone(), tenant.clone(), api_key(&test.ambient, "lost"));
+        asking.spawn(async move {
+            if n % 2 == 0 {
+                return write_a_key(&store, &tenant, key).await;
+            }
+            let scope = tenant.scope();
+            let read = store
+                .read(&scope, (), |tx, ()| Box::pin(async move { tx.list_api_keys(PageRequest::default()).await }));
+            read.await.map(drop)
+        });
+    }
+    let results = tokio::time::timeout(Duration::from_mins(2), asking.join_all()).await.expect("each has an answer");
+    for result in results {
+        assert!(matches!(result, Err(StoreError::TimedOut | StoreError::Unavailable(_))), "{result:?}");
+    }
+    // The lines that went silent stay so; others can be made.
+    proxy.cut();
+    proxy.stall(false);
+    write_a_key(&store, &tenant, api_key(&test.ambient, "after")).await.unwrap();
+    let names = tx!(test.read, &tenant.scope(), [], |tx| tx.list_api_keys(PageRequest::default()).await).unwrap();
+    let names: Vec<_> = names.items.into_iter().map(|key| key.name).collect();
+    assert_eq!(names.iter().filter(|name| *name == "before").count(), 2);
+    assert!(names.contains(&"after".to_owned()) && !names.contains(&"lost".to_owned()), "{names:?}");
+    store.close().await;
+}
+
+/// A caller that goes away in mid-statement leaves neither a place nor a transaction behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_goes_away_leaves_nothing_open() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let tenant = test.tenant("acme").await;
+    let (store, _proxy) = behind_a_proxy(&test, 1).await;
+    for _ in 0..5 {
+        let key = api_key(&test.ambient, "gone");
+        let scope = tenant.scope();
+        let write = store.write(&scope, key, |tx, key| {
+            Box::pin(async move {
+                tx.insert_api_key(key).await?;
+                std::future::pending::<Result<(), StoreError>>().await
+            })
+        });
+        assert!(tokio::time::timeout(Duration::from_millis(50), write).await.is_err());
+    }
+    write_a_key(&store, &tenant, api_key(&test.ambient, "stays")).await.unwrap();
+    let keys = tx!(test.read, &tenant.scope(), [], |tx| tx.list_api_keys(PageRequest::default()).await).unwrap();
+    assert!(keys.items.iter().all(|key| key.name != "gone"));
+    store.close().await;
 }

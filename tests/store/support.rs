@@ -776,7 +776,7 @@ pub(crate) async fn claim_any(
     deadline: Duration,
 ) -> Result<Vec<ClaimedJob>, StoreError> {
     let orgs = tx.list_ready_orgs(lane, None, 100).await?;
-    let turns: Vec<Turn> = orgs.into_iter().map(|org| Turn { org, quota: limit }).collect();
+    let turns: Vec<Turn> = orgs.into_iter().map(|(org, _)| Turn { org, quota: limit }).collect();
     Ok(tx.claim_jobs(worker, lane, &turns, now, deadline).await?.jobs)
 }
 

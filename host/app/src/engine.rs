@@ -176,20 +176,21 @@ impl Made {
 }
 
 impl App {
-    /// Carries a run forward until it ends, waits or fails. The leash ends its calls early. `begun` is the run as it was just saved,
-    /// where that is known.
+    /// Carries a run forward until it ends, waits or fails. The leash ends its calls early. The job was taken up no earlier than `since`;
+    /// `begun` is the run as it was just saved, where that is known.
     pub(crate) async fn advance_run(
         &self,
         job: &ClaimedJob,
         id: RunId,
         leash: &Leash,
+        since: Instant,
         begun: Option<Box<Run>>,
     ) -> Left {
         let lease = &job.lease;
         if lease.attempt > job.attempts_max {
             return self.give_up(lease, id, "its worker died, or lost hold of it, at every attempt").await;
         }
-        match Box::pin(self.travel(lease, id, leash, begun)).await {
+        match Box::pin(self.travel(lease, id, leash, since, begun)).await {
             Ok(left) => left,
             Err(AppError::Store(StoreError::LostLease)) => Left::Lost,
             Err(AppError::Busy { retry_after_ms, .. } | AppError::TooMany { retry_after_ms, .. }) => {
@@ -207,8 +208,13 @@ impl App {
         if hopeless {
             return self.give_up(&job.lease, id, &error.to_string()).await;
         }
-        let pause = backoff(job.lease.attempt, FAULT_BACKOFF.0, FAULT_BACKOFF.1, self.ambient());
+        let pause = self.fault_pause(job.lease.attempt);
         self.release(&job.lease, pause, Attempt::Counts, Some(error.to_string())).await
+    }
+
+    /// How long a job waits whose attempt failed by the host's fault.
+    pub(crate) fn fault_pause(&self, attempt: u32) -> Duration {
+        backoff(attempt, FAULT_BACKOFF.0, FAULT_BACKOFF.1, self.ambient())
     }
 
     /// Sends the job to the dead letters and ends its run as failed, together.
@@ -313,8 +319,15 @@ impl App {
         }
     }
 
-    async fn travel(&self, lease: &Lease, id: RunId, leash: &Leash, begun: Option<Box<Run>>) -> Result<Left, AppError> {
-        let (scope, held_at) = (SystemScope::new(SystemReason::Worker).for_org(lease.org), Instant::now());
+    async fn travel(
+        &self,
+        lease: &Lease,
+        id: RunId,
+        leash: &Leash,
+        held_at: Instant,
+        begun: Option<Box<Run>>,
+    ) -> Result<Left, AppError> {
+        let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
         let run = match begun {
             Some(run) => *run,
             None => {
@@ -396,11 +409,13 @@ impl App {
             };
             let Advance { records: after, next } = advance;
             let commit = journey.commit(before.clone(), Some((made.clone(), record)), after, then_of(&next), now);
+            let began = Instant::now();
             match self.commit(&journey.scope, commit).await {
                 Ok(Committed { run, installation, moved: _ }) => {
                     journey.run = run;
                     journey.installation = installation;
-                    journey.held_at = Instant::now();
+                    // The answer may have been long in coming.
+                    journey.held_at = began;
                     // The commit counts attempts anew.
                     journey.lease.attempt = 1;
                     return Ok(matches!(next, Next::Call(_)).then_some(next));

@@ -262,9 +262,10 @@ impl App {
             run.status = RunStatus::Running;
         }
         let args = (run.clone(), group, audited, worker, held_for, self.ambient().clone());
-        let (started, held) = place
+        let (store, saving, place) = (self.store().clone(), scope.clone(), Arc::clone(place));
+        let save = async move {
             // Two starts with one dedupe key are ordered by its unique index.
-            .write(self.store(), scope, args, |tx, (run, group, audited, worker, held_for, ambient)| {
+            let write = place.write(&store, &saving, args, |tx, (run, group, audited, worker, held_for, ambient)| {
                 Box::pin(async move {
                     let (started, held) =
                         insert_started(tx, run, group.as_ref(), *worker, held_for.as_deref(), ambient).await?;
@@ -274,12 +275,17 @@ impl App {
                     }
                     Ok::<_, AppError>((started, held))
                 })
-            })
-            .await?;
-        match reserved.zip(held) {
-            Some((reserved, job)) => reserved.begin(job, run),
-            None => self.wake_org(Lane::Interactive, scope.org()),
-        }
+            });
+            write.await
+        };
+        let started = match reserved {
+            Some(reserved) => reserved.begin(scope.org(), run, save).await?,
+            None => {
+                let (started, _) = save.await?;
+                self.wake_org(Lane::Interactive, scope.org());
+                started
+            }
+        };
         Ok(started.run())
     }
 

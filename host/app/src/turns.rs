@@ -78,9 +78,9 @@ impl Turns {
         self.with(lane, |line| line.order.is_empty())
     }
 
-    /// How many organizations are known to wait in the lane; `None` when this one does, or holds as much as it may.
-    pub(crate) fn waiting_beside(&self, lane: Lane, org: OrgId) -> Option<usize> {
-        self.with(lane, |line| (!line.places.contains_key(&org)).then_some(line.order.len()))
+    /// Whether nobody is known to wait in the lane; `None` when this organization does, or holds as much as it may.
+    pub(crate) fn is_idle_beside(&self, lane: Lane, org: OrgId) -> Option<bool> {
+        self.with(lane, |line| (!line.places.contains_key(&org)).then_some(line.order.is_empty()))
     }
 
     /// How `slots` free slots are to be shared.
@@ -108,7 +108,10 @@ impl Line {
         let now = self.now;
         let place = self.places.entry(org).or_insert(Place { pass: now, weight: 1, told: 0, full: false });
         place.told += 1;
-        place.full = false;
+        if std::mem::take(&mut place.full) {
+            // It has no claim for the time when it had no room, and stands behind those that had.
+            place.pass = place.pass.max(now);
+        }
         self.order.insert((place.pass, org));
     }
 
@@ -227,6 +230,25 @@ mod tests {
         assert!(turns.is_idle(Lane::System), "room without work is no turn");
         turns.tell_room(Lane::System, org(1));
         assert_eq!(turns.plan(Lane::System, 4)[0].turn.org, org(1));
+    }
+
+    #[test]
+    fn a_full_one_does_not_stand_before_those_with_room() {
+        let turns = Turns::default();
+        turns.tell(Lane::System, org(1));
+        let full = turns.plan(Lane::System, 1);
+        turns.settle(Lane::System, &full[0], 0, TurnEnd::Full);
+        // The other has taken much meanwhile; the first one is told of again and again, and has no room yet.
+        turns.tell(Lane::System, org(2));
+        for _ in 0..100 {
+            for planned in turns.plan(Lane::System, 10) {
+                turns.settle(Lane::System, &planned, planned.turn.quota, TurnEnd::More);
+            }
+        }
+        turns.tell(Lane::System, org(1));
+        let planned = turns.plan(Lane::System, 10);
+        let of = |n| planned.iter().find(|planned| planned.turn.org == org(n)).map_or(0, |planned| planned.turn.quota);
+        assert!(of(1) >= 4 && of(2) >= 4, "{planned:?}");
     }
 
     #[test]

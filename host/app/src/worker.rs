@@ -18,15 +18,16 @@ use bulkhead_store::job::{Attempt, ClaimedJob, Turn, TurnEnd};
 use bulkhead_store::node::NodeSlots;
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreConfig, StoreError};
-use tokio::sync::{Notify, OwnedSemaphorePermit};
+use futures_util::FutureExt as _;
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
-use crate::App;
 use crate::engine::ATTEMPT_DEADLINE;
 use crate::heartbeat::{self, Heartbeat, LEASE_TTL};
 use crate::in_flight::Leash;
 use crate::supervise::Supervisor;
 use crate::turns::{Planned, Turns};
 use crate::worker::slots::{LaneSlots, Slot};
+use crate::{App, AppError};
 
 /// Without a wake-up the queue is looked at this often.
 const POLL_EVERY: Duration = Duration::from_millis(250);
@@ -90,18 +91,34 @@ impl Wake {
         self.0.notify.notify_one();
     }
 
-    /// A free slot for a job that the organization is about to make: if nobody waits for one, or if it has nothing that waits and holds
-    /// less than its share beside those that do.
+    /// A free slot for a job that the organization is about to make, unless it has something that waits already.
     pub(crate) fn reserve(&self, lane: Lane, org: OrgId) -> Option<Reserved> {
         let worker = self.0.worker.get()?.upgrade()?;
-        let waiting = self.0.turns.waiting_beside(lane, org)?;
+        let is_idle = self.0.turns.is_idle_beside(lane, org)?;
+        // A fence from here on ends what is begun, whenever the answer comes that it may begin.
+        let hold = Hold::new(&worker.app);
         if worker.heartbeat.is_fenced() || worker.supervisor.stop_token().is_cancelled() {
             return None;
         }
-        let slots = worker.slots(lane)?;
-        let share = if waiting == 0 { usize::MAX } else { slots.of_each(waiting + 1) };
-        let slot = slots.try_take(org, share)?;
-        Some(Reserved { worker, lane, slot })
+        let slot = worker.slots(lane)?.take_for_start(org, is_idle)?;
+        Some(Reserved { worker, lane, slot, hold })
+    }
+}
+
+/// What a job is carried out under, from before the transaction that takes it.
+struct Hold {
+    leash: Leash,
+    since: Instant,
+}
+
+impl Hold {
+    fn new(app: &App) -> Self {
+        Self { leash: app.in_flight().leash(), since: Instant::now() }
+    }
+
+    /// One more for the same transaction.
+    fn another(&self) -> Self {
+        Self { leash: self.leash.another(), since: self.since }
     }
 }
 
@@ -110,6 +127,7 @@ pub(crate) struct Reserved {
     worker: Arc<Worker>,
     lane: Lane,
     slot: Slot,
+    hold: Hold,
 }
 
 impl Reserved {
@@ -117,10 +135,37 @@ impl Reserved {
         self.worker.id
     }
 
-    /// Begins the job of a run that was just made; the worker holds it by now.
-    pub(crate) fn begin(self, job: ClaimedJob, run: Run) {
-        let leash = self.worker.app.in_flight().leash();
-        self.worker.start(self.lane, job, self.slot, leash, Some(Box::new(run)));
+    /// Saves a run, and its job with it, by `save`, and begins the job where the worker holds it then. Whoever asked may go away: once it
+    /// is saved it begins all the same, and nobody need find out that it did not.
+    ///
+    /// # Errors
+    /// Those of `save`; the store's when the process ends first.
+    pub(crate) async fn begin<T, S>(mut self, org: OrgId, run: Run, save: S) -> Result<T, AppError>
+    where
+        T: Send + 'static,
+        S: Future<Output = Result<(T, Option<ClaimedJob>), AppError>> + Send + 'static,
+    {
+        // A cancellation finds it from now on.
+        self.hold.leash.hold(org, run.id);
+        let (reply, answer) = oneshot::channel();
+        self.worker.supervisor.clone().spawn("job", async move {
+            let (saved, held) = match save.await {
+                Ok((saved, held)) => (Ok(saved), held),
+                Err(error) => (Err(error), None),
+            };
+            let Self { worker, lane, slot, hold } = self;
+            let is_queued = saved.is_ok() && held.is_none();
+            // Who no longer listens loses only the answer.
+            drop(reply.send(saved));
+            if let Some(job) = held {
+                return worker.carry(lane, job, slot, hold, Some(Box::new(run))).await;
+            }
+            drop((slot, hold));
+            if is_queued {
+                worker.app.wake_org(lane, org);
+            }
+        });
+        answer.await.unwrap_or_else(|_| Err(AppError::Store(StoreError::TimedOut)))
     }
 }
 
@@ -220,8 +265,17 @@ impl Drop for Holding {
 /// How far the look at the queue has come.
 struct Look {
     at: Option<Instant>,
+    /// When the next job is due.
+    due: Option<Instant>,
     /// For each lane, after which organization the next look goes on.
     after: [Option<OrgId>; 3],
+}
+
+impl Look {
+    /// Whether it is time for the next one.
+    fn is_due(&self) -> bool {
+        self.at.is_none_or(|at| at.elapsed() >= POLL_EVERY) || self.due.is_some_and(|due| due <= Instant::now())
+    }
 }
 
 impl Worker {
@@ -235,7 +289,7 @@ impl Worker {
 
     async fn claim_loop(self: Arc<Self>) {
         let (stop, wake) = (self.supervisor.stop_token(), Arc::clone(&self.app.wake().0));
-        let mut queue = Look { at: None, after: [None; 3] };
+        let mut queue = Look { at: None, due: None, after: [None; 3] };
         while !stop.is_cancelled() {
             let pause = match self.work_through(&wake, &mut queue).await {
                 Ok(pause) => pause,
@@ -260,24 +314,22 @@ impl Worker {
         if self.heartbeat.is_fenced() {
             return Ok(POLL_EVERY);
         }
-        let mut pause = POLL_EVERY;
-        if wake.look.swap(false, Ordering::SeqCst) || queue.at.is_none_or(|at| at.elapsed() >= POLL_EVERY) {
-            if let Some(next) = self.look(wake, queue).await? {
-                pause = pause.min(next);
-            }
+        if wake.look.swap(false, Ordering::SeqCst) || queue.is_due() {
+            queue.due = self.look(wake, queue).await?.map(|until| Instant::now() + until);
             queue.at = Some(Instant::now());
         }
         let stop = self.supervisor.stop_token();
-        while self.claim(wake).await? > 0 {
+        while self.claim(wake).await? {
             // A long queue must not hold up a shutdown or a fence, nor what becomes due meanwhile.
             if stop.is_cancelled() || self.heartbeat.is_fenced() {
                 return Ok(POLL_EVERY);
             }
-            if queue.at.is_none_or(|at| at.elapsed() >= POLL_EVERY) {
+            if queue.is_due() {
                 return Ok(Duration::ZERO);
             }
         }
-        Ok(pause)
+        let until_due = queue.due.map(|due| due.saturating_duration_since(Instant::now()));
+        Ok(until_due.map_or(POLL_EVERY, |until| until.min(POLL_EVERY)))
     }
 
     /// Promotes what is due and finds out who has ready work. Answers how long it is until the next job is due.
@@ -303,12 +355,7 @@ impl Worker {
                 Box::pin(async move {
                     let mut listed = Vec::new();
                     for (lane, after) in Lane::ALL.into_iter().zip(after) {
-                        let orgs = tx.list_ready_orgs(lane, *after, LISTED_MAX).await?;
-                        let mut weights = Vec::with_capacity(orgs.len());
-                        for org in orgs {
-                            weights.push((org, tx.load_queue_weight(org).await?.unwrap_or(1)));
-                        }
-                        listed.push((lane, weights));
+                        listed.push((lane, tx.list_ready_orgs(lane, *after, LISTED_MAX).await?));
                     }
                     Ok::<_, StoreError>(listed)
                 })
@@ -324,9 +371,9 @@ impl Worker {
         Ok(until)
     }
 
-    /// Fills free slots with the jobs whose turn it is; answers how many were taken.
-    async fn claim(self: &Arc<Self>, wake: &WakeState) -> Result<usize, StoreError> {
-        let mut turns: Vec<(&LaneSlots, Lane, OwnedSemaphorePermit, Vec<Planned>)> = Vec::new();
+    /// Fills free slots with the jobs whose turn it is; answers whether the line went on, so that others may stand first now.
+    async fn claim(self: &Arc<Self>, wake: &WakeState) -> Result<bool, StoreError> {
+        let mut turns: Vec<(Lane, OwnedSemaphorePermit, Vec<Planned>)> = Vec::new();
         for (lane, slots) in &self.lanes {
             if wake.turns.is_idle(*lane) {
                 continue;
@@ -335,19 +382,18 @@ impl Worker {
             let Some((permit, free)) = slots.take_for_claim(CLAIM_MAX) else { continue };
             let planned = wake.turns.plan(*lane, free);
             if !planned.is_empty() {
-                turns.push((slots, *lane, permit, planned));
+                turns.push((*lane, permit, planned));
             }
         }
         if turns.is_empty() {
-            return Ok(0);
+            return Ok(false);
         }
         let wanted: Vec<(Lane, Vec<Turn>)> = turns
             .iter()
-            .map(|(_, lane, _, planned)| (*lane, planned.iter().map(|planned| planned.turn).collect()))
+            .map(|(lane, _, planned)| (*lane, planned.iter().map(|planned| planned.turn).collect()))
             .collect();
         // A fence from here on ends what this claim takes as well.
-        let leashes = self.app.in_flight().clone();
-        let before = leashes.leash();
+        let before = Hold::new(&self.app);
         let claimed = self
             .app
             .store()
@@ -366,7 +412,7 @@ impl Worker {
             Ok(claims) => claims,
             Err(error) => {
                 // Nothing is known of what was ready.
-                for (_, lane, _, planned) in &turns {
+                for (lane, _, planned) in &turns {
                     for planned in planned {
                         wake.turns.settle(*lane, planned, 0, TurnEnd::More);
                     }
@@ -374,53 +420,65 @@ impl Worker {
                 return Err(error);
             }
         };
-        let mut started = 0;
-        for ((slots, lane, mut permit, planned), claim) in turns.into_iter().zip(claims) {
+        let mut went_on = false;
+        for ((lane, mut permit, planned), claim) in turns.into_iter().zip(claims) {
             for (planned, (org, end)) in planned.iter().zip(&claim.turns) {
                 let taken = claim.jobs.iter().filter(|job| job.lease.org == *org).count();
                 wake.turns.settle(lane, planned, u32::try_from(taken).unwrap_or(u32::MAX), *end);
+                went_on |= taken > 0 || matches!(end, TurnEnd::Drained | TurnEnd::Full);
             }
             for job in claim.jobs {
                 let Some(slot) = permit.split(1) else { break };
-                let slot = slots.given_to(job.lease.org, slot);
-                started += 1;
-                self.start(lane, job, slot, before.another(), None);
+                self.start(lane, job, slot.into(), before.another());
             }
         }
-        Ok(started)
+        Ok(went_on)
     }
 
-    /// `begun` is the run as it was just saved, where that is known.
-    fn start(self: &Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, leash: Leash, begun: Option<Box<Run>>) {
+    fn start(self: &Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold) {
+        self.supervisor.spawn("job", Arc::clone(self).carry(lane, job, slot, hold, None));
+    }
+
+    /// Carries out a job that this worker holds. `begun` is the run as it was just saved, where that is known.
+    async fn carry(self: Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold, begun: Option<Box<Run>>) {
         metrics::counter!("bulkhead_jobs_claimed_total", "kind" => job.kind.clone()).increment(1);
-        let worker = Arc::clone(self);
-        self.supervisor.spawn("job", async move {
-            let (org, held) = (job.lease.org, (job.lease.job, job.lease.fence));
-            let holding = Holding::new(&worker, held);
-            worker.work(job, leash, begun).await;
-            drop((holding, slot));
-            let wake = &worker.app.wake().0;
-            wake.turns.tell_room(lane, org);
-            if !wake.turns.is_idle(lane) {
-                wake.notify.notify_one();
-            }
-        });
+        let (org, held) = (job.lease.org, (job.lease.job, job.lease.fence));
+        let holding = Holding::new(&self, held);
+        let work = std::panic::AssertUnwindSafe(self.work(&job, hold, begun)).catch_unwind();
+        if work.await.is_err() {
+            self.hand_back_after_panic(&job).await;
+        }
+        drop((holding, slot));
+        let wake = &self.app.wake().0;
+        wake.turns.tell_room(lane, org);
+        if !wake.turns.is_idle(lane) {
+            wake.notify.notify_one();
+        }
     }
 
-    async fn work(&self, job: ClaimedJob, mut leash: Leash, begun: Option<Box<Run>>) {
+    /// The attempt counts: what kills its task each time goes to the dead letters in the end.
+    async fn hand_back_after_panic(&self, job: &ClaimedJob) {
+        metrics::counter!("bulkhead_task_panics_total", "task" => "job").increment(1);
+        tracing::error!(job = %job.lease.job, kind = %job.kind, "the task of a job panicked");
+        let pause = self.app.fault_pause(job.lease.attempt);
+        self.app.release(&job.lease, pause, Attempt::Counts, Some("its task panicked".to_owned())).await;
+    }
+
+    async fn work(&self, job: &ClaimedJob, hold: Hold, begun: Option<Box<Run>>) {
+        let Hold { mut leash, since } = hold;
         match serde_json::from_str::<JobPayload>(&job.payload) {
             Ok(JobPayload::AdvanceRun { run }) => {
                 leash.hold(job.lease.org, run);
-                let left = self.app.advance_run(&job, run, &leash, begun).await;
+                let left = self.app.advance_run(job, run, &leash, since, begun).await;
                 tracing::debug!(job = %job.lease.job, run = %run, ?left, "left a job");
             }
             Ok(JobPayload::FireSchedule { workflow, trigger }) => {
-                let left = self.app.fire_schedule(&job, workflow, &trigger).await;
+                let left = self.app.fire_schedule(job, workflow, &trigger).await;
                 tracing::debug!(job = %job.lease.job, %workflow, %trigger, ?left, "left a job");
             }
             // It may be what kills its worker; it is made anew some minutes later.
             Ok(JobPayload::PruneHistory | JobPayload::TendKeys) if job.lease.attempt > job.attempts_max => {
-                self.bury(&job, "exhausted", "its worker died at every attempt".to_owned()).await;
+                self.bury(job, "exhausted", "its worker died at every attempt".to_owned()).await;
             }
             Ok(JobPayload::PruneHistory) => {
                 let left = self.app.prune_history(&job.lease, &leash).await;
@@ -431,7 +489,7 @@ impl Worker {
                 tracing::debug!(job = %job.lease.job, ?left, "left a job");
             }
             Ok(JobPayload::WorkDeadLetters { task }) => {
-                let left = self.app.work_dead_letters(&job, task, &leash).await;
+                let left = self.app.work_dead_letters(job, task, &leash).await;
                 tracing::debug!(job = %job.lease.job, %task, ?left, "left a job");
             }
             // A newer node's, during a rolling upgrade; or nobody's, which the attempts find out.
@@ -439,7 +497,7 @@ impl Worker {
                 let why = format!("this version does not know jobs of the kind {}: {error}", job.kind);
                 self.app.release(&job.lease, UNKNOWN_KIND_PAUSE, Attempt::Counts, Some(why)).await;
             }
-            Err(error) => self.bury(&job, "undecodable", format!("the payload does not decode: {error}")).await,
+            Err(error) => self.bury(job, "undecodable", format!("the payload does not decode: {error}")).await,
         }
     }
 

@@ -189,7 +189,8 @@ impl Tx {
         deadline: Duration,
         ambient: &Ambient,
     ) -> Result<Begun, StoreError> {
-        if !self.is_postgres() || !self.lock_turn(self.org()?).await? {
+        let may_be_held = job.may_be_held(ambient.now())?;
+        if !self.is_postgres() || !may_be_held || !self.lock_turn(self.org()?).await? {
             if !self.insert_run(run).await? {
                 return Ok(Begun::Before);
             }
@@ -199,7 +200,6 @@ impl Tx {
                 None => self.requeue_run(run.id).await.map(|()| Begun::Queued),
             };
         }
-        job.require_due(ambient.now())?;
         let held = ClaimedJob::held(self.org()?, JobId::new(ambient), worker, job)?;
         // One round trip for three; what comes later asks whether what comes before was done. Worker and deadline go by the database's
         // clock.

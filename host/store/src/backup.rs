@@ -329,7 +329,7 @@ enum End {
 async fn end(conn: Conn, how: End) -> Result<(), StoreError> {
     match (conn, how) {
         (Conn::Postgres(transaction), End::Commit) => transaction.commit().await?,
-        (Conn::Postgres(transaction), End::RollBack) => transaction.rollback().await?,
+        (Conn::Postgres(transaction), End::RollBack) => transaction.roll_back().await?,
         (Conn::Sqlite(conn), End::Commit) => conn.control("commit")?,
         // Its transaction ends with it.
         (Conn::Sqlite(_), End::RollBack) => {}

@@ -7,7 +7,14 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_model::id::OrgId;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
+
+use crate::error::StoreError;
+
+/// What waits in all lines of one thing before a further one is refused.
+const WAITING_MAX: usize = 4_096;
+/// … and in the line of one organization, so that it cannot fill them all. The host's own line has no bound beside the first.
+const LINE_MAX: usize = WAITING_MAX / 4;
 
 /// Who asks: an organization, or the host in its own matters.
 pub(crate) type Party = Option<OrgId>;
@@ -28,30 +35,132 @@ impl<T> Default for Lines<T> {
 }
 
 impl<T> Lines<T> {
-    pub(crate) fn push(&mut self, party: Party, item: T) {
+    /// # Errors
+    /// [`StoreError::TimedOut`] when too much waits, of the party or in all.
+    pub(crate) fn push(&mut self, party: Party, item: T) -> Result<(), StoreError> {
+        let own = self.of.get(&party).map_or(0, VecDeque::len);
+        if self.len >= WAITING_MAX || (party.is_some() && own >= LINE_MAX) {
+            return Err(StoreError::TimedOut);
+        }
         let line = self.of.entry(party).or_default();
         if line.is_empty() {
             self.order.push_back(party);
         }
         line.push_back(item);
         self.len += 1;
+        Ok(())
     }
 
-    pub(crate) fn pop(&mut self) -> Option<T> {
-        let party = self.order.pop_front()?;
-        let line = self.of.get_mut(&party)?;
-        let item = line.pop_front()?;
-        if line.is_empty() {
-            self.of.remove(&party);
-        } else {
-            self.order.push_back(party);
+    /// The next one for whom somebody still waits. Those who went away are dropped and use up nobody's turn.
+    pub(crate) fn pop(&mut self, is_gone: impl Fn(&T) -> bool) -> Option<T> {
+        loop {
+            let party = self.order.pop_front()?;
+            let line = self.of.get_mut(&party)?;
+            let mut next = None;
+            while let Some(item) = line.pop_front() {
+                self.len -= 1;
+                if !is_gone(&item) {
+                    next = Some(item);
+                    break;
+                }
+            }
+            if line.is_empty() {
+                self.of.remove(&party);
+            } else {
+                self.order.push_back(party);
+            }
+            if next.is_some() {
+                return next;
+            }
         }
-        self.len -= 1;
-        Some(item)
     }
 
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+}
+
+/// Work for one or more threads, handed out in turns of the parties.
+#[derive(Debug)]
+pub(crate) struct Queue<T> {
+    state: Mutex<Queued<T>>,
+    arrived: Notify,
+    is_gone: fn(&T) -> bool,
+}
+
+#[derive(Debug)]
+struct Queued<T> {
+    lines: Lines<T>,
+    is_closed: bool,
+}
+
+impl<T> Queue<T> {
+    /// `is_gone` tells what nobody waits for any more: it is dropped before it begins.
+    pub(crate) fn new(is_gone: fn(&T) -> bool) -> Self {
+        let state = Mutex::new(Queued { lines: Lines::default(), is_closed: false });
+        Self { state, arrived: Notify::new(), is_gone }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queued<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// # Errors
+    /// [`StoreError::TimedOut`] when too much waits; [`StoreError::Unavailable`] once it is closed.
+    pub(crate) fn push(&self, party: Party, item: T) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        if state.is_closed {
+            return Err(StoreError::closed());
+        }
+        state.lines.push(party, item)?;
+        drop(state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// The next one of those that wait now.
+    pub(crate) fn try_pop(&self) -> Option<T> {
+        self.lock().lines.pop(self.is_gone)
+    }
+
+    /// Waits for the next one; `None` when there will be none any more.
+    pub(crate) async fn next(&self) -> Option<T> {
+        loop {
+            // In the line of those to be woken before the look, or what comes in between would wake nobody.
+            let mut arrived = std::pin::pin!(self.arrived.notified());
+            arrived.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if let Some(item) = state.lines.pop(self.is_gone) {
+                    return Some(item);
+                }
+                if state.is_closed {
+                    return None;
+                }
+            }
+            arrived.await;
+        }
+    }
+
+    /// Nothing is taken in from now on; what waits is still handed out.
+    pub(crate) fn close(&self) {
+        self.lock().is_closed = true;
+        self.arrived.notify_waiters();
+    }
+
+    /// Nobody hands out any more: what waits is dropped, and with it the hope of whoever waits for it.
+    pub(crate) fn abandon(&self) {
+        let left = {
+            let mut state = self.lock();
+            state.is_closed = true;
+            std::mem::take(&mut state.lines)
+        };
+        drop(left);
+        self.arrived.notify_waiters();
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lock().lines.len()
     }
 }
 
@@ -79,19 +188,22 @@ impl Gate {
     }
 
     /// Waits for a place. Whoever gives up waiting loses nothing for others.
-    pub(crate) async fn enter(&self, party: Party) -> Place {
+    ///
+    /// # Errors
+    /// [`StoreError::TimedOut`] when too many wait.
+    pub(crate) async fn enter(&self, party: Party) -> Result<Place, StoreError> {
         let coming = {
             let mut state = self.lock();
             if state.free > 0 {
                 state.free -= 1;
-                return Place(Some(self.clone()));
+                return Ok(Place(Some(self.clone())));
             }
             let (sender, coming) = oneshot::channel();
-            state.waiting.push(party, sender);
+            state.waiting.push(party, sender)?;
             coming
         };
         // The gate holds the sender for as long as somebody may enter, so an error has no meaning but that it is gone.
-        coming.await.unwrap_or(Place(None))
+        Ok(coming.await.unwrap_or(Place(None)))
     }
 
     /// Gives a place to whoever is next.
@@ -99,7 +211,7 @@ impl Gate {
         loop {
             let next = {
                 let mut state = self.lock();
-                let Some(next) = state.waiting.pop() else {
+                let Some(next) = state.waiting.pop(oneshot::Sender::is_closed) else {
                     state.free += 1;
                     return;
                 };
@@ -137,14 +249,79 @@ mod tests {
     fn one_with_much_does_not_keep_the_others_waiting() {
         let mut lines = Lines::default();
         for n in 0..100 {
-            lines.push(Some(org(1)), (1, n));
+            lines.push(Some(org(1)), (1, n)).unwrap();
         }
-        lines.push(Some(org(2)), (2, 0));
-        lines.push(None, (0, 0));
-        lines.push(Some(org(2)), (2, 1));
-        let first: Vec<_> = std::iter::from_fn(|| lines.pop()).take(6).collect();
+        lines.push(Some(org(2)), (2, 0)).unwrap();
+        lines.push(None, (0, 0)).unwrap();
+        lines.push(Some(org(2)), (2, 1)).unwrap();
+        let first: Vec<_> = std::iter::from_fn(|| lines.pop(|_| false)).take(6).collect();
         assert_eq!(first, [(1, 0), (2, 0), (0, 0), (1, 1), (2, 1), (1, 2)]);
         assert_eq!(lines.len(), 97);
+    }
+
+    #[test]
+    fn one_cannot_fill_the_lines_of_all() {
+        let mut lines = Lines::default();
+        while lines.push(Some(org(1)), ()).is_ok() {}
+        assert_eq!(lines.len(), LINE_MAX);
+        lines.push(Some(org(2)), ()).unwrap();
+        while lines.push(None, ()).is_ok() {}
+        assert_eq!(lines.len(), WAITING_MAX);
+        assert!(matches!(lines.push(Some(org(2)), ()), Err(StoreError::TimedOut)));
+        lines.pop(|()| false).unwrap();
+        lines.push(Some(org(2)), ()).unwrap();
+    }
+
+    #[test]
+    fn who_went_away_uses_up_no_turn() {
+        let mut lines = Lines::default();
+        for n in 0..100 {
+            lines.push(Some(org(1)), n).unwrap();
+            lines.push(Some(org(2)), 1_000 + n).unwrap();
+        }
+        // Of the first, ninety have gone; the next one alive has its turn all the same.
+        let alive = |n: &i32| !(0..90).contains(n);
+        let taken: Vec<_> = std::iter::from_fn(|| lines.pop(|n| !alive(n))).collect();
+        assert_eq!(taken[..4], [90, 1_000, 91, 1_001]);
+        assert_eq!((taken.len(), lines.len()), (110, 0));
+        assert!(lines.of.is_empty() && lines.order.is_empty());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn everything_queued_is_handed_out_once_and_then_it_ends() {
+        let queue = Arc::new(Queue::new(|_: &u32| false));
+        let mut takers = tokio::task::JoinSet::new();
+        for _ in 0..3 {
+            let queue = Arc::clone(&queue);
+            takers.spawn(async move {
+                let mut taken = Vec::new();
+                while let Some(item) = queue.next().await {
+                    taken.push(item);
+                    tokio::task::yield_now().await;
+                }
+                taken
+            });
+        }
+        for n in 0..3_000 {
+            while queue.push(Some(org(u128::from(n % 7))), n).is_err() {
+                tokio::task::yield_now().await;
+            }
+        }
+        queue.close();
+        assert!(matches!(queue.push(None, 0), Err(StoreError::Unavailable(_))));
+        let mut taken = takers.join_all().await.concat();
+        taken.sort_unstable();
+        assert_eq!(taken, (0..3_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_abandoned_is_dropped() {
+        let queue = Queue::new(|_: &Arc<()>| false);
+        let item = Arc::new(());
+        queue.push(None, Arc::clone(&item)).unwrap();
+        queue.abandon();
+        assert_eq!((Arc::strong_count(&item), queue.len()), (1, 0));
+        assert!(queue.push(None, item).is_err() && queue.try_pop().is_none());
     }
 
     proptest! {
@@ -152,9 +329,9 @@ mod tests {
         fn nothing_is_lost_and_each_keeps_its_order(parties in prop::collection::vec(0_u128..4, 0..200)) {
             let mut lines = Lines::default();
             for (n, party) in parties.iter().enumerate() {
-                lines.push(Some(org(*party)), (*party, n));
+                lines.push(Some(org(*party)), (*party, n)).unwrap();
             }
-            let mut taken: Vec<_> = std::iter::from_fn(|| lines.pop()).collect();
+            let mut taken: Vec<_> = std::iter::from_fn(|| lines.pop(|_| false)).collect();
             prop_assert!(lines.len() == 0 && lines.of.is_empty() && lines.order.is_empty());
             for party in 0..4 {
                 let own: Vec<_> = taken.iter().filter(|(of, _)| *of == party).collect();
@@ -168,23 +345,23 @@ mod tests {
     #[tokio::test]
     async fn places_are_bounded_and_come_back() {
         let gate = Gate::new(2);
-        let (first, second) = (gate.enter(Some(org(1))).await, gate.enter(Some(org(1))).await);
+        let (first, second) = (gate.enter(Some(org(1))).await.unwrap(), gate.enter(Some(org(1))).await.unwrap());
         let mut third = Box::pin(gate.enter(Some(org(1))));
         let mut other = Box::pin(gate.enter(Some(org(2))));
         assert!(third.as_mut().now_or_never().is_none());
         assert!(other.as_mut().now_or_never().is_none());
         drop(first);
-        let third = third.now_or_never().unwrap();
+        let third = third.now_or_never().unwrap().unwrap();
         assert!(other.as_mut().now_or_never().is_none());
         drop((second, third));
-        drop(other.now_or_never().unwrap());
+        drop(other.now_or_never().unwrap().unwrap());
         assert_eq!(gate.lock().free, 2);
     }
 
     #[tokio::test]
     async fn whoever_gives_up_takes_no_place_along() {
         let gate = Gate::new(1);
-        let held = gate.enter(None).await;
+        let held = gate.enter(None).await.unwrap();
         let mut gone = Box::pin(gate.enter(Some(org(1))));
         assert!(gone.as_mut().now_or_never().is_none());
         let mut stays = Box::pin(gate.enter(Some(org(2))));
@@ -195,7 +372,7 @@ mod tests {
         let mut late = Box::pin(gate.enter(Some(org(3))));
         assert!(late.as_mut().now_or_never().is_none());
         drop(stays);
-        drop(late.now_or_never().unwrap());
+        drop(late.now_or_never().unwrap().unwrap());
         assert_eq!(gate.lock().free, 1);
     }
 }

@@ -1,17 +1,19 @@
 //! What only PostgreSQL needs: roles, row-level security, isolation and retry, notifications.
 
-use std::time::Duration;
+mod connections;
+
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use sqlx::postgres::{PgConnectOptions, PgListener, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Postgres, Row as _,
-    SqlSafeStr as _, Transaction,
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, PgConnection, Row as _, SqlSafeStr as _,
 };
 
+use self::connections::Connections;
+pub(crate) use self::connections::PgTransaction;
 use crate::error::StoreError;
-use crate::fair::{Gate, Place};
 use crate::migrations;
 use crate::store::{Isolation, TxError, WRITE_TIME_MAX};
 use crate::tx::{Conn, Tx, TxContext};
@@ -50,14 +52,11 @@ const CHANNEL: &str = "bulkhead";
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 7_999;
 /// A new connection for listening is there within this time.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// A transaction that has waited longer for a connection is not begun.
-const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
+/// One read may take this long, from its first statement to its last.
+const READ_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) struct PostgresBackend {
-    pool: PgPool,
-    /// In front of the pool, whose own line knows no organizations.
-    gate: Gate,
-    connections_max: u32,
+    connections: Connections,
     listen_options: PgConnectOptions,
 }
 
@@ -94,9 +93,7 @@ async fn begin_long(options: PgConnectOptions, begin: &'static str) -> Result<Co
         ("lock_timeout", LOCK_TIMEOUT),
         ("idle_in_transaction_session_timeout", "0"),
     ]);
-    let pool =
-        PgPoolOptions::new().max_connections(1).acquire_timeout(Duration::from_secs(10)).connect_with(options).await?;
-    Ok(Conn::Postgres(pool.begin_with(begin).await?))
+    Ok(Conn::Postgres(PgTransaction::alone(&options, begin).await?))
 }
 
 /// Opens a snapshot from beside the serving processes. Nothing is migrated and no role made.
@@ -130,16 +127,6 @@ async fn applied(conn: &mut PgConnection) -> Result<Vec<(i64, String)>, StoreErr
     let rows =
         sqlx::query("select version, description from _sqlx_migrations order by version").fetch_all(conn).await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
-}
-
-/// Whether the connection is gone (rather than a statement refused).
-fn is_broken_connection(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
-        // Class 57P: admin_shutdown, crash_shutdown, cannot_connect_now; 25P03: idle_in_transaction_session_timeout.
-        sqlx::Error::Database(error) => error.code().is_some_and(|code| code.starts_with("57P") || code == "25P03"),
-        _ => false,
-    }
 }
 
 impl PostgresBackend {
@@ -188,15 +175,7 @@ impl PostgresBackend {
             ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
         ]);
         let app_options = app_options.options(further.iter().copied());
-        let pool = PgPoolOptions::new()
-            .max_connections(connections_max)
-            .acquire_timeout(ACQUIRE_WITHIN)
-            // A round trip per transaction saved: `begin` notices a dead connection and takes another.
-            .test_before_acquire(false)
-            .connect_with(app_options)
-            .await?;
-        let gate = Gate::new(connections_max as usize);
-        let backend = Self { pool, gate, connections_max, listen_options };
+        let backend = Self { connections: Connections::new(app_options, connections_max), listen_options };
         if let Err(error) = backend.refuse_unsafe_role().await {
             backend.close().await;
             return Err(error);
@@ -206,9 +185,9 @@ impl PostgresBackend {
 
     /// The server does not start when row-level security would not hold.
     async fn refuse_unsafe_role(&self) -> Result<(), StoreError> {
-        let mut conn = self.pool.acquire().await?;
+        let mut conn = self.connections.alone().await?;
         let role = sqlx::query("select rolsuper, rolbypassrls from pg_roles where rolname = current_user")
-            .fetch_one(&mut *conn)
+            .fetch_one(&mut conn)
             .await?;
         if role.try_get::<bool, _>(0)? || role.try_get::<bool, _>(1)? {
             return Err(refused(
@@ -217,7 +196,7 @@ impl PostgresBackend {
             ));
         }
         let version: Option<i64> = sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
-            .fetch_one(&mut *conn)
+            .fetch_one(&mut conn)
             .await
             .map_err(|_| refused("the database is empty: run `bulkhead migrate` with database.owner_url"))?;
         if version.unwrap_or(0) < migrations::newest() {
@@ -231,7 +210,7 @@ impl PostgresBackend {
              and (not c.relrowsecurity or not c.relforcerowsecurity or pg_has_role(c.relowner, 'member')) \
              order by 1",
         )
-        .fetch_all(&mut *conn)
+        .fetch_all(&mut conn)
         .await?;
         if let Some(row) = unsafe_tables.first() {
             let (table, owned): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
@@ -261,8 +240,7 @@ impl PostgresBackend {
             Isolation::Serializable => "serializable",
             Isolation::ReadCommitted => "read committed",
         };
-        let begin = format!("begin isolation level {level}");
-        let _place = self.enter(context).await?;
+        let (begin, began) = (format!("begin isolation level {level}"), Instant::now());
         for attempt in 0_u32.. {
             let mut tx = new_tx(self.begin(&begin, context).await?);
             let result = run(&mut tx, &args, &closure).await;
@@ -271,12 +249,12 @@ impl PostgresBackend {
             let result = match result {
                 Ok(value) => match transaction.commit().await {
                     Ok(()) => return Ok(value),
-                    Err(error) => Err(E::from(StoreError::from(error))),
+                    Err(error) => Err(E::from(error)),
                 },
                 Err(error) => {
                     // A rollback that fails ends the connection, and with it the transaction.
-                    if let Err(rollback) = transaction.rollback().await {
-                        tracing::debug!(error = %rollback, "rollback failed");
+                    if let Err(rollback) = transaction.roll_back().await {
+                        tracing::debug!(error = &rollback as &dyn std::error::Error, "rollback failed");
                     }
                     Err(error)
                 }
@@ -288,19 +266,33 @@ impl PostgresBackend {
                 return result;
             }
             metrics::counter!("bulkhead_database_retries_total").increment(1);
-            // Spread by the connection's own timing; what matters is that two losers do not meet again at once.
-            tokio::time::sleep(Duration::from_millis(1 << attempt.min(6))).await;
+            tokio::time::sleep(pause_before(attempt, began.elapsed())).await;
         }
         Err(StoreError::TimedOut.into())
     }
 
-    /// Waits for its turn at a connection: to be held until the transaction has ended.
-    pub(crate) async fn enter(&self, context: &TxContext) -> Result<Place, StoreError> {
-        tokio::time::timeout(ACQUIRE_WITHIN, self.gate.enter(context.org)).await.map_err(|_| StoreError::TimedOut)
-    }
-
-    pub(crate) async fn begin_read(&self, context: &TxContext) -> Result<Conn, StoreError> {
-        self.begin("begin isolation level repeatable read read only", context).await
+    /// Reads from one snapshot.
+    pub(crate) async fn read<A, T, E, F>(
+        &self,
+        context: &TxContext,
+        new_tx: impl FnOnce(Conn) -> Tx,
+        args: A,
+        closure: F,
+    ) -> Result<T, E>
+    where
+        E: TxError,
+        F: for<'t> Fn(&'t mut Tx, &'t A) -> BoxFuture<'t, Result<T, E>> + Send + Sync,
+    {
+        let mut tx = new_tx(self.begin("begin isolation level repeatable read read only", context).await?);
+        let read = tokio::time::timeout(READ_TIME_MAX, closure(&mut tx, &args)).await;
+        let Ok(result) = read else { return Err(StoreError::TimedOut.into()) };
+        if let Conn::Postgres(transaction) = tx.conn
+            && let Err(rollback) = transaction.roll_back().await
+        {
+            // What was read was read.
+            tracing::debug!(error = &rollback as &dyn std::error::Error, "the end of a read failed");
+        }
+        result
     }
 
     /// Begins and names the organization and the reason in one round trip. Neither holds a quote: an id and a constant.
@@ -308,30 +300,17 @@ impl PostgresBackend {
         let org = context.org.map(|org| org.uuid().to_string()).unwrap_or_default();
         let scope = context.system.map_or("", bulkhead_model::permission::SystemReason::as_str);
         let text = format!("{begin}; set local app.org_id = '{org}'; set local app.scope = '{scope}'");
-        self.begin_with(text).await.map(Conn::Postgres)
-    }
-
-    /// Begins with these statements on a connection that works.
-    async fn begin_with(&self, text: String) -> Result<Transaction<'static, Postgres>, StoreError> {
-        let mut tries_left = self.connections_max;
-        loop {
-            match self.pool.begin_with(AssertSqlSafe(text.clone())).await {
-                Ok(transaction) => return Ok(transaction),
-                // It died while it lay in the pool; nothing has run on it.
-                Err(error) if is_broken_connection(&error) && tries_left > 0 => tries_left -= 1,
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.connections.begin(context.org, &text).await.map(Conn::Postgres)
     }
 
     pub(crate) async fn check_statement(&self, sql: &str) -> Result<(), StoreError> {
-        let mut conn = self.pool.acquire().await?;
+        let mut conn = self.connections.alone().await?;
         conn.prepare(AssertSqlSafe(sql.to_owned()).into_sql_str()).await?;
         Ok(())
     }
 
     pub(crate) async fn close(&self) {
-        self.pool.close().await;
+        self.connections.close().await;
     }
 }
 
@@ -383,11 +362,17 @@ impl PostgresBackend {
         if text.len() > PAYLOAD_BYTES_MAX {
             return Err(StoreError::Misuse("a notification is too long"));
         }
-        let mut transaction = self.begin_with("begin; set local synchronous_commit = off".to_owned()).await?;
+        let mut transaction = self.connections.begin(None, "begin; set local synchronous_commit = off").await?;
         sqlx::query("select pg_notify($1, $2)").bind(CHANNEL).bind(text).execute(&mut *transaction).await?;
-        transaction.commit().await?;
-        Ok(())
+        transaction.commit().await
     }
+}
+
+/// Before a closure runs again: 1 to 64 ms and up to as much again, so that two losers do not meet at once. What they differ in is how
+/// long they have been at it, to the nanosecond.
+fn pause_before(attempt: u32, elapsed: Duration) -> Duration {
+    let whole = Duration::from_millis(1 << attempt.min(6));
+    whole + whole * (elapsed.subsec_nanos() / 16 % 1_024) / 1_024
 }
 
 /// Runs the closure under its time cap; a panic and a failed statement that it passed over are errors.

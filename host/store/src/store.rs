@@ -304,10 +304,8 @@ impl Store {
         match &*self.backend {
             Backend::Sqlite(sqlite) => sqlite.read(context, args, closure).await,
             Backend::Postgres(postgres) => {
-                let _place = postgres.enter(&context).await?;
-                let conn = postgres.begin_read(&context).await?;
-                let mut tx = Tx::new(conn, context, self.fault.clone(), self.opened_at);
-                IN_TRANSACTION.scope((), closure(&mut tx, &args)).await
+                let begin = |conn| Tx::new(conn, context.clone(), self.fault.clone(), self.opened_at);
+                IN_TRANSACTION.scope((), postgres.read(&context, begin, args, closure)).await
             }
         }
     }

@@ -6,9 +6,10 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::job::Lease;
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
-use sqlx::{Postgres, Transaction};
+use sqlx::Postgres;
 
 use crate::error::{DatabaseError, StoreError};
+use crate::postgres::PgTransaction;
 use crate::sql::{Bind, PgTime, Row, Sql, bind_all};
 use crate::sqlite::connection::SqliteConnection;
 use crate::store::FaultHook;
@@ -16,7 +17,7 @@ use crate::store::FaultHook;
 pub(crate) enum Conn {
     /// The writer's or a reader's.
     Sqlite(SqliteConnection),
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(PgTransaction),
 }
 
 /// Whose rows a transaction may touch.

@@ -83,13 +83,15 @@ fn read_taken(row: &Row, org: OrgId, worker: WorkerId) -> Result<Taken, StoreErr
 }
 
 impl NewJob {
+    /// Whether it is due: it was when its caller made it, but the clock may have been set back since.
+    ///
     /// # Errors
-    /// [`StoreError::Misuse`] for a job that cannot be held from the start.
-    pub(crate) fn require_due(&self, now: Timestamp) -> Result<(), StoreError> {
-        if self.group.is_some() || self.run_at > now {
-            return Err(StoreError::Misuse("a job that is not due, or of a group, cannot be held from the start"));
+    /// [`StoreError::Misuse`] for a job of a group.
+    pub(crate) fn may_be_held(&self, now: Timestamp) -> Result<bool, StoreError> {
+        if self.group.is_some() {
+            return Err(StoreError::Misuse("a job of a group cannot be held from the start"));
         }
-        Ok(())
+        Ok(self.run_at <= now)
     }
 
     /// What the row of a job that is held from the start has beside its organization and its holder, in the order in which it is
@@ -121,14 +123,14 @@ impl ClaimedJob {
 }
 
 impl Tx {
-    /// The organizations after `after` that have ready jobs in the lane, by id. Costs one look at the index for each, however
-    /// many jobs they have. Needs the scope of `SystemReason::Jobs`.
+    /// The organizations after `after` that have ready jobs in the lane, by id, with what weight each has beside others. Costs one look
+    /// at the index for each, however many jobs they have. Needs the scope of `SystemReason::Jobs`.
     pub async fn list_ready_orgs(
         &mut self,
         lane: Lane,
         after: Option<OrgId>,
         limit: u32,
-    ) -> Result<Vec<OrgId>, StoreError> {
+    ) -> Result<Vec<(OrgId, u32)>, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
         // The recursive part finds the next organization by a search of the index, not by reading past the jobs of the last one.
         let sql = sql!(
@@ -138,18 +140,12 @@ impl Tx {
                  select (select org_id from job where state = 'ready' and lane = $1 and org_id > found.org_id order by org_id limit 1)
                  from found where found.org_id is not null
              )
-             select org_id from found where org_id is not null limit $3"
+             select org_id, (select queue_weight from organization where organization.id = found.org_id) as queue_weight
+             from found where org_id is not null limit $3"
         );
         let after = after.unwrap_or_else(|| OrgId::from_uuid(uuid::Uuid::nil()));
         let rows = self.fetch(sql, binds![lane.as_str(), after, i64::from(limit)]).await?;
-        rows.iter().map(|row| row.get("org_id")).collect()
-    }
-
-    /// What weight the organization has beside others. Needs the scope of `SystemReason::Jobs`.
-    pub async fn load_queue_weight(&mut self, org: OrgId) -> Result<Option<u32>, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        let sql = sql!("select queue_weight from organization where id = $1");
-        self.fetch_optional(sql, binds![org]).await?.map(|row| row.get("queue_weight")).transpose()
+        rows.iter().map(|row| Ok((row.get("org_id")?, row.get("queue_weight")?))).collect()
     }
 
     /// Claims ready jobs of a lane for `worker`, which must be registered and alive: of each organization at most its quota and at
@@ -294,7 +290,7 @@ impl Tx {
     /// job is ready then, for a later claim.
     ///
     /// # Errors
-    /// [`StoreError::Misuse`] for a job that is not due, has a group or whose key a job has already.
+    /// [`StoreError::Misuse`] for a job that has a group or whose key a job has already.
     pub async fn enqueue_held(
         &mut self,
         job: &NewJob,
@@ -303,9 +299,12 @@ impl Tx {
         ambient: &bulkhead_model::ambient::Ambient,
     ) -> Result<Option<ClaimedJob>, StoreError> {
         let org = self.org()?;
-        job.require_due(ambient.now())?;
-        let held =
-            if self.lock_turn(org).await? { self.insert_held(job, worker, deadline, ambient).await? } else { None };
+        let may_be_held = job.may_be_held(ambient.now())?;
+        let held = if may_be_held && self.lock_turn(org).await? {
+            self.insert_held(job, worker, deadline, ambient).await?
+        } else {
+            None
+        };
         if held.is_none() {
             self.enqueue(job, ambient).await?.ok_or(StoreError::Misuse("the job's key is taken"))?;
         }

@@ -1,35 +1,44 @@
-//! Readers: a few threads, each with a connection of its own. A read's closure travels to one of them and runs there whole.
+//! Readers: a few threads, each with a connection of its own. A read's closure travels to one of them and runs there whole. Reads wait in
+//! a line for each organization, and the lines are served in turns.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{Access, SqliteConnection};
 use crate::error::StoreError;
+use crate::fair::Queue;
 use crate::store::{FaultHook, TxError, in_transaction};
 use crate::tx::{Conn, Tx, TxContext};
 
-/// Reads that may wait before a further one is refused.
-const QUEUE_MAX: usize = 4_096;
 /// A read that waited longer for a reader is not begun.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// One read may take this long.
 const READ_TIME_MAX: Duration = Duration::from_secs(30);
 
 pub(crate) struct Readers {
-    reads: Sender<Message>,
-    threads: usize,
+    queue: Arc<Queue<Message>>,
+    /// Nothing is sent; it ends with the last reader's thread.
+    ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
 }
 
 enum Message {
     Read(Box<dyn Read>),
     Check(String, oneshot::Sender<rusqlite::Result<()>>),
-    /// One for each thread.
-    Close(oneshot::Sender<()>),
+}
+
+impl Message {
+    /// Nobody waits for the answer any more.
+    fn is_gone(&self) -> bool {
+        match self {
+            Self::Read(read) => read.is_gone(),
+            Self::Check(_, reply) => reply.is_closed(),
+        }
+    }
 }
 
 /// A caller's read with its types erased.
@@ -38,7 +47,8 @@ trait Read: Send {
     /// Runs the closure and answers its caller.
     fn run(self: Box<Self>, tx: &mut Tx) -> BoxFuture<'_, ()>;
     fn fail(self: Box<Self>, error: StoreError);
-    /// Nobody waits for the answer any more, or it waited too long itself.
+    fn is_gone(&self) -> bool;
+    /// It waited too long itself.
     fn is_stale(&self) -> bool;
 }
 
@@ -80,8 +90,12 @@ where
         drop(self.reply.send(Err(error.into())));
     }
 
+    fn is_gone(&self) -> bool {
+        self.reply.is_closed()
+    }
+
     fn is_stale(&self) -> bool {
-        self.reply.is_closed() || self.queued_at.elapsed() > WAIT_MAX
+        self.queued_at.elapsed() > WAIT_MAX
     }
 }
 
@@ -94,15 +108,20 @@ impl Readers {
         fault: &FaultHook,
         opened_at: Instant,
     ) -> Result<Self, StoreError> {
-        let (reads, queue) = crossbeam_channel::bounded(QUEUE_MAX);
+        let queue = Arc::new(Queue::new(Message::is_gone));
+        let (running, ended) = mpsc::channel(1);
+        let all = Arc::new(Serving(Arc::clone(&queue)));
         for _ in 0..threads {
-            let (path, queue, fault) = (path.to_owned(), queue.clone(), fault.clone());
+            let (path, fault, all, running) = (path.to_owned(), fault.clone(), Arc::clone(&all), running.clone());
             std::thread::Builder::new()
                 .name("sqlite-reader".into())
-                .spawn(move || serve(&path, access, &queue, &fault, opened_at))
+                .spawn(move || {
+                    serve(&path, access, &all.0, &fault, opened_at);
+                    drop((all, running));
+                })
                 .map_err(|error| StoreError::Refused(format!("cannot start a reader's thread: {error}")))?;
         }
-        Ok(Self { reads, threads: threads as usize })
+        Ok(Self { queue, ended: tokio::sync::Mutex::new(ended) })
     }
 
     pub(crate) async fn read<A, T, E, F>(&self, context: TxContext, args: A, closure: F) -> Result<T, E>
@@ -114,39 +133,34 @@ impl Readers {
     {
         let (reply, answer) = oneshot::channel();
         let read = TypedRead { context, args, closure, queued_at: Instant::now(), reply };
-        self.send(Message::Read(Box::new(read)))?;
+        let party = read.context.org;
+        self.queue.push(party, Message::Read(Box::new(read)))?;
         answer.await.map_err(|_| StoreError::closed())?
     }
 
     pub(crate) async fn check(&self, sql: &str) -> Result<(), StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Message::Check(sql.to_owned(), reply))?;
+        self.queue.push(None, Message::Check(sql.to_owned(), reply))?;
         Ok(answer.await.map_err(|_| StoreError::closed())??)
-    }
-
-    fn send(&self, message: Message) -> Result<(), StoreError> {
-        self.reads.try_send(message).map_err(|error| match error {
-            TrySendError::Full(_) => StoreError::TimedOut,
-            TrySendError::Disconnected(_) => StoreError::closed(),
-        })
     }
 
     /// Waits until each thread has closed its connection.
     pub(crate) async fn close(&self) {
-        let mut closing = Vec::new();
-        for _ in 0..self.threads {
-            let (done, closed) = oneshot::channel();
-            if self.reads.try_send(Message::Close(done)).is_ok() {
-                closing.push(closed);
-            }
-        }
-        for closed in closing {
-            closed.await.ok();
-        }
+        self.queue.close();
+        self.ended.lock().await.recv().await;
     }
 }
 
-fn serve(path: &Path, access: Access, queue: &Receiver<Message>, fault: &FaultHook, opened_at: Instant) {
+/// All readers' end of the queue. When the last of them has ended, however that was, nobody waits for them any more.
+struct Serving(Arc<Queue<Message>>);
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+fn serve(path: &Path, access: Access, queue: &Queue<Message>, fault: &FaultHook, opened_at: Instant) {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_time().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -155,13 +169,8 @@ fn serve(path: &Path, access: Access, queue: &Receiver<Message>, fault: &FaultHo
         }
     };
     let mut open: Option<Tx> = None;
-    while let Ok(message) = queue.recv() {
+    while let Some(message) = runtime.block_on(queue.next()) {
         match message {
-            Message::Close(done) => {
-                drop(open);
-                done.send(()).ok();
-                return;
-            }
             Message::Check(sql, reply) => {
                 let checked = SqliteConnection::open(path, access).and_then(|conn| conn.check(&sql));
                 reply.send(checked).ok();

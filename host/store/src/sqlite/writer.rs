@@ -1,7 +1,8 @@
 //! The one writer, with group commit.
 //!
-//! Writes wait in a line for each organization, and the lines are served in turns. It takes the first, opens one immediate transaction, runs every write that waits (bounded), commits once and
-//! only then answers all callers. The first member runs without a savepoint, each further one in its own.
+//! Writes wait in a line for each organization, and the lines are served in turns. It takes the first, opens one immediate
+//! transaction, runs every write that waits (bounded), commits once and only then answers all callers. The first member runs without a
+//! savepoint, each further one in its own.
 //!
 //! An I/O or full-disk error inside a savepoint ends the *whole* transaction, and what followed would run in autocommit. So
 //! each statement asks first whether the transaction is still open ([`Tx`] does), and so does the writer after each member: if
@@ -10,7 +11,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
@@ -19,12 +20,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{Access, SqliteConnection};
 use crate::error::StoreError;
-use crate::fair::Lines;
+use crate::fair::Queue;
 use crate::store::{FaultHook, TxError, WRITE_TIME_MAX, WriterStats, in_transaction};
 use crate::tx::{Conn, Tx, TxContext};
 
-/// Writes that may wait before a further one is refused.
-const QUEUE_MAX: usize = 4_096;
 /// Writes in one commit.
 const BATCH_MAX: usize = 128;
 /// A batch takes no further member after this long.
@@ -34,13 +33,10 @@ const MIXED_BATCH_TIME_MAX: Duration = Duration::from_millis(2);
 
 /// The way to the writer.
 pub(super) struct Writes {
-    writes: mpsc::Sender<Message>,
+    queue: Arc<Queue<Member>>,
     counters: Arc<Counters>,
-}
-
-enum Message {
-    Write(Box<dyn Write>),
-    Close(oneshot::Sender<()>),
+    /// Nothing is sent; it ends with the writer's thread.
+    ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
 }
 
 #[derive(Default)]
@@ -49,8 +45,6 @@ struct Counters {
     commits: AtomicU64,
     replacements: AtomicU64,
     reruns: AtomicU64,
-    /// Writes in the lines of the organizations.
-    in_lines: AtomicUsize,
 }
 
 /// How a closure's run ended.
@@ -67,6 +61,8 @@ trait Write: Send {
     /// Sends what the last run ended with.
     fn answer(self: Box<Self>);
     fn fail(self: Box<Self>, error: StoreError);
+    /// Nobody waits for the answer any more.
+    fn is_gone(&self) -> bool;
 }
 
 struct TypedWrite<A, T, E, F> {
@@ -120,6 +116,10 @@ where
         drop((self.args, self.closure));
         drop(self.reply.send(Err(error.into())));
     }
+
+    fn is_gone(&self) -> bool {
+        self.reply.is_closed()
+    }
 }
 
 impl Writes {
@@ -127,16 +127,18 @@ impl Writes {
     pub(super) fn start(path: PathBuf, lock: File, fault: FaultHook, opened_at: Instant) -> Result<Self, StoreError> {
         let refused = |error: std::io::Error| StoreError::Refused(format!("cannot start the writer's thread: {error}"));
         let counters = Arc::new(Counters::default());
-        let (writes, queue) = mpsc::channel(QUEUE_MAX);
+        let queue = Arc::new(Queue::<Member>::new(|write| write.is_gone()));
+        let (running, ended) = mpsc::channel(1);
         let mut writer =
             Writer { path, open: None, disk_full: false, fault, opened_at, counters: counters.clone(), _lock: lock };
         writer.connect()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(refused)?;
+        let serving = Serving { queue: Arc::clone(&queue), _running: running };
         std::thread::Builder::new()
             .name("sqlite-writer".into())
-            .spawn(move || runtime.block_on(writer.serve(queue)))
+            .spawn(move || runtime.block_on(writer.serve(serving)))
             .map_err(refused)?;
-        Ok(Self { writes, counters })
+        Ok(Self { queue, counters, ended: tokio::sync::Mutex::new(ended) })
     }
 
     pub(super) async fn write<A, T, E, F>(&self, context: TxContext, args: A, closure: F) -> Result<T, E>
@@ -148,34 +150,39 @@ impl Writes {
     {
         let (reply, answer) = oneshot::channel();
         let write = Box::new(TypedWrite { context, args, closure, result: None, reply });
-        if self.counters.in_lines.load(Ordering::SeqCst) >= QUEUE_MAX {
-            return Err(StoreError::TimedOut.into());
-        }
-        self.writes.try_send(Message::Write(write)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => StoreError::TimedOut,
-            mpsc::error::TrySendError::Closed(_) => StoreError::closed(),
-        })?;
+        let party = write.context.org;
+        self.queue.push(party, write)?;
         answer.await.map_err(|_| StoreError::closed())?
     }
 
     pub(super) fn stats(&self) -> WriterStats {
-        let Counters { writes, commits, replacements, reruns, in_lines } = &*self.counters;
+        let Counters { writes, commits, replacements, reruns } = &*self.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::SeqCst);
         WriterStats {
             writes: read(writes),
             commits: read(commits),
             replacements: read(replacements),
             reruns: read(reruns),
-            waiting: self.writes.max_capacity() - self.writes.capacity() + in_lines.load(Ordering::SeqCst),
+            waiting: self.queue.len(),
         }
     }
 
     /// Waits until the writes that were queued before are answered and the file is closed.
     pub(super) async fn close(&self) {
-        let (done, closed) = oneshot::channel();
-        if self.writes.send(Message::Close(done)).await.is_ok() {
-            closed.await.ok();
-        }
+        self.queue.close();
+        self.ended.lock().await.recv().await;
+    }
+}
+
+/// The writer's end of the queue. However its thread ends, nobody waits for it any more.
+struct Serving {
+    queue: Arc<Queue<Member>>,
+    _running: mpsc::Sender<()>,
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.queue.abandon();
     }
 }
 
@@ -193,65 +200,18 @@ struct Writer {
 
 type Member = Box<dyn Write>;
 
-/// What waits for the writer, in turns of the organizations.
-struct Queue {
-    arriving: mpsc::Receiver<Message>,
-    lines: Lines<Member>,
-    /// Asked to close: what came before is still carried out.
-    closing: Option<oneshot::Sender<()>>,
-    counters: Arc<Counters>,
-}
-
-impl Queue {
-    /// Waits for a write; `None` when there will be none any more.
-    async fn next(&mut self) -> Option<Member> {
-        if let Some(member) = self.take() {
-            return Some(member);
-        }
-        if self.closing.is_some() {
-            return None;
-        }
-        let message = self.arriving.recv().await?;
-        self.line_up(message);
-        self.take()
-    }
-
-    /// The next write of those that wait now.
-    fn take(&mut self) -> Option<Member> {
-        while self.closing.is_none()
-            && let Ok(message) = self.arriving.try_recv()
-        {
-            self.line_up(message);
-        }
-        let member = self.lines.pop();
-        self.counters.in_lines.store(self.lines.len(), Ordering::SeqCst);
-        member
-    }
-
-    fn line_up(&mut self, message: Message) {
-        match message {
-            Message::Write(member) => self.lines.push(member.context().org, member),
-            Message::Close(done) => self.closing = Some(done),
-        }
-    }
-}
-
 impl Writer {
-    async fn serve(mut self, arriving: mpsc::Receiver<Message>) {
-        let mut queue =
-            Queue { arriving, lines: Lines::default(), closing: None, counters: Arc::clone(&self.counters) };
-        while let Some(first) = queue.next().await {
-            self.batch(first, &mut queue).await;
+    async fn serve(mut self, serving: Serving) {
+        while let Some(first) = serving.queue.next().await {
+            self.batch(first, &serving.queue).await;
         }
-        let closing = queue.closing.take();
-        drop((self, queue));
-        if let Some(done) = closing {
-            done.send(()).ok();
-        }
+        // The file is closed before whoever asked for it hears so.
+        drop(self);
+        drop(serving);
     }
 
     /// Runs `first` and what waits behind it in one transaction.
-    async fn batch(&mut self, mut first: Member, queue: &mut Queue) {
+    async fn batch(&mut self, mut first: Member, queue: &Queue<Member>) {
         let began = Instant::now();
         if let Err(error) = self.begin() {
             first.fail(error.into());
@@ -269,7 +229,7 @@ impl Writer {
             if began.elapsed() >= if is_mixed { MIXED_BATCH_TIME_MAX } else { BATCH_TIME_MAX } {
                 break;
             }
-            let Some(mut write) = queue.take() else { break };
+            let Some(mut write) = queue.try_pop() else { break };
             is_mixed = is_mixed || write.context().org != party;
             match self.run_in_savepoint(&mut write).await {
                 Ok(Verdict::Commit) => members.push(write),
