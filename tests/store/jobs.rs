@@ -631,11 +631,11 @@ on_both! {
         assert_eq!(queue.claim(9).await.len(), 1);
         let later = NewJob { run_at: queue.now().plus(MINUTE), ..job.clone() };
         let grouped = NewJob { group: Some(JobGroup { key: "k".to_owned(), limit: 1 }), ..job.clone() };
-        let [waits, refused] = [later, grouped].map(|new| async {
+        let hold = async |new: NewJob| {
             tx!(test.write, &scope, [new, worker, ambient], |tx| tx.enqueue_held(new, *worker, MINUTE, ambient).await)
-        });
-        assert!(waits.await.unwrap().is_none(), "the clock may have been set back since it was made");
-        assert!(matches!(refused.await, Err(StoreError::Misuse(_))));
+        };
+        assert!(hold(later).await.unwrap().is_none(), "the clock may have been set back since it was made");
+        assert!(matches!(hold(grouped).await, Err(StoreError::Misuse(_))));
     }
 
     async fn a_job_is_enqueued_with_its_transaction_or_not_at_all(test: TestStore) {
