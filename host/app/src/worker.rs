@@ -140,13 +140,11 @@ impl Reserved {
     ///
     /// # Errors
     /// Those of `save`; the store's when the process ends first.
-    pub(crate) async fn begin<T, S>(mut self, org: OrgId, run: Run, save: S) -> Result<T, AppError>
+    pub(crate) async fn begin<T, S>(self, org: OrgId, run: Run, save: S) -> Result<T, AppError>
     where
         T: Send + 'static,
         S: Future<Output = Result<(T, Option<ClaimedJob>), AppError>> + Send + 'static,
     {
-        // A cancellation finds it from now on.
-        self.hold.leash.hold(org, run.id);
         let (reply, answer) = oneshot::channel();
         self.worker.supervisor.clone().spawn("job", async move {
             let (saved, held) = match save.await {
