@@ -19,7 +19,7 @@ use crate::store::{Isolation, TxError, WRITE_TIME_MAX};
 use crate::tx::{Conn, Tx, TxContext};
 
 /// A lost race is repeated this often before the caller hears of it.
-const RETRIES_MAX: u32 = 8;
+const RETRIES_MAX: u32 = 16;
 /// What the names of application roles begin with.
 const APP_ROLE: &str = "bulkhead_app";
 /// Bytes of a name in PostgreSQL (`NAMEDATALEN - 1`).
@@ -368,10 +368,10 @@ impl PostgresBackend {
     }
 }
 
-/// Before a closure runs again: 1 to 64 ms and up to as much again, so that two losers do not meet at once. What they differ in is how
+/// Before a closure runs again: 1 to 128 ms and up to as much again, so that two losers do not meet at once. What they differ in is how
 /// long they have been at it, to the nanosecond.
 fn pause_before(attempt: u32, elapsed: Duration) -> Duration {
-    let whole = Duration::from_millis(1 << attempt.min(6));
+    let whole = Duration::from_millis(1 << attempt.min(7));
     whole + whole * (elapsed.subsec_nanos() / 16 % 1_024) / 1_024
 }
 
