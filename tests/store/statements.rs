@@ -8,11 +8,12 @@ use crate::support::TestStore;
 
 /// The files that may speak to a driver themselves, and why.
 const RAW_SQL: &[&str] = &[
-    "backup/rows.rs",       // statements over any table, made from the catalogue
-    "postgres.rs",          // roles and transactions of PostgreSQL alone
-    "sqlite.rs",            // asks which migrations there are, before there is a store
-    "sqlite/connection.rs", // runs what `sql!` made, and pragmas of SQLite alone
-    "tx.rs",                // runs what `sql!` made
+    "backup/rows.rs",          // statements over any table, made from the catalogue
+    "postgres.rs",             // roles and transactions of PostgreSQL alone
+    "postgres/connections.rs", // begins and ends transactions of PostgreSQL
+    "sqlite.rs",               // asks which migrations there are, before there is a store
+    "sqlite/connection.rs",    // runs what `sql!` made, and pragmas of SQLite alone
+    "tx.rs",                   // runs what `sql!` made
 ];
 
 /// The literals that follow `opening` in the sources: `(file, statement)`.
@@ -94,32 +95,4 @@ fn no_statement_goes_past_the_macros() {
         }
     }
     assert!(files > 15, "the sources were read");
-}
-
-/// What is inserted into a table, as the statement says it: its columns, and what becomes of a row that is there.
-fn inserted(sql: &str, table: &str) -> Option<(String, String)> {
-    let (_, rest) = sql.split_once(&format!("insert into {table} ("))?;
-    let (columns, rest) = rest.split_once(')')?;
-    // Up to the end of the statement, or of the part that it is in.
-    let rest = rest.split(" insert into ").next().unwrap_or_default();
-    let conflict = rest.split_once("on conflict").map_or("", |(_, conflict)| conflict);
-    Some((columns.to_owned(), conflict.trim_end_matches([')', ' ']).to_owned()))
-}
-
-/// The worker's merged statement inserts what those of a call, a step and a line of the log insert. (Their values are the same by
-/// construction.)
-#[test]
-fn a_merged_statement_says_what_its_parts_say() {
-    let spaced = |sql: &str| sql.split_whitespace().collect::<Vec<_>>().join(" ");
-    let merged = statements("sql_postgres!(");
-    let merged = merged.iter().map(|(file, sql)| (*file, spaced(sql)));
-    let merged = merged.filter(|(file, sql)| *file == "advance" && sql.contains("insert into"));
-    let merged: Vec<String> = merged.map(|(_, sql)| sql).collect();
-    assert_eq!(merged.len(), 1, "{merged:?}");
-    for (source, table) in [("call", "call"), ("run", "step"), ("run", "run_event")] {
-        let alone = statements("sql!(").into_iter().filter(|(file, _)| *file == source);
-        let alone: Vec<_> = alone.filter_map(|(_, sql)| inserted(&spaced(&sql), table)).collect();
-        assert_eq!(alone.len(), 1, "{table}: {alone:?}");
-        assert_eq!(inserted(&merged[0], table).as_ref(), alone.first(), "{table}");
-    }
 }
