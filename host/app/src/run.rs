@@ -278,13 +278,12 @@ impl App {
             });
             write.await
         };
-        let started = match reserved {
-            Some(reserved) => reserved.begin(scope.org(), run, save).await?,
-            None => {
-                let (started, _) = save.await?;
-                self.wake_org(Lane::Interactive, scope.org());
-                started
-            }
+        let started = if let Some(reserved) = reserved {
+            reserved.begin(scope.org(), run, save).await?
+        } else {
+            let (started, _) = save.await?;
+            self.wake_org(Lane::Interactive, scope.org());
+            started
         };
         Ok(started.run())
     }
