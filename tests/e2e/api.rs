@@ -84,10 +84,10 @@ impl Api {
         };
         let response = response.unwrap();
         let cookies = response.headers().get_all("set-cookie").iter().filter_map(|value| value.to_str().ok());
-        let of_session = cookies.filter_map(|text| {
+        let mut of_session = cookies.filter_map(|text| {
             text.strip_prefix("__Host-bulkhead_session=").or_else(|| text.strip_prefix("__Host-bulkhead_sign_in="))
         });
-        let session = of_session.filter_map(|rest| rest.split(';').next()).next().unwrap_or_default().to_owned();
+        let session = of_session.find_map(|rest| rest.split(';').next()).unwrap_or_default().to_owned();
         (answer(response), session)
     }
 

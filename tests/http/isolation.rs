@@ -101,7 +101,7 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
     let body = match id {
         "create_api_key" => json!({ "name": "x", "permissions": ["org.read"] }),
         "install" => json!({ "plugin": "acme/signer", "version": "1.0.0" }),
-        "update_installation" => json!({ "state": "disabled" }),
+        "update_installation" | "set_member_state" => json!({ "state": "disabled" }),
         "replace_grants" => json!({ "permissions": [] }),
         "put_secret" => json!({ "value": "x" }),
         "make_call" => json!({ "contribution": "it", "input": "x" }),
@@ -117,7 +117,6 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "replace_sign_in_policy" => json!({ "mfa": "optional" }),
         "ask_to_verify" => json!({ "email": "x@example.com" }),
         "invite" => json!({ "email": "x@example.com", "role": "viewer" }),
-        "set_member_state" => json!({ "state": "disabled" }),
         "switch_org" => json!({ "organization": "acme" }),
         "rotate_hook" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
         "start_dead_letter_task" => json!({ "action": "resume", "kind": "run" }),

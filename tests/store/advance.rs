@@ -70,7 +70,7 @@ on_both! {
                 finished_at: Some(run.created_at.plus(MINUTE)),
                 ..first.clone()
             };
-            run.state = r#"{"on":"the way"}"#.to_owned();
+            r#"{"on":"the way"}"#.clone_into(&mut run.state);
             (run.generation, run.log_seq) = (3, 2);
             (run.output, run.error) = (Some("1".to_owned()), Some("2".to_owned()));
             run.updated_at = run.created_at.plus(MINUTE);

@@ -15,7 +15,7 @@ use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::assignment::NewAssignment;
 use bulkhead_app::role::NewRole;
 use bulkhead_app::supervise::Supervisor;
-use bulkhead_app::{App, AppParts, CallConcurrency, SandboxParts, compiler_main};
+use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, SandboxParts, compiler_main};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{AssignmentId, OrgId, UserId};
@@ -70,6 +70,11 @@ async fn run() -> Result<()> {
             store: store.clone(),
             sealer: Sealer::new(&RootKey::new([2; 32]), ambient.clone()),
             ambient: ambient.clone(),
+            accounts: AccountParts::new(
+                &RootKey::new([2; 32]),
+                HashingLimits::default(),
+                "http://bulkhead.test".to_owned(),
+            ),
             sandbox: SandboxParts {
                 runtime: Runtime::start(config.clone(), ambient.clone())?,
                 ceiling: Ceiling::default(),

@@ -32,7 +32,7 @@ pub trait Post: Send + Sync {
 
 /// A letter that is being sent is nobody else's for this long; the relay gets less.
 const LEASE: Duration = Duration::from_mins(2);
-const SEND_TIME_MAX: Duration = Duration::from_secs(60);
+const SEND_TIME_MAX: Duration = Duration::from_mins(1);
 /// Without a wake-up the letters are looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Distances of further tries: doubled each time, up to the longest.

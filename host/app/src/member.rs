@@ -382,18 +382,15 @@ impl App {
                     if !tx.accept_invitation(*id, now).await? {
                         return Err(invalid_link());
                     }
-                    match fresh {
-                        Some(user) => {
-                            if tx.load_user_by_email(&user.email).await?.is_some() {
-                                return Err(invalid_link());
-                            }
-                            tx.insert_user(user).await?;
+                    if let Some(user) = fresh {
+                        if tx.load_user_by_email(&user.email).await?.is_some() {
+                            return Err(invalid_link());
                         }
-                        None => {
-                            let current = tx.load_user(*joins).await?.filter(|user| user.is_active);
-                            if current.is_none_or(|user| user.email != invitation.email) {
-                                return Err(invalid_link());
-                            }
+                        tx.insert_user(user).await?;
+                    } else {
+                        let current = tx.load_user(*joins).await?.filter(|user| user.is_active);
+                        if current.is_none_or(|user| user.email != invitation.email) {
+                            return Err(invalid_link());
                         }
                     }
                     if tx.insert_member(*joins, &invitation.role, now).await? {

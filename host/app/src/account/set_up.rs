@@ -88,19 +88,15 @@ impl App {
                     }
                     tx.use_link(*link, Purpose::SetUp, user.created_at).await?.ok_or_else(invalid_link)?;
                     let actor = Actor::User(user.id);
-                    let org = match tx.load_org_by_slug(&org.slug).await? {
-                        Some(there) => {
-                            tx.enter_org(there.id).await?;
-                            there
-                        }
-                        None => {
-                            tx.insert_org(org).await?;
-                            let detail = json!({ "slug": org.slug, "name": org.name });
-                            let (action, target) = (EventType::OrgCreated, org.id.to_string());
-                            tx.record_audit(&AuditEvent { action, target, actor: actor.clone(), detail }, ambient)
-                                .await?;
-                            org.clone()
-                        }
+                    let org = if let Some(there) = tx.load_org_by_slug(&org.slug).await? {
+                        tx.enter_org(there.id).await?;
+                        there
+                    } else {
+                        tx.insert_org(org).await?;
+                        let detail = json!({ "slug": org.slug, "name": org.name });
+                        let (action, target) = (EventType::OrgCreated, org.id.to_string());
+                        tx.record_audit(&AuditEvent { action, target, actor: actor.clone(), detail }, ambient).await?;
+                        org.clone()
                     };
                     tx.insert_user(user).await?;
                     tx.insert_member(user.id, ROLE_ADMIN, user.created_at).await?;

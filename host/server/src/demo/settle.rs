@@ -33,14 +33,13 @@ pub(super) async fn settle(
     before: Option<DemoFile>,
 ) -> Result<DemoFile> {
     let slug: Slug = ORG.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
-    let org = match host.app.find_org(slug.clone()).await? {
-        Some(org) => org,
-        None => {
-            let org = host.app.create_org(slug, "Demo".into()).await?;
-            // Whoever tries it out signs in with a password; a real organization asks its admins for more from the start.
-            host.app.change_mfa_policy_as_operator(org.id, MfaPolicy::Optional).await?;
-            org
-        }
+    let org = if let Some(org) = host.app.find_org(slug.clone()).await? {
+        org
+    } else {
+        let org = host.app.create_org(slug, "Demo".into()).await?;
+        // Whoever tries it out signs in with a password; a real organization asks its admins for more from the start.
+        host.app.change_mfa_policy_as_operator(org.id, MfaPolicy::Optional).await?;
+        org
     };
     let (api_key, caller) = key(host, org.id, before.as_ref()).await?;
     for package in packages {
