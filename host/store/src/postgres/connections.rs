@@ -1,7 +1,7 @@
 //! Connections of the application role: lent for one transaction each, in turns of the organizations, and kept while nothing speaks
 //! against them.
 //!
-//! A pool of its own (decision 0016): a connection whose transaction did not end in order is closed at once, whatever its other end
+//! A pool of its own (decision 0017): a connection whose transaction did not end in order is closed at once, whatever its other end
 //! does; so a line that has gone silent costs whoever waits on it their time, and nobody else a connection. And what is lent is not
 //! asked anything before or after.
 
