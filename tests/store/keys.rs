@@ -22,7 +22,7 @@ use bulkhead_store::secret::Secret;
 use bulkhead_store::{StoreError, Tx};
 use sqlx::AssertSqlSafe;
 
-use crate::support::{ADMIN, JOBS, Tenant, TestStore, scope};
+use crate::support::{ADMIN, JOBS, Tenant, TestStore, scope, spawn};
 
 fn root(byte: u8) -> RootKey {
     let mut bytes = [0xa7; 32];
@@ -319,7 +319,7 @@ on_both! {
         let (org, sealer) = (test.org("a").await, sealer(&test.ambient));
         let seals: Vec<_> = (0..12).map(|_| {
             let (store, sealer) = (test.store.clone(), sealer.clone());
-            tokio::spawn(async move {
+            spawn(async move {
                 let sealed: Result<String, StoreError> = store
                     .write_locked(&scope(org), (sealer, org), |tx, (sealer, org)| {
                         Box::pin(async move { tx.seal(sealer, &elsewhere(*org), b"x").await })
@@ -511,7 +511,7 @@ on_both! {
         for reader in 0..4_u64 {
             let (store, sealer, stop) = (test.store.clone(), sealer.clone(), Arc::clone(&stop));
             let (secrets, reads, writes) = (filled.secrets.clone(), Arc::clone(&reads), Arc::clone(&writes));
-            load.push(tokio::spawn(async move {
+            load.push(spawn(async move {
                 while !stop.load(Ordering::SeqCst) {
                     let opened: Result<usize, StoreError> = store
                         .read(&scope(org), (sealer.clone(), installation), |tx, (sealer, installation)| {

@@ -289,7 +289,7 @@ on_both! {
         orphan.installation = InstallationId::new(&test.ambient);
         assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.insert_secret(orphan).await));
 
-        secret.ciphertext = "enc:v1:d2:AP8A".to_owned();
+        "enc:v1:d2:AP8A".clone_into(&mut secret.ciphertext);
         secret.updated_at = test.ambient.now().plus(Duration::from_secs(5));
         tx!(test.write, &scope, [secret], |tx| tx.update_secret(secret).await).unwrap();
         assert_same(&load().await, &Some(secret.clone()));

@@ -263,6 +263,11 @@ impl TestStore {
     }
 }
 
+pub(crate) fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+    #[expect(clippy::disallowed_methods, reason = "a test waits for its tasks itself")]
+    tokio::spawn(future)
+}
+
 pub(crate) const ADMIN: SystemScope = SystemScope::new(SystemReason::Admin);
 pub(crate) const PEOPLE: AccountScope = AccountScope::OWN;
 pub(crate) const JOBS: SystemScope = SystemScope::new(SystemReason::Jobs);

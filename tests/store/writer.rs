@@ -9,17 +9,12 @@ use bulkhead_store::{StoreError, WriterStats};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::support::{TestStore, api_key, audit, scope};
+use crate::support::{TestStore, api_key, audit, scope, spawn};
 
 /// A gate that keeps the writer inside a transaction until it is opened, so that what is started meanwhile waits together.
 struct Gate {
     open: oneshot::Sender<()>,
     held: JoinHandle<Result<(), StoreError>>,
-}
-
-fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-    #[expect(clippy::disallowed_methods, reason = "a test waits for its tasks itself")]
-    tokio::spawn(future)
 }
 
 impl Gate {

@@ -209,7 +209,7 @@ impl App {
             created_at: self.ambient().now(),
             expires_at: None,
         };
-        NewHook { hook, token: token.reveal().to_owned() }
+        NewHook { hook, token: token.reveal().clone() }
     }
 
     /// Addresses for a caller who may activate, none for others: whoever knows one may start runs. Those in the store come first.

@@ -84,6 +84,6 @@ mod tests {
         }
         assert_eq!((KeyState::parse("Active"), Level::parse("")), (None, None));
         assert!(KeyState::Active < KeyState::DecryptOnly && KeyState::DecryptOnly < KeyState::Retired);
-        assert!(USES_WARN < USES_MAX && USES_MAX < 1 << 32);
+        const { assert!(USES_WARN < USES_MAX && USES_MAX < 1 << 32) };
     }
 }

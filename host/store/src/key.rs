@@ -52,7 +52,7 @@ struct Wrapped {
     state: KeyState,
     /// Of a data key, the organization key that it is wrapped under.
     org_key: u32,
-    wrapped: String,
+    text: String,
 }
 
 fn read_org_key(row: &Row) -> Result<Wrapped, StoreError> {
@@ -61,7 +61,7 @@ fn read_org_key(row: &Row) -> Result<Wrapped, StoreError> {
         purpose: KeyPurpose::Organization,
         state: row.parsed("state", KeyState::parse)?,
         org_key: 0,
-        wrapped: row.get("wrapped")?,
+        text: row.get("wrapped")?,
     })
 }
 
@@ -71,7 +71,7 @@ fn read_data_key(row: &Row) -> Result<Wrapped, StoreError> {
         purpose: row.parsed("purpose", KeyPurpose::parse)?,
         state: row.parsed("state", KeyState::parse)?,
         org_key: row.get("org_key_version")?,
-        wrapped: row.get("wrapped")?,
+        text: row.get("wrapped")?,
     })
 }
 
@@ -167,7 +167,7 @@ impl Tx {
             };
             let row = read_data_key(&found)?;
             let by = self.org_key(sealer, row.org_key).await?;
-            let key = Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &by), &row.wrapped)?;
+            let key = Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &by), &row.text)?;
             return Ok((row.version, key));
         }
         Err(StoreError::Misuse("no data key could be made"))
@@ -185,7 +185,7 @@ impl Tx {
         if row.state == KeyState::Retired {
             return Err(KeyError::Retired(KeyId::Organization(version)).into());
         }
-        Ok(sealer.unwrap_org_key(self.org()?, version, &row.wrapped)?)
+        Ok(sealer.unwrap_org_key(self.org()?, version, &row.text)?)
     }
 
     /// The data key of this number, for opening.
@@ -203,7 +203,7 @@ impl Tx {
             return Err(KeyError::Retired(KeyId::Data(version)).into());
         }
         let by = sealer.unwrap_org_key(org, row.org_key, &found.get::<String>("org_wrapped")?)?;
-        Ok(Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &by), &row.wrapped)?)
+        Ok(Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &by), &row.text)?)
     }
 
     /// The active organization key, locked until the commit: whoever makes a key in this organization waits here. The first one is made.

@@ -15,7 +15,7 @@ use crate::tx::Tx;
 /// A column of sealed values, and its statements. The row's id is what the values are bound to.
 struct Column {
     table: &'static str,
-    column: &'static str,
+    name: &'static str,
     /// Rows after an id whose value is not under one key.
     list: Sql,
     /// How many values are under one key.
@@ -30,7 +30,7 @@ pub const SEALED: &[(&str, &str)] = &[("secret", "ciphertext"), ("hook", "cipher
 static COLUMNS: [Column; 3] = [
     Column {
         table: "secret",
-        column: "ciphertext",
+        name: "ciphertext",
         list: sql!(
             "select id, ciphertext as sealed from secret
              where org_id = $1 and id > $2 and (ciphertext < $3 or ciphertext >= $4) order by id limit $5"
@@ -40,7 +40,7 @@ static COLUMNS: [Column; 3] = [
     },
     Column {
         table: "hook",
-        column: "ciphertext",
+        name: "ciphertext",
         list: sql!(
             "select id, ciphertext as sealed from hook
              where org_id = $1 and id > $2 and (ciphertext < $3 or ciphertext >= $4) order by id limit $5"
@@ -50,7 +50,7 @@ static COLUMNS: [Column; 3] = [
     },
     Column {
         table: "audit_log",
-        column: "signing_key",
+        name: "signing_key",
         list: sql!(
             "select org_id as id, signing_key as sealed from audit_log
              where org_id = $1 and org_id > $2 and (signing_key < $3 or signing_key >= $4) limit $5"
@@ -154,12 +154,12 @@ impl Tx {
         let (org, current) = (self.org()?, KeyId::Root(sealer.root()));
         let sql = sql!("update org_key set wrapped = $4 where org_id = $1 and version = $2 and wrapped = $3");
         for row in self.list_org_keys_in_use().await? {
-            if Envelope::parse(&row.wrapped)?.kid() == current {
+            if Envelope::parse(&row.text)?.kid() == current {
                 continue;
             }
-            let key = sealer.unwrap_org_key(org, row.version, &row.wrapped)?;
+            let key = sealer.unwrap_org_key(org, row.version, &row.text)?;
             let wrapped = sealer.wrap_org_key(org, row.version, &key);
-            self.execute(sql, binds![org, row.version, &row.wrapped, &wrapped]).await?;
+            self.execute(sql, binds![org, row.version, &row.text, &wrapped]).await?;
             tended.org_keys += 1;
         }
         Ok(())
@@ -182,13 +182,13 @@ impl Tx {
                 continue;
             }
             let before = self.org_key(sealer, row.org_key).await?;
-            let key = Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &before), &row.wrapped)?;
+            let key = Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &before), &row.text)?;
             if by.is_none() {
                 by = Some(self.org_key(sealer, active).await?);
             }
             let Some(by) = &by else { continue };
             let wrapped = sealer.wrap_data_key(org, (row.version, row.purpose), (active, by), &key);
-            self.execute(sql, binds![org, row.version, &row.wrapped, active, &wrapped]).await?;
+            self.execute(sql, binds![org, row.version, &row.text, active, &wrapped]).await?;
             tended.data_keys += 1;
         }
         Ok(())
@@ -208,7 +208,7 @@ impl Tx {
         let kid = KeyId::Data(active.get("version")?);
         let (prefix, end) = (kid.prefix(), kid.prefix_end());
         let (mut from, mut room) = (from, batch);
-        while let Some(Column { table, column, list, replace, .. }) = COLUMNS.get(from.column) {
+        while let Some(Column { table, name: column, list, replace, .. }) = COLUMNS.get(from.column) {
             let values = binds![org, from.after, &prefix, &end, room];
             let rows = self.fetch(*list, values).await?;
             let listed = u32::try_from(rows.len()).unwrap_or(u32::MAX);
@@ -287,7 +287,7 @@ impl Tx {
         let (org, current, mut work) = (self.org()?, KeyId::Root(sealer.root()), KeyWork::default());
         let mut active = None;
         for row in self.list_org_keys_in_use().await? {
-            work.org_keys += u64::from(Envelope::parse(&row.wrapped)?.kid() != current);
+            work.org_keys += u64::from(Envelope::parse(&row.text)?.kid() != current);
             active = active.or((row.state == KeyState::Active).then_some(row.version));
         }
         for row in self.list_data_keys_in_use().await? {
