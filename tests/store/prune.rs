@@ -86,6 +86,7 @@ on_both! {
     async fn a_run_goes_with_all_that_is_its_and_nothing_else(test: TestStore) {
         let tenant = test.tenant("acme").await;
         let gone = ended(&test, &tenant, RunStatus::Succeeded, None).await;
+        test.ambient.advance(Duration::from_millis(1));
         let kept = ended(&test, &tenant, RunStatus::Succeeded, None).await;
         test.ambient.advance(HOUR);
         let rows = removable(&test, &tenant, EndedRun::Succeeded, test.ambient.now()).await;

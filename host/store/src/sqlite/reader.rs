@@ -151,6 +151,13 @@ impl Readers {
     }
 }
 
+impl Drop for Readers {
+    /// Without a close the readers finish what waits, and end.
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
 /// All readers' end of the queue. When the last of them has ended, however that was, nobody waits for them any more.
 struct Serving(Arc<Queue<Message>>);
 

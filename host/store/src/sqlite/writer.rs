@@ -174,6 +174,13 @@ impl Writes {
     }
 }
 
+impl Drop for Writes {
+    /// Without a close the writer finishes what waits, and ends.
+    fn drop(&mut self) {
+        self.queue.close();
+    }
+}
+
 /// The writer's end of the queue. However its thread ends, nobody waits for it any more.
 struct Serving {
     queue: Arc<Queue<Member>>,
