@@ -1,5 +1,6 @@
 //! Roles in use: who may give them, when they hold, who asks and who lets, and why somebody may or may not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_app::access::{AccessSubject, QUESTIONS_MAX, Question, Verdict};
@@ -10,14 +11,16 @@ use bulkhead_app::role::{NewRole, RoleDetail};
 use bulkhead_app::role_request::NewRoleRequest;
 use bulkhead_app::{App, AppError};
 use bulkhead_model::id::{AssignmentId, OrgId, TeamId, UserId};
-use bulkhead_model::permission::{Caller, Permission, PermissionSet};
+use bulkhead_model::permission::{Caller, Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::role::activation::Answer;
-use bulkhead_model::role::assignment::{Window, Within};
+use bulkhead_model::role::assignment::{ASSIGNMENTS_MAX, Window, Within};
 use bulkhead_model::role::{BuiltIn, Gives, RoleRef};
 use bulkhead_model::time::Timestamp;
+use bulkhead_store::StoreError;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::role::assignment::StoredAssignment;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use crate::support::{Options, Tenant, TestApp, conflict, problems};
 
@@ -309,6 +312,110 @@ on_both! {
         assert_eq!(slug(app.app.request_role(&admin_caller, acme.org, bad).await).0, "invalid-reason");
         let bad = NewRoleRequest { duration: 9 * HOUR, ..wanted() };
         assert_eq!(slug(app.app.request_role(&admin_caller, acme.org, bad).await).0, "invalid-duration");
+    }
+
+    async fn members_share_what_their_roles_are(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        role(&app, &acme, "Leads", &[Permission::LeadsRead]).await;
+        let (one, two) = (member(&app, &acme, VIEWER).await, member(&app, &acme, ADMIN).await);
+        let known = async |user| {
+            app.app
+                .explain_access(&acme.caller, acme.org, user, Permission::LeadsRead, Within::Organization)
+                .await
+                .unwrap()
+                .known
+        };
+        let (first, second, stranger) = (known(one).await, known(two).await, known(UserId::new(&app.ambient)).await);
+        for other in [&second, &stranger] {
+            assert!(Arc::ptr_eq(&first.roles, &other.roles) && Arc::ptr_eq(&first.names, &other.names));
+        }
+        role(&app, &acme, "Deals", &[Permission::DealsRead]).await;
+        assert_eq!((first.names.len(), known(one).await.names.len()), (1, 2), "not beyond the next change");
+    }
+
+    async fn a_number_that_is_given_twice_is_not_taken_for_the_same_policy(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let user = person(&app, &acme).await;
+        app.app.assign_role_as_operator(acme.org, gift(user, ADMIN)).await.unwrap();
+        assert_eq!(caller(&app.app, acme.org, user).await.permissions(), BuiltIn::Admin.permissions());
+        // The database fails over to a replica that never saw the last commit, and then another change gets its number.
+        app.tamper(acme.org, "delete from role_assignment where built_in = 'admin'; update policy set epoch = epoch - 1");
+        app.ambient.advance(Duration::from_secs(3));
+        let elsewhere = app.again(Options::default());
+        elsewhere.assign_role_as_operator(acme.org, gift(user, VIEWER)).await.unwrap();
+        assert_eq!(caller(&app.app, acme.org, user).await.permissions(), BuiltIn::Viewer.permissions());
+    }
+
+    async fn what_is_over_makes_room_for_the_next(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let user = person(&app, &acme).await;
+        let activate = async || {
+            let end = app.ambient.now().plus(HOUR);
+            app.app.assign_role_as_operator(acme.org, until(user, ADMIN, end)).await
+        };
+        // One he joined with.
+        for _ in 1..ASSIGNMENTS_MAX {
+            activate().await.unwrap();
+        }
+        assert_eq!(conflict(activate().await), "too-many-roles");
+        app.ambient.advance(2 * HOUR);
+        activate().await.unwrap();
+        let left = app.app.list_assignments(&acme.caller, acme.org, Some(user), PageRequest::default()).await.unwrap();
+        assert_eq!(left.items.len(), 2, "what he joined with, and the new one");
+        assert_eq!(caller(&app.app, acme.org, user).await.permissions(), BuiltIn::Admin.permissions());
+    }
+
+    async fn a_key_that_has_expired_changes_nothing_any_more(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let user = member(&app, &acme, VIEWER).await;
+        let new = NewApiKey { name: "day".into(), permissions: PermissionSet::all(), expires_in_days: Some(1) };
+        let made = app.app.create_api_key(&acme.caller, acme.org, new).await.unwrap();
+        // It was let in, and then its request took long.
+        let late = app.app.authenticate(&made.secret_text).await.unwrap().caller;
+        app.ambient.advance(25 * HOUR);
+        let given = given_to(&app, &acme, user, VIEWER).await;
+        let taken = app.app.unassign_role(&late, acme.org, given).await;
+        assert!(matches!(taken, Err(AppError::Unauthenticated)), "{taken:?}");
+        let made = app.app.create_role(&late, acme.org, new_role("Leads", &[Permission::LeadsRead], &[])).await;
+        assert!(matches!(made, Err(AppError::Unauthenticated)), "{made:?}");
+    }
+
+    /// On SQLite who waits for the writer has not begun.
+    async fn a_right_that_ends_during_the_wait_gives_nothing(app: TestApp) {
+        if !app.store.is_postgres() {
+            return;
+        }
+        let acme = app.tenant("acme").await;
+        let (user, friend) = (person(&app, &acme).await, person(&app, &acme).await);
+        let end = app.ambient.now().plus(HOUR);
+        app.app.assign_role_as_operator(acme.org, until(user, ADMIN, end)).await.unwrap();
+        let by = caller(&app.app, acme.org, user).await;
+        // Somebody else's change holds the policy, and comes to nothing.
+        let (began, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let scope = SystemScope::new(SystemReason::Admin).for_org(acme.org);
+        let args = (app.ambient.now(), Arc::clone(&began), Arc::clone(&release));
+        let holding = app.store.write_locked(&scope, args, |tx, (now, began, release)| {
+            Box::pin(async move {
+                tx.begin_policy_epoch(*now).await?;
+                began.notify_one();
+                release.notified().await;
+                Err::<(), _>(StoreError::LostLease)
+            })
+        });
+        let giving = async {
+            began.notified().await;
+            app.app.assign_role(&by, acme.org, until(friend, VIEWER, end)).await
+        };
+        let passing = async {
+            while !app.somebody_waits() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            app.ambient.advance(2 * HOUR);
+            release.notify_one();
+        };
+        let (held, given, ()) = tokio::join!(holding, giving, passing);
+        assert!(held.is_err());
+        assert!(matches!(given, Err(AppError::Forbidden(Permission::RolesAssign))), "{given:?}");
     }
 
     async fn who_lets_a_role_holds_it(app: TestApp) {

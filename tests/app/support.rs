@@ -195,6 +195,13 @@ impl TestApp {
         }
     }
 
+    /// Whether a transaction of this PostgreSQL database waits for another one's lock.
+    pub(crate) fn somebody_waits(&self) -> bool {
+        let look = "do $$ begin if not exists (select 1 from pg_locks l join pg_stat_activity a on a.pid = l.pid \
+                    where not l.granted and a.datname = current_database()) then raise exception 'nobody waits'; end if; end $$";
+        self.database().execute(look).is_ok()
+    }
+
     /// Another application on the same store, as after a restart or on another node.
     pub(crate) fn again(&self, options: Options) -> App {
         app(&self.store, &self.ambient, options)

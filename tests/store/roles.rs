@@ -153,9 +153,11 @@ on_both! {
         let now = test.ambient.now();
         for expected in 1..=3 {
             tx!(test.write, &scope(a), [now], |tx| tx.begin_policy_epoch(*now).await).unwrap();
-            assert_eq!(tx!(test.read, &scope(a), [], |tx| tx.load_policy_epoch().await).unwrap(), expected);
+            let epoch = tx!(test.read, &scope(a), [], |tx| tx.load_policy_epoch().await).unwrap();
+            assert_eq!((epoch.number, epoch.began_at), (expected, Some(now)));
         }
-        assert_eq!(tx!(test.read, &scope(b), [], |tx| tx.load_policy_epoch().await).unwrap(), 0);
+        let other = tx!(test.read, &scope(b), [], |tx| tx.load_policy_epoch().await).unwrap();
+        assert_eq!((other.number, other.began_at), (0, None));
     }
 
     async fn assignments_are_found_by_user_role_and_team_and_lasting_admins_are_counted(test: TestStore) {

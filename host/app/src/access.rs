@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_model::id::{ApiKeyId, OrgId, RoleId, TeamId, UserId};
 use bulkhead_model::mfa::{MfaPolicy, is_mfa};
@@ -15,6 +16,7 @@ use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
 use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::member::Membership;
+use bulkhead_store::policy::PolicyEpoch;
 use bulkhead_store::role::Role;
 
 use crate::sign_in::SignedIn;
@@ -22,8 +24,16 @@ use crate::{App, AppError};
 
 /// Questions that are answered at once. Source: identity.md.
 pub const QUESTIONS_MAX: usize = 100;
-/// Members whose standing is kept in memory, of all organizations and of old epochs until they are pushed out.
-const KNOWN_MAX: u64 = 20_000;
+/// Memory for members' standings, of all organizations and of old epochs until they are pushed out, by estimates.
+const STANDINGS_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// … and for the roles that they were worked out from: once for each organization, whoever of it is asked about.
+const ROLES_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// What is kept is worked out anew after this time, however well it is thought of.
+const KEPT_FOR: Duration = Duration::from_mins(10);
+/// Estimates of what a standing, an assignment in it and a role take, in bytes; a role with parents and permissions.
+const STANDING_BYTES: usize = 256;
+const ASSIGNMENT_BYTES: usize = 192;
+const ROLE_BYTES: usize = 640;
 
 /// Whose right is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,10 +110,30 @@ pub struct OwnAccess {
 }
 
 /// What was worked out, by the epoch that it was worked out under.
-pub(crate) type Standings = moka::sync::Cache<(OrgId, UserId, i64), Arc<Known>>;
+#[derive(Clone)]
+pub(crate) struct Standings {
+    members: moka::sync::Cache<(OrgId, UserId, PolicyEpoch), Arc<Known>>,
+    roles: moka::sync::Cache<(OrgId, PolicyEpoch), NamedRoles>,
+}
+
+fn estimate(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}
 
 pub(crate) fn standings() -> Standings {
-    moka::sync::Cache::new(KNOWN_MAX)
+    let members = moka::sync::Cache::builder()
+        .max_capacity(STANDINGS_BYTES_MAX)
+        .weigher(|_: &(OrgId, UserId, PolicyEpoch), known: &Arc<Known>| {
+            estimate(STANDING_BYTES + ASSIGNMENT_BYTES * known.standing.assignments().count())
+        })
+        .time_to_live(KEPT_FOR);
+    let roles = moka::sync::Cache::builder()
+        .max_capacity(ROLES_BYTES_MAX)
+        .weigher(|_: &(OrgId, PolicyEpoch), (_, names): &NamedRoles| {
+            estimate(STANDING_BYTES + names.values().map(|name| ROLE_BYTES + name.len()).sum::<usize>())
+        })
+        .time_to_live(KEPT_FOR);
+    Standings { members: members.build(), roles: roles.build() }
 }
 
 pub(crate) fn roles_of(stored: &[Role]) -> Roles {
@@ -144,35 +174,41 @@ pub(crate) async fn administers(
 /// The roles of an organization, and what its own ones are called.
 type NamedRoles = (Arc<Roles>, Arc<BTreeMap<RoleId, String>>);
 
-/// The policy as one transaction sees it: the epoch is read once, and the roles when the first member is not in memory.
+/// The policy as one transaction sees it: the epoch is read once.
 struct Snapshot {
-    epoch: i64,
-    roles: Option<NamedRoles>,
+    epoch: PolicyEpoch,
 }
 
 impl Snapshot {
     async fn open(tx: &mut Tx) -> Result<Self, AppError> {
-        Ok(Self { epoch: tx.load_policy_epoch().await?, roles: None })
+        Ok(Self { epoch: tx.load_policy_epoch().await? })
+    }
+
+    /// The roles, once in memory for all members of the organization.
+    async fn roles(&self, tx: &mut Tx, kept: &Standings) -> Result<NamedRoles, AppError> {
+        let key = (tx.org()?, self.epoch);
+        if let Some(roles) = kept.roles.get(&key) {
+            return Ok(roles);
+        }
+        let stored = tx.list_roles().await?;
+        let roles = Arc::new(roles_of(&stored));
+        let names = stored.into_iter().map(|role| (role.id, role.name.as_str().to_owned())).collect();
+        let named = (roles, Arc::new(names));
+        kept.roles.insert(key, named.clone());
+        Ok(named)
     }
 
     /// From memory if it is of this epoch, else from the rows.
-    async fn known(&mut self, tx: &mut Tx, user: UserId, kept: &Standings) -> Result<Arc<Known>, AppError> {
+    async fn known(&self, tx: &mut Tx, user: UserId, kept: &Standings) -> Result<Arc<Known>, AppError> {
         let key = (tx.org()?, user, self.epoch);
-        if let Some(known) = kept.get(&key) {
+        if let Some(known) = kept.members.get(&key) {
             return Ok(known);
         }
-        let (roles, names) = if let Some(loaded) = &self.roles {
-            loaded.clone()
-        } else {
-            let stored = tx.list_roles().await?;
-            let roles = Arc::new(roles_of(&stored));
-            let names = stored.into_iter().map(|role| (role.id, role.name.as_str().to_owned())).collect();
-            self.roles.insert((roles, Arc::new(names))).clone()
-        };
+        let (roles, names) = self.roles(tx, kept).await?;
         let standing = load_standing(tx, user, &roles).await?;
         let mfa = tx.load_mfa_policy().await?;
-        let known = Arc::new(Known { epoch: self.epoch, mfa, roles, standing, names });
-        kept.insert(key, Arc::clone(&known));
+        let known = Arc::new(Known { epoch: self.epoch.number, mfa, roles, standing, names });
+        kept.members.insert(key, Arc::clone(&known));
         Ok(known)
     }
 }
@@ -204,7 +240,8 @@ impl Rights {
                 RightsOf::Member(load_standing(tx, *user, &roles).await?)
             }
             Actor::ApiKey(id) => {
-                let key = tx.load_api_key(*id).await?.filter(|key| key.revoked_at.is_none());
+                let is_valid = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end);
+                let key = tx.load_api_key(*id).await?.filter(is_valid);
                 let key = key.ok_or(AppError::Unauthenticated)?;
                 let owner = match key.owner {
                     Some(owner) => {
@@ -272,7 +309,7 @@ pub(crate) async fn is_assigned(tx: &mut Tx, roles: &Roles, id: RoleId, now: Tim
 async fn answer(
     tx: &mut Tx,
     question: Question,
-    (policy, kept): (&mut Snapshot, &Standings),
+    (policy, kept): (&Snapshot, &Standings),
     teams: &mut BTreeMap<TeamId, bool>,
     now: Timestamp,
 ) -> Result<Verdict, AppError> {
@@ -363,10 +400,10 @@ impl App {
             .read(&scope, args, |tx, (questions, kept, now)| {
                 Box::pin(async move {
                     let mut verdicts = Vec::with_capacity(questions.len());
-                    let mut policy = Snapshot::open(tx).await?;
+                    let policy = Snapshot::open(tx).await?;
                     let mut teams = BTreeMap::new();
                     for question in questions {
-                        verdicts.push(answer(tx, *question, (&mut policy, kept), &mut teams, *now).await?);
+                        verdicts.push(answer(tx, *question, (&policy, kept), &mut teams, *now).await?);
                     }
                     Ok::<_, AppError>(verdicts)
                 })

@@ -54,8 +54,9 @@ pub(crate) async fn give(
     needed: Permission,
     ambient: &Ambient,
 ) -> Result<StoredAssignment, AppError> {
+    tx.begin_policy_epoch(ambient.now()).await?;
+    // Another change may have been waited for: what counts is the moment from which nothing changes any more.
     let now = ambient.now();
-    tx.begin_policy_epoch(now).await?;
     let rights = Rights::load(tx, actor, now).await?;
     rights.require(needed, place(new.team))?;
     if *actor == Actor::User(new.user) {
@@ -80,8 +81,10 @@ pub(crate) async fn give(
         let message = format!("{} is no member of the organization, or disabled", new.user);
         return Err(AppError::invalid("unknown-user", "/user", message));
     }
+    // What is over gives nothing and stands in nobody's way.
+    tx.delete_ended_assignments_of_user(new.user, now).await?;
     if tx.list_assignments_of(new.user).await?.len() >= ASSIGNMENTS_MAX {
-        let message = format!("a member has at most {ASSIGNMENTS_MAX} roles, ended ones included: take one away first");
+        let message = format!("a member has at most {ASSIGNMENTS_MAX} roles: take one away first");
         return Err(AppError::conflict("too-many-roles", message));
     }
     let hold = rights.hold(roles.permissions_of(new.role), place(new.team));
@@ -180,8 +183,8 @@ impl App {
         self.store()
             .write(&scope, args, |tx, (id, actor, ambient)| {
                 Box::pin(async move {
+                    tx.begin_policy_epoch(ambient.now()).await?;
                     let now = ambient.now();
-                    tx.begin_policy_epoch(now).await?;
                     let stored =
                         tx.load_assignment(*id).await?.ok_or(AppError::NotFound { what: "role assignment" })?;
                     let given = stored.given;

@@ -141,8 +141,8 @@ impl App {
         self.store()
             .write(&scope, args, |tx, (new, name, actor, ambient)| {
                 Box::pin(async move {
+                    tx.begin_policy_epoch(ambient.now()).await?;
                     let now = ambient.now();
-                    tx.begin_policy_epoch(now).await?;
                     let stored = tx.list_roles().await?;
                     require_free(&stored, name, None)?;
                     let role = Role {
@@ -193,8 +193,8 @@ impl App {
         self.store()
             .write(&scope, args, |tx, (id, seen, new, name, actor, ambient)| {
                 Box::pin(async move {
+                    tx.begin_policy_epoch(ambient.now()).await?;
                     let now = ambient.now();
-                    tx.begin_policy_epoch(now).await?;
                     let stored = tx.list_roles().await?;
                     let before =
                         stored.iter().find(|role| role.id == *id).ok_or(AppError::NotFound { what: "role" })?;
@@ -243,8 +243,8 @@ impl App {
         self.store()
             .write(&scope, args, |tx, (id, seen, actor, ambient)| {
                 Box::pin(async move {
+                    tx.begin_policy_epoch(ambient.now()).await?;
                     let now = ambient.now();
-                    tx.begin_policy_epoch(now).await?;
                     let stored = tx.list_roles().await?;
                     let before =
                         stored.iter().find(|role| role.id == *id).ok_or(AppError::NotFound { what: "role" })?;

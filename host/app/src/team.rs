@@ -109,9 +109,9 @@ impl App {
         self.store()
             .write(&scope, args, |tx, (id, seen, actor, ambient)| {
                 Box::pin(async move {
-                    let now = ambient.now();
                     // A role may be given for the team at the same moment.
-                    tx.begin_policy_epoch(now).await?;
+                    tx.begin_policy_epoch(ambient.now()).await?;
+                    let now = ambient.now();
                     let before = tx.load_team(*id).await?.ok_or(AppError::NotFound { what: "team" })?;
                     if before.revision != *seen {
                         return Err(AppError::StaleVersion);

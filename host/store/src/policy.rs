@@ -7,12 +7,25 @@ use crate::error::StoreError;
 use crate::sql::{binds, sql};
 use crate::tx::Tx;
 
+/// The state of an organization's policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PolicyEpoch {
+    /// 0 while nothing was ever changed.
+    pub number: i64,
+    /// When it began. Where the database lost its last commits (it failed over to a replica that lagged behind), a number is given a second
+    /// time; the moment tells the two apart.
+    pub began_at: Option<Timestamp>,
+}
+
 impl Tx {
-    /// The current epoch; 0 while nothing was ever changed.
-    pub async fn load_policy_epoch(&mut self) -> Result<i64, StoreError> {
-        let sql = sql!("select epoch from policy where org_id = $1");
+    /// The current epoch.
+    pub async fn load_policy_epoch(&mut self) -> Result<PolicyEpoch, StoreError> {
+        let sql = sql!("select epoch, changed_at from policy where org_id = $1");
         let org = self.org()?;
-        self.fetch_optional(sql, binds![org]).await?.map_or(Ok(0), |row| row.get("epoch"))
+        match self.fetch_optional(sql, binds![org]).await? {
+            Some(row) => Ok(PolicyEpoch { number: row.get("epoch")?, began_at: row.get("changed_at")? }),
+            None => Ok(PolicyEpoch { number: 0, began_at: None }),
+        }
     }
 
     /// Begins the next epoch; two changes at once are ordered by this row, so that rules that look at several rows (the last admin, the

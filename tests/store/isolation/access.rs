@@ -15,7 +15,7 @@ impl AccessRows {
     pub(crate) async fn is_not_there(&self, tx: &mut Tx) -> Result<(), StoreError> {
         let page = PageRequest::default();
         let now = self.role.created_at;
-        assert_eq!(tx.load_policy_epoch().await?, 0);
+        assert_eq!(tx.load_policy_epoch().await?.number, 0);
         assert!(tx.list_roles().await?.is_empty());
         assert!(tx.load_assignment(self.assignment.given.id).await?.is_none());
         assert!(tx.list_assignments_of(self.user).await?.is_empty());
@@ -43,6 +43,7 @@ impl AccessRows {
         assert!(!tx.delete_assignment(self.assignment.given.id).await?);
         assert_eq!(tx.delete_ended_assignments_of_role(self.role.id, far).await?, 0);
         assert_eq!(tx.delete_ended_assignments_of_team(self.team.id, far).await?, 0);
+        assert_eq!(tx.delete_ended_assignments_of_user(self.user, far).await?, 0);
         let mut answered = self.request.clone();
         answered.request.state = RequestState::Approved;
         assert!(!tx.answer_role_request(&answered).await?);

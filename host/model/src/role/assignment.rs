@@ -11,7 +11,7 @@ use crate::id::{AssignmentId, TeamId, UserId};
 use crate::permission::{Permission, PermissionSet};
 use crate::time::Timestamp;
 
-/// Roles that one member has at most, ended ones that nobody removed included.
+/// Roles that one member has at most; what is over is not counted, and removed when the next one is given.
 pub const ASSIGNMENTS_MAX: usize = 50;
 
 /// From when until when; a missing end is none. The beginning belongs to it, the end does not.

@@ -157,6 +157,13 @@ impl Tx {
         self.execute(sql, binds![org, role, now]).await
     }
 
+    /// Removes a user's assignments that are over. Audit entries say that they were.
+    pub async fn delete_ended_assignments_of_user(&mut self, user: UserId, now: Timestamp) -> Result<u64, StoreError> {
+        let sql = sql!("delete from role_assignment where org_id = $1 and user_id = $2 and valid_until <= $3");
+        let org = self.org()?;
+        self.execute(sql, binds![org, user, now]).await
+    }
+
     /// As [`count_assignments_of_role`](Self::count_assignments_of_role) for a team.
     pub async fn count_assignments_of_team(&mut self, team: TeamId, now: Timestamp) -> Result<i64, StoreError> {
         let sql = sql!(
