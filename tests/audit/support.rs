@@ -91,7 +91,7 @@ impl Log {
         let mut draft = Draft {
             id: token(&format!("aud_{seq:026}")),
             ts: moment(seq),
-            event,
+            event: event.into(),
             severity: event.severity(),
             actor: Actor { kind: ActorKind::Key, id: token("key_1"), via: None, impersonator: None },
             target: Target { kind: token("installation"), id: token("inst_1") },

@@ -1,8 +1,8 @@
 //! Logs as they are: rotated keys, disposed payloads, parts and selections.
 
-use bulkhead_audit::record::Disposal;
+use bulkhead_audit::record::{Disposal, Draft, Event, UNKNOWN_TYPE};
 use bulkhead_audit::taxonomy::{Category, EventType};
-use bulkhead_audit::verify::{Expectation, Expired, FaultKind, Resume};
+use bulkhead_audit::verify::{Expectation, Expired, FaultKind, Resume, Verifier};
 
 use crate::support::{Log, key, moment, org, strict, token, verify};
 
@@ -127,6 +127,80 @@ fn a_selection_trusts_what_leads_back_to_a_known_key() {
     // By itself it fits together.
     let unasked = verify(&log.selection(&[1, 5]), strict(&[]));
     assert!(unasked.is_sound() && !unasked.key_known, "{:?}", unasked.faults);
+}
+
+#[test]
+fn an_entry_of_a_type_that_nobody_here_knows_is_proven_all_the_same() {
+    let mut log = Log::of(3);
+    let unknown = |name: &str, reason: Option<&str>| {
+        let (name, reason) = (Event::Unknown(token(name)), reason.map(token));
+        move |draft: &mut Draft| (draft.event, draft.reason) = (name, reason)
+    };
+    log.append(EventType::RunStarted, unknown("plugin.invented", Some(UNKNOWN_TYPE)), None);
+    // A program that knows the type reads it later, and does not take the log for a forged one.
+    log.append(EventType::RunStarted, unknown("grants.changed", Some(UNKNOWN_TYPE)), None);
+    log.checkpoint();
+    let report = verify(&log.range(0), strict(&[key(1).verifier()]));
+    assert!(report.is_sound(), "{:?}", report.faults);
+    assert_eq!((report.entries, report.unknown_types), (5, 1));
+    log.append(EventType::RunStarted, unknown("grants.changed", None), None);
+    log.checkpoint();
+    let report = verify(&log.range(0), strict(&[key(1).verifier()]));
+    assert_eq!((&report.faults[0].kind, report.faults_total), (&FaultKind::Category, 1));
+    assert_eq!(Event::named("grants.changed"), EventType::GrantsChanged.into());
+    assert_eq!(Event::named("no such thing"), Event::Unknown(token("no~such~thing")));
+}
+
+#[test]
+fn what_cannot_be_read_is_named_and_the_rest_is_looked_at() {
+    let log = Log::of(6);
+    let bundle = log.range(0);
+    let lines: Vec<_> = bundle.lines().collect();
+    let mut verifier = Verifier::new(Expectation { keys: vec![key(1).verifier()], ..Expectation::default() });
+    for (at, line) in lines.iter().take(7).enumerate() {
+        match at {
+            3 => verifier.unreadable_entry(2, &"its id has 15 bytes"),
+            5 => verifier.line(&line.replace("\"n\":", "\"m\":")),
+            _ => verifier.line(line),
+        }
+    }
+    verifier.unplaced(&"aud_1");
+    verifier.waits();
+    let report = verifier.finish();
+    let kinds: Vec<_> = report.faults.iter().map(|fault| (fault.entry, fault.kind.to_string())).collect();
+    assert_eq!(kinds.len(), 3, "{kinds:?}");
+    assert_eq!(kinds[0], (Some(2), "its row cannot be read: its id has 15 bytes".to_owned()));
+    assert_eq!(report.faults[1].kind, FaultKind::Payload);
+    assert_eq!(report.faults[1].entry, Some(4));
+    assert_eq!(report.faults[2].kind, FaultKind::Unplaced { id: "aud_1".to_owned() });
+    assert_eq!((report.entries, report.waiting, report.last), (5, 1, Some(5)));
+}
+
+#[test]
+fn many_kept_checkpoints_are_each_compared() {
+    let mut log = Log::open();
+    log.checkpoint();
+    while log.size() < 40 {
+        log.event();
+        log.checkpoint();
+    }
+    let kept: Vec<_> = log.checkpoints.iter().map(|(_, note)| note.clone()).collect();
+    let known = [key(1).verifier()];
+    let report = verify(&log.range(0), Expectation { kept: kept.clone(), ..strict(&known) });
+    assert!(report.is_sound(), "{:?}", report.faults);
+    assert_eq!(report.kept_agreed, (1..=40).collect::<Vec<_>>());
+    let mut other = Log::open();
+    while other.size() < 40 {
+        if other.size() == 30 {
+            other.append(EventType::RunCancelled, |_| {}, None);
+        } else {
+            other.event();
+        }
+    }
+    other.checkpoint();
+    let report = verify(&other.range(0), Expectation { kept, ..strict(&known) });
+    assert_eq!(report.kept_agreed, (1..=30).collect::<Vec<_>>());
+    assert_eq!((&report.faults[0].kind, report.faults_total), (&FaultKind::KeptFork { size: 31, agreed: 30 }, 10));
 }
 
 #[test]

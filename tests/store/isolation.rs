@@ -15,7 +15,7 @@ use bulkhead_model::run::RunStatus;
 use bulkhead_model::throttle::Failures;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::advance::Told;
-use bulkhead_store::audit_log::AuditLog;
+use bulkhead_store::audit_log::{AuditBacklog, AuditLog};
 use bulkhead_store::call::CallBytes;
 use bulkhead_store::dead_letter::task::TaskState;
 use bulkhead_store::dead_letter::{DeadLetterFilter, NewDeadLetter};
@@ -113,7 +113,8 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.load_audit_log().await?));
         rows.push(format!("{:?}", tx.list_audit_waiting(9).await?));
         rows.push(format!("{:?}", tx.list_audit_entries(0, 9).await?));
-        rows.push(format!("{:?}", tx.list_audit_checkpoints(0, 9).await?));
+        rows.push(format!("{:?}", tx.list_audit_checkpoints(0, 9, 9).await?));
+        rows.push(format!("{:?}", tx.list_audit_places(None, 9).await?));
         rows.push(tenant.access.picture(tx).await?);
         rows.push(crate::keys::KeyRows::picture(tx).await?);
         Ok(rows.join("\n"))
@@ -353,11 +354,12 @@ on_both! {
             assert!(tx.load_run_by_dedupe_key(wf, "spent").await?.is_none());
             assert_eq!(tx.load_quotas().await?, Quotas::default());
             assert!(tx.load_audit_log().await?.is_none());
-            assert!(tx.list_audit_waiting(9).await?.is_empty());
+            assert_eq!(tx.list_audit_waiting(9).await?, AuditBacklog::default());
+            assert!(tx.list_audit_places(None, 9).await?.is_empty());
             assert!(tx.list_audit_entries(0, 9).await?.is_empty());
             assert!(tx.load_audit_node(0).await?.is_none());
             assert!(tx.load_audit_checkpoint(9).await?.is_none());
-            assert!(tx.list_audit_checkpoints(0, 9).await?.is_empty());
+            assert!(tx.list_audit_checkpoints(0, 9, 9).await?.is_empty());
             a.access.is_not_there(tx).await?;
             a.keys.is_not_there(tx, ambient).await?;
             assert_eq!(tx.require_org().await?.slug.as_str(), "b");
@@ -673,7 +675,7 @@ on_both! {
                 ($scope:expr) => {
                     refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, &[], *now, *minute).await);
                     refused!($scope, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await);
-                    refused!($scope, [], |tx| tx.list_audit_waiting_orgs(9).await);
+                    refused!($scope, [], |tx| tx.list_audit_waiting_orgs(None, 9).await);
                     refused!($scope, [now], |tx| tx.admit_blocked_jobs(None, *now).await);
                     refused!($scope, [], |tx| tx.list_open_breakers(9, 9).await);
                     refused!($scope, [], |tx| tx.list_paused_names(None, 9).await);

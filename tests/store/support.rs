@@ -549,7 +549,7 @@ impl Tenant {
         tx.record_audit(&self.audit, ambient).await?;
         tx.insert_audit_log(&self.audit_log).await?;
         // It has a place already and still waits: for a checkpoint.
-        if let Some(waiting) = tx.list_audit_waiting(1).await?.first() {
+        if let Some(waiting) = tx.list_audit_waiting(1).await?.entries.first() {
             tx.insert_audit_entry(&sealed_audit(0, waiting.id)).await?;
         }
         tx.record_audit_checkpoint(1, "checkpoint", now).await?;

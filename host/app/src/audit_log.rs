@@ -4,9 +4,9 @@
 //! one of them write) gives the waiting entries their numbers, so an act never waits for a signature. The rows that wait *are* the
 //! durable queue: what a crash interrupts is still waiting.
 
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use bulkhead_audit::bundle::{Coverage, EntryLine, Header, Line, Payload, SignatureBytes, Writer};
 use bulkhead_audit::chain::{Chain, Entry, origin};
 use bulkhead_audit::checkpoint::Checkpoint;
 use bulkhead_audit::hash::Hash;
@@ -14,15 +14,14 @@ use bulkhead_audit::key::{SignerKey, VerifierKey};
 use bulkhead_audit::merkle::{self, Edge, Node, Plan};
 use bulkhead_audit::note::Note;
 use bulkhead_audit::payload::{Salt, commitment};
-use bulkhead_audit::record::{Actor, Draft, Record, Target, Token, genesis};
-use bulkhead_audit::taxonomy::EventType;
-use bulkhead_audit::taxonomy::{ActorKind, Outcome};
-use bulkhead_audit::verify::{Expectation, Report, Verifier};
+use bulkhead_audit::record::{Actor, Draft, Event, Moment, Target, Token, UNKNOWN_TYPE, genesis};
+use bulkhead_audit::taxonomy::{ActorKind, EventType};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor as ModelActor, Caller, OrgScope, Permission, SystemReason, SystemScope};
+use bulkhead_model::time::Timestamp;
 use bulkhead_store::audit::AuditEvent;
-use bulkhead_store::audit_log::{AuditLog, SealedAudit, WaitingAudit};
+use bulkhead_store::audit_log::{AuditBacklog, AuditLog, SealedAudit, WaitingAudit};
 use bulkhead_store::seal::{Place, Sealer};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
@@ -30,17 +29,26 @@ use zeroize::Zeroizing;
 
 use crate::{App, AppError};
 
+mod bundle;
+mod verify;
+
+pub use self::bundle::AuditBundle;
+
 /// Entries that get their place in one transaction: some tens of milliseconds of signatures.
 const SEALED_AT_ONCE_MAX: u32 = 256;
 /// A checkpoint is signed when so many entries are under none …
 const CHECKPOINT_ENTRIES: u64 = 1000;
 /// … or when the last one is so old and there are any (spec: each 60 s or 1,000 entries).
 const CHECKPOINT_EVERY: Duration = Duration::from_mins(1);
-/// Organizations that one look takes on; the rest have their turn at the next.
+/// Organizations that one look takes on; the next look goes on behind the last of them, and round again.
 const ORGS_AT_ONCE_MAX: u32 = 500;
-/// Entries in one exported bundle at most, and in one page that is read. More than two checkpoints are apart.
-pub const EXPORTED_MAX: u64 = 5000;
-const PAGE: u32 = 500;
+/// Transactions for one organization in one look: some thousand entries. However much it writes, the others have their turn.
+const TURNS_MAX: u32 = 16;
+/// Entries whose rows are read at once: with the largest payloads some megabytes.
+const PAGE: u32 = 100;
+
+/// Looks up an organization's newest checkpoint that is kept outside of the database, as a signed note.
+pub type KeptCheckpoint = Arc<dyn Fn(OrgId) -> std::io::Result<Option<String>> + Send + Sync>;
 
 /// A checkpoint that was just signed, to be kept outside of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,20 +64,11 @@ pub struct NewCheckpoint {
 #[derive(Clone, Debug)]
 struct Sealed {
     entries: u64,
+    /// Rows that could not be read; they wait on.
+    unreadable: u32,
     /// As many as fit: there may be more.
     more: bool,
     checkpoint: Option<NewCheckpoint>,
-}
-
-/// Where a bundle begins and ends.
-#[derive(Clone, Debug)]
-struct Span {
-    first: u64,
-    header: Header,
-    /// Checkpoints within, the last of which ends the bundle.
-    checkpoints: Vec<(u64, String)>,
-    /// The way from the checkpoint that the reader has kept.
-    since: Option<Line>,
 }
 
 fn place(org: OrgId) -> Place<'static> {
@@ -120,19 +119,30 @@ fn actor_of(text: &str) -> Actor {
     Actor { kind, id: Token::from_any(text), via: None, impersonator: None }
 }
 
-/// What the chain is to say of an entry.
-fn draft(waiting: &WaitingAudit, salt: &Salt, key: Option<String>) -> Result<Draft, StoreError> {
-    let event = EventType::from_name(&waiting.action)
-        .ok_or_else(|| corrupt("an audit entry", format_args!("unknown action {}", waiting.action)))?;
+/// What the chain is to say of an entry. Whatever stands in its row, it gets its place: an entry that has none can still be changed, and
+/// one that held up the others would leave all of them so.
+fn draft(waiting: &WaitingAudit, salt: &Salt, key: Option<String>, now: Timestamp) -> Result<Draft, StoreError> {
+    let written = waiting.created_at.to_string().parse::<Moment>();
+    let event = Event::named(&waiting.action);
+    let is_the_logs_own = [EventType::LogOpened, EventType::LogKeyRotated].iter().any(|own| event == (*own).into());
+    let (event, reason) = match &event {
+        // Nobody but the log says this about itself, and nobody acts beyond all calendars: the host did not write the row.
+        _ if written.is_err() || (is_the_logs_own && key.is_none()) => {
+            (EventType::RowRefused.into(), Some(Token::from_any("not_written_by_the_host")))
+        }
+        Event::Known(_) => (event, None),
+        Event::Unknown(_) => (event, Some(Token::from_any(UNKNOWN_TYPE))),
+    };
+    let sealed_at = || now.to_string().parse::<Moment>().map_err(|error| corrupt("the clock", error));
     Ok(Draft {
         id: Token::from_any(&waiting.id.to_string()),
-        ts: waiting.created_at.to_string().parse().map_err(|error| corrupt("an audit entry", error))?,
-        event,
+        ts: written.or_else(|_| sealed_at())?,
         severity: event.severity(),
         actor: actor_of(&waiting.actor),
         target: Target { kind: Token::from_any(kind_of(&waiting.target)), id: Token::from_any(&waiting.target) },
-        outcome: Outcome::Success,
-        reason: None,
+        outcome: event.outcome(),
+        event,
+        reason,
         session: None,
         correlation: None,
         causation: None,
@@ -196,7 +206,7 @@ async fn open(
     };
     let opening = tx.record_audit_opening(&event, ambient).await?;
     let (mut chain, salt) = (Chain::new(token_of(org)), Salt::from_bytes(ambient.random()));
-    let draft = draft(&opening, &salt, Some(verifier_key))?;
+    let draft = draft(&opening, &salt, Some(verifier_key), ambient.now())?;
     let entry = chain.append(draft, &key, None).map_err(|error| corrupt("the audit log", error))?;
     put(tx, &opening, entry, salt).await?;
     log.size = chain.size();
@@ -234,38 +244,65 @@ fn read_checkpoint(note: &str) -> Result<Checkpoint, StoreError> {
     Checkpoint::from_text(note.text()).map_err(|error| corrupt("a checkpoint", error))
 }
 
+/// Refuses to go on with a log that is not the one of which a checkpoint is kept: it was cut off, opened anew, or is a restored backup.
+/// What would be signed now would be a second history.
+fn require_beginning(kept: &Checkpoint, log: &AuditLog, org: OrgId) -> Result<(), StoreError> {
+    if kept.origin != origin(&token_of(org)) {
+        return Err(corrupt("the kept checkpoint", "it is of another log"));
+    }
+    if kept.size > log.size {
+        let why = format!("{} entries, and a checkpoint over {} was kept: it was cut off", log.size, kept.size);
+        return Err(corrupt("the audit log", why));
+    }
+    Ok(())
+}
+
+/// What a turn of the sealer is to come to.
+#[derive(Clone, Copy, Debug)]
+struct Wish {
+    /// A checkpoint is wanted over what waits now, even if none is due.
+    checkpoint: bool,
+    /// No turn follows, whatever waits.
+    is_last: bool,
+}
+
 /// Gives waiting entries their places, and signs a checkpoint when one is due or asked for.
 async fn seal(
     tx: &mut Tx,
     org: OrgId,
-    sealer: &Sealer,
-    ambient: &Ambient,
-    want_checkpoint: bool,
+    (sealer, ambient): (&Sealer, &Ambient),
+    kept: Option<&Checkpoint>,
+    wish: Wish,
 ) -> Result<Sealed, StoreError> {
     let (mut log, key, mut chain) = open(tx, org, sealer, ambient).await?;
-    let waiting = tx.list_audit_waiting(SEALED_AT_ONCE_MAX).await?;
-    let more = waiting.len() == SEALED_AT_ONCE_MAX as usize;
+    if let Some(kept) = kept {
+        require_beginning(kept, &log, org)?;
+    }
+    let AuditBacklog { entries: waiting, unreadable } = tx.list_audit_waiting(SEALED_AT_ONCE_MAX).await?;
+    let more = waiting.len() + unreadable as usize == SEALED_AT_ONCE_MAX as usize;
     for waiting in &waiting {
         let salt = Salt::from_bytes(ambient.random());
-        let draft = draft(waiting, &salt, None)?;
+        let draft = draft(waiting, &salt, None, ambient.now())?;
         let entry = chain.append(draft, &key, None).map_err(|error| corrupt("the audit log", error))?;
         put(tx, waiting, entry, salt).await?;
     }
     (log.size, log.last, log.edge) = (chain.size(), chain.last(), chain.edge().roots().to_vec());
-    let (uncovered, now) = (log.size - log.checkpoint_size, ambient.now());
-    let due = log.checkpoint_size == 0
-        || uncovered >= CHECKPOINT_ENTRIES
-        || now.since(log.checkpoint_at) >= CHECKPOINT_EVERY
-        || want_checkpoint;
+    let (uncovered, now) = (log.size.saturating_sub(log.checkpoint_size), ambient.now());
+    let is_due = uncovered >= CHECKPOINT_ENTRIES
+        || (!more && (log.checkpoint_size == 0 || now.since(log.checkpoint_at) >= CHECKPOINT_EVERY))
+        || (wish.checkpoint && (!more || wish.is_last));
     let mut checkpoint = None;
-    if uncovered > 0 && due && !more {
+    if uncovered > 0 && is_due {
         let next = chain.checkpoint();
-        // Never a second history: the last one must be the beginning of this one, by its own proof.
+        // Never a second history: the last one, and the one that is kept elsewhere, must be the beginning of this one, by its own proof.
         let previous = match tx.load_audit_checkpoint(log.checkpoint_size).await? {
             Some((_, note)) => Some(read_checkpoint(&note)?),
             None => None,
         };
-        let way = consistency(tx, log.checkpoint_size, next.size).await?;
+        if let Some(kept) = kept.filter(|kept| previous.as_ref() != Some(*kept)) {
+            require_follows(tx, kept, &next).await?;
+        }
+        let way = consistency(tx, previous.as_ref().map_or(0, |previous| previous.size), next.size).await?;
         let note = next
             .sign_after(previous.as_ref(), &way, &key)
             .map_err(|error| corrupt("the audit log", error))?
@@ -279,70 +316,59 @@ async fn seal(
         tx.settle_audit_waiting(keep).await?;
     }
     tx.save_audit_log(&log).await?;
-    Ok(Sealed { entries: waiting.len() as u64, more, checkpoint })
+    Ok(Sealed { entries: waiting.len() as u64, unreadable, more, checkpoint })
 }
 
-/// An entry's line. It says what the row says, whether or not that is true.
-fn line(sealed: &SealedAudit, waiting: &WaitingAudit) -> Result<Line, StoreError> {
-    let not_json = |error: serde_json::Error| corrupt("an audit entry", error);
-    let payload = Payload::shown(sealed.salt.clone(), &waiting.detail).map_err(not_json)?;
-    let line = EntryLine::new(&sealed.record, sealed.key_id, sealed.signature, payload).map_err(not_json)?;
-    Ok(Line::Entry(EntryLine { endorsement: sealed.endorsement.map(SignatureBytes), ..line }))
-}
-
-/// What is searched and shown of an entry must be what its record says.
-fn differing(sealed: &SealedAudit, waiting: &WaitingAudit) -> Option<&'static str> {
-    let record = Record::from_canonical(&sealed.record).ok()?;
-    let same = [
-        ("its id", record.id.as_str() == waiting.id.to_string()),
-        ("its action", record.event.as_str() == waiting.action),
-        ("its target", record.target.id == Token::from_any(&waiting.target)),
-        ("its actor", record.actor == actor_of(&waiting.actor)),
-        ("its time", record.ts.as_str() == waiting.created_at.to_string()),
-        ("its number", record.seq == sealed.seq),
-        ("its leaf hash", bulkhead_audit::record::leaf_hash(&sealed.record) == sealed.leaf),
-    ];
-    same.into_iter().find(|(_, same)| !same).map(|(what, _)| what)
-}
-
-async fn header(tx: &mut Tx, org: OrgId, first: u64, log: &AuditLog) -> Result<Header, StoreError> {
-    let mut edge = Vec::new();
-    for wanted in merkle::edge(first) {
-        edge.push(node(tx, wanted).await?);
+/// That one checkpoint's tree is the beginning of another one's, by the rows.
+async fn require_follows(tx: &mut Tx, old: &Checkpoint, new: &Checkpoint) -> Result<(), StoreError> {
+    let way = consistency(tx, old.size, new.size).await?;
+    let follows = old.size == 0 || merkle::verify_consistency(old.size, new.size, old.root, new.root, &way).is_ok();
+    if old.origin == new.origin && follows {
+        return Ok(());
     }
-    let prev = match first.checked_sub(1) {
-        None => genesis(&token_of(org)),
-        Some(before) => node(tx, Node { level: 0, index: before }).await?,
-    };
-    let keys = if first == 0 { Vec::new() } else { vec![log.verifier_key.clone()] };
-    let (token, coverage) = (token_of(org), Coverage::Range);
-    Ok(Header { v: 1, origin: origin(&token), org: token, coverage, first, prev, edge, keys })
-}
-
-async fn span(tx: &mut Tx, org: OrgId, first: u64, since: Option<u64>) -> Result<Option<(Span, AuditLog)>, StoreError> {
-    let Some(log) = tx.load_audit_log().await? else { return Ok(None) };
-    let end = tx.load_audit_checkpoint(first.saturating_add(EXPORTED_MAX)).await?;
-    let Some((end, _)) = end.filter(|(size, _)| *size > first) else { return Ok(None) };
-    let since = match since.filter(|since| (1..=end).contains(since)) {
-        Some(from) => Some(Line::Consistency { from, to: end, path: consistency(tx, from, end).await? }),
-        None => None,
-    };
-    let checkpoints = tx.list_audit_checkpoints(first, end).await?;
-    Ok(Some((Span { first, header: header(tx, org, first, &log).await?, checkpoints, since }, log)))
+    let why = format!("the checkpoint over {} entries that was kept is not its beginning: it was rewritten", old.size);
+    Err(corrupt("the audit log", why))
 }
 
 impl App {
-    /// Gives every waiting entry its place, in each organization where one waits, and answers the checkpoints that were signed.
+    /// The same, with checkpoints kept outside of the database: a log that does not continue the newest of its kept ones is not sealed any
+    /// more, until somebody has looked.
+    #[must_use]
+    pub fn with_kept_checkpoints(mut self, kept: KeptCheckpoint) -> Self {
+        self.audit.kept = Some(kept);
+        self
+    }
+
+    fn kept_checkpoint(&self, org: OrgId) -> Result<Option<Checkpoint>, StoreError> {
+        let Some(kept) = &self.audit.kept else { return Ok(None) };
+        let note = kept(org).map_err(|error| corrupt("the kept checkpoint", error))?;
+        note.as_deref().map(read_checkpoint).transpose()
+    }
+
+    /// Gives waiting entries their places, in each organization where some wait, and answers the checkpoints that were signed. Each
+    /// organization has its turn, however many there are and however much one of them writes.
     ///
     /// # Errors
     /// The store's; what was sealed before stays so, the rest waits on.
     pub async fn seal_audit_logs(&self) -> Result<Vec<NewCheckpoint>, AppError> {
+        self.seal_some_audit_logs(ORGS_AT_ONCE_MAX).await
+    }
+
+    /// As [`seal_audit_logs`](Self::seal_audit_logs) in at most so many organizations: the next call goes on behind the last of them.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn seal_some_audit_logs(&self, orgs_max: u32) -> Result<Vec<NewCheckpoint>, AppError> {
+        let after = *self.audit.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let orgs = self
             .store()
-            .read(&SystemScope::new(SystemReason::Jobs), (), |tx, ()| {
-                Box::pin(async move { tx.list_audit_waiting_orgs(ORGS_AT_ONCE_MAX).await })
+            .read(&SystemScope::new(SystemReason::Jobs), (after, orgs_max), |tx, (after, orgs_max)| {
+                Box::pin(async move { tx.list_audit_waiting_orgs(*after, *orgs_max).await })
             })
             .await?;
+        let is_last_page = orgs.len() < orgs_max as usize;
+        let next = if is_last_page { None } else { orgs.last().copied() };
+        *self.audit.turn.lock().unwrap_or_else(PoisonError::into_inner) = next;
         let mut signed = Vec::new();
         for org in orgs {
             // One organization's broken log holds up no other's.
@@ -357,31 +383,51 @@ impl App {
         Ok(signed)
     }
 
-    /// Gives the organization's waiting entries their places; `want_checkpoint` signs one over them even if none is due.
+    /// Gives the organization's waiting entries their places, some thousands of them; `want_checkpoint` signs one over them even if none
+    /// is due.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's; [`StoreError::Corrupt`] for a log that does not continue its kept checkpoint.
     pub async fn seal_audit_log(&self, org: OrgId, want_checkpoint: bool) -> Result<Vec<NewCheckpoint>, AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(org);
+        let kept = self.kept_checkpoint(org)?;
         let mut signed = Vec::new();
-        loop {
-            let args = (org, self.sealer().clone(), self.ambient().clone(), want_checkpoint);
+        for turn in 1..=TURNS_MAX {
+            let wish = Wish { checkpoint: want_checkpoint, is_last: turn == TURNS_MAX };
+            let args = (org, self.sealer().clone(), self.ambient().clone(), kept.clone(), wish);
             let sealed = self
                 .store()
                 // The log's row is locked: of several nodes one numbers the entries.
-                .write_locked(&scope, args, |tx, (org, sealer, ambient, want_checkpoint)| {
-                    Box::pin(async move { seal(tx, *org, sealer, ambient, *want_checkpoint).await })
+                .write_locked(&scope, args, |tx, (org, sealer, ambient, kept, wish)| {
+                    Box::pin(async move { seal(tx, *org, (sealer, ambient), kept.as_ref(), *wish).await })
                 })
                 .await?;
             metrics::counter!("bulkhead_audit_entries_sealed_total").increment(sealed.entries);
+            if sealed.unreadable > 0 {
+                metrics::counter!("bulkhead_audit_seal_failures_total").increment(1);
+                tracing::error!(%org, rows = sealed.unreadable, "audit entries cannot be read and get no place");
+            }
             if sealed.checkpoint.is_some() {
                 metrics::counter!("bulkhead_audit_checkpoints_total").increment(1);
             }
             signed.extend(sealed.checkpoint);
             if !sealed.more {
-                return Ok(signed);
+                break;
             }
         }
+        Ok(signed)
+    }
+
+    /// Checks by the rows that one checkpoint continues another one: both as signed notes.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] when it does not; the store's.
+    pub async fn check_audit_checkpoints(&self, org: OrgId, old: &str, new: &str) -> Result<(), AppError> {
+        let scope = SystemScope::new(SystemReason::Worker).for_org(org);
+        let args = (read_checkpoint(old)?, read_checkpoint(new)?);
+        self.store()
+            .read(&scope, args, |tx, (old, new)| Box::pin(async move { Ok(require_follows(tx, old, new).await?) }))
+            .await
     }
 
     /// The organization's newest checkpoint as a signed note, with its verifier key; `None` before the first one.
@@ -411,145 +457,5 @@ impl App {
                 })
             })
             .await
-    }
-
-    /// Writes a bundle of the entries from number `first` on, at most [`EXPORTED_MAX`]; `since` is the size of a checkpoint that the
-    /// reader has kept. The export is itself an entry, written first: without it nothing is handed out.
-    ///
-    /// # Errors
-    /// A refusal; [`AppError::NotFound`] when there is no entry from `first` on; the store's.
-    pub async fn export_audit(
-        &self,
-        caller: &Caller,
-        org: OrgId,
-        first: u64,
-        since: Option<u64>,
-    ) -> Result<String, AppError> {
-        self.export(&caller.authorize(org, Permission::AuditRead)?, first, since).await
-    }
-
-    /// As [`export_audit`](Self::export_audit), for the operator at the console.
-    ///
-    /// # Errors
-    /// As there.
-    pub async fn export_audit_as_operator(
-        &self,
-        org: OrgId,
-        first: u64,
-        since: Option<u64>,
-    ) -> Result<String, AppError> {
-        self.export(&SystemScope::new(SystemReason::Admin).for_org(org), first, since).await
-    }
-
-    async fn export(&self, scope: &OrgScope, first: u64, since: Option<u64>) -> Result<String, AppError> {
-        let org = scope.org();
-        let args = (org, first, scope.actor().clone(), self.ambient().clone());
-        self.store()
-            .write(scope, args, |tx, (org, first, actor, ambient)| {
-                Box::pin(async move {
-                    let event = AuditEvent {
-                        action: EventType::AuditExported,
-                        target: org.to_string(),
-                        actor: actor.clone(),
-                        detail: json!({ "first": first }),
-                    };
-                    tx.record_audit(&event, ambient).await
-                })
-            })
-            .await?;
-        self.seal_audit_log(org, true).await?;
-        let (span, key) = self
-            .store()
-            .read(scope, (org, first, since, self.sealer().clone()), |tx, (org, first, since, sealer)| {
-                Box::pin(async move {
-                    let Some((span, log)) = span(tx, *org, *first, *since).await? else { return Ok(None) };
-                    let key = signer(tx, &log, *org, sealer).await?;
-                    Ok::<_, StoreError>(Some((span, key)))
-                })
-            })
-            .await?
-            .ok_or(AppError::NotFound { what: "audit entry" })?;
-        let (mut writer, mut text) = Writer::begin(span.header);
-        let mut next = span.first;
-        for (size, note) in span.checkpoints {
-            while next < size {
-                let page = self.audit_page(scope, next, size).await?;
-                // What is missing in the middle is for the reader to find, not to be passed over here.
-                next = page.last().map_or(size, |(sealed, _)| sealed.seq + 1);
-                for (sealed, waiting) in &page {
-                    text.push_str(&writer.line(&line(sealed, waiting)?));
-                }
-            }
-            text.push_str(&writer.line(&Line::Checkpoint(note)));
-        }
-        if let Some(since) = &span.since {
-            text.push_str(&writer.line(since));
-        }
-        text.push_str(&writer.end(&key).map_err(|error| corrupt("the audit log", error))?);
-        Ok(text)
-    }
-
-    /// Entries from `from` up to, without, `to`, as many as a page holds.
-    async fn audit_page(
-        &self,
-        scope: &OrgScope,
-        from: u64,
-        to: u64,
-    ) -> Result<Vec<(SealedAudit, WaitingAudit)>, AppError> {
-        let mut page = self
-            .store()
-            .read(scope, from, |tx, from| Box::pin(async move { tx.list_audit_entries(*from, PAGE).await }))
-            .await?;
-        page.retain(|(sealed, _)| sealed.seq < to);
-        Ok(page)
-    }
-
-    /// Verifies the organization's whole log as the database holds it: what is sealed first, and against checkpoints that were kept
-    /// elsewhere.
-    ///
-    /// # Errors
-    /// The store's. What is wrong with the log is in the report.
-    pub async fn verify_audit_as_operator(
-        &self,
-        org: OrgId,
-        keys: Vec<VerifierKey>,
-        kept: Vec<String>,
-    ) -> Result<Report, AppError> {
-        let scope = SystemScope::new(SystemReason::Admin).for_org(org);
-        let log = self.store().read(&scope, (), |tx, ()| Box::pin(async move { tx.load_audit_log().await })).await?;
-        let log = log.ok_or(AppError::NotFound { what: "audit log" })?;
-        let expectation = Expectation { keys, kept, org: Some(token_of(org)), ..Expectation::default() };
-        let mut verifier = Verifier::new(expectation);
-        let first = self
-            .store()
-            .read(&scope, (org, log.clone()), |tx, (org, log)| Box::pin(async move { header(tx, *org, 0, log).await }))
-            .await?;
-        verifier.line(&Line::Log(first).to_text());
-        let checkpoints = self
-            .store()
-            .read(&scope, log.size, |tx, size| Box::pin(async move { tx.list_audit_checkpoints(0, *size).await }))
-            .await?;
-        let (mut next, mut checkpoints) = (0, checkpoints.into_iter().peekable());
-        while next < log.size {
-            let page = self.audit_page(&scope, next, log.size).await?;
-            if page.is_empty() {
-                break;
-            }
-            for (sealed, waiting) in &page {
-                verifier.line(&line(sealed, waiting)?.to_text());
-                if let Some(what) = differing(sealed, waiting) {
-                    verifier.differs(sealed.seq, what);
-                }
-                next = sealed.seq + 1;
-                while let Some((_, note)) = checkpoints.next_if(|(size, _)| *size <= next) {
-                    verifier.line(&Line::Checkpoint(note).to_text());
-                }
-            }
-        }
-        for (_, note) in checkpoints {
-            verifier.line(&Line::Checkpoint(note).to_text());
-        }
-        verifier.ends_at(log.size);
-        Ok(verifier.finish())
     }
 }

@@ -8,6 +8,7 @@ use bulkhead_model::token::Token;
 use bulkhead_store::org::Org;
 
 use crate::access::known;
+use crate::audit::KeyRefusal;
 use crate::{App, AppError};
 
 /// An organization as a path names it: `org_…` or its short name.
@@ -74,12 +75,16 @@ impl App {
             })
             .await?
             .ok_or(AppError::Unauthenticated)?;
+        let refused = |refusal| {
+            self.record_refused_key(org.id, key.id, refusal);
+            AppError::Unauthenticated
+        };
         if !key.secret_hash.matches(&token.secret) {
-            return Err(AppError::Unauthenticated);
+            return Err(refused(KeyRefusal::Secret));
         }
         let now = self.ambient().now();
         let caller = Caller::from_verified_key(org.id, key.id, key.permissions, key.expires_at, key.revoked_at, now)
-            .map_err(|_| AppError::Unauthenticated)?;
+            .map_err(|_| refused(if key.revoked_at.is_some() { KeyRefusal::Revoked } else { KeyRefusal::Expired }))?;
         Ok(Identity { caller, org })
     }
 }

@@ -106,15 +106,9 @@ pub struct App {
     breakers: breaker::Breakers,
     rooms: quota::Rooms,
     ended_bytes: quota::EndedBytes,
-    audit_reads: AuditReads,
+    audit: audit::AuditState,
     standings: access::Standings,
 }
-
-/// When each reader of an audit log was last written down, on this node.
-type AuditReads = moka::sync::Cache<(OrgId, String), bulkhead_model::time::Timestamp>;
-
-/// Readers that are remembered; one that is forgotten is written down once more.
-const AUDIT_READERS_MAX: u64 = 10_000;
 
 /// Checked definitions, with an estimate of the bytes that each takes.
 type Definitions = moka::sync::Cache<(OrgId, WorkflowId, i64), (Arc<Definition>, u32)>;
@@ -148,7 +142,7 @@ impl App {
             breakers: breaker::Breakers::default(),
             rooms: quota::rooms(),
             ended_bytes: quota::ended_bytes(),
-            audit_reads: moka::sync::Cache::new(AUDIT_READERS_MAX),
+            audit: audit::AuditState::default(),
             standings: access::standings(),
         }
     }
@@ -163,10 +157,6 @@ impl App {
     #[must_use]
     pub fn ambient(&self) -> &Ambient {
         &self.inner.ambient
-    }
-
-    pub(crate) fn audit_reads(&self) -> &AuditReads {
-        &self.audit_reads
     }
 
     pub(crate) fn store(&self) -> &Store {

@@ -57,7 +57,7 @@ pub(crate) struct Sandbox {
     pub(crate) live: LiveCalls,
     pub(crate) contracts: moka::sync::Cache<(OrgId, PluginId), Arc<Contract>>,
     pub(crate) rights: moka::sync::Cache<(OrgId, InstallationId), (GrantVersion, Arc<Rights>)>,
-    supervisor: Supervisor,
+    pub(crate) supervisor: Supervisor,
 }
 
 impl Sandbox {

@@ -23,7 +23,7 @@ use crate::record::{RECORD_BYTES_MAX, Token};
 
 /// The version of the bundle's format.
 pub const VERSION: u8 = 1;
-/// The longest line, in bytes: a record, the largest payload that the host writes (64 KiB), proofs.
+/// The longest line, in bytes: a record, the largest payload ([`PAYLOAD_BYTES_MAX`](crate::payload::PAYLOAD_BYTES_MAX)), proofs.
 pub const LINE_BYTES_MAX: usize = 4 * RECORD_BYTES_MAX;
 
 /// An Ed25519 signature; as text base64.

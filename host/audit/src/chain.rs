@@ -111,8 +111,8 @@ impl Chain {
     /// # Errors
     /// When the entry cannot stand there; the chain is as it was.
     pub fn append(&mut self, draft: Draft, key: &SignerKey, next: Option<&SignerKey>) -> Result<Entry, ChainError> {
-        let opens = draft.event == EventType::LogOpened;
-        let brings_key = opens || draft.event == EventType::LogKeyRotated;
+        let opens = draft.event == EventType::LogOpened.into();
+        let brings_key = opens || draft.event == EventType::LogKeyRotated.into();
         if opens != (self.size() == 0) {
             return Err(ChainError::Opening);
         }
@@ -139,7 +139,7 @@ impl Chain {
             seq: self.size(),
             id,
             ts,
-            event: Token::from_any(event.as_str()),
+            event: event.name(),
             category: event.category(),
             severity,
             actor,

@@ -150,12 +150,69 @@ impl Disposal {
     }
 }
 
+/// The reason code of an entry whose type the program that sealed it did not know. Its category is [`Category::System`], whatever a
+/// program that knows the type says.
+pub const UNKNOWN_TYPE: &str = "unknown_type";
+
+/// What an entry is about: a type of the closed list, or a name that this program does not know. A newer program wrote such a one, and
+/// it gets its place all the same: what has none can still be changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Known(EventType),
+    Unknown(Token),
+}
+
+impl From<EventType> for Event {
+    fn from(event: EventType) -> Self {
+        Self::Known(event)
+    }
+}
+
+impl Event {
+    /// The event with this name.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        EventType::from_name(name).map_or_else(|| Self::Unknown(Token::from_any(name)), Self::Known)
+    }
+
+    #[must_use]
+    pub fn category(&self) -> Category {
+        match self {
+            Self::Known(event) => event.category(),
+            Self::Unknown(_) => Category::System,
+        }
+    }
+
+    #[must_use]
+    pub fn severity(&self) -> Severity {
+        match self {
+            Self::Known(event) => event.severity(),
+            Self::Unknown(_) => Severity::Warning,
+        }
+    }
+
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Known(event) => event.outcome(),
+            Self::Unknown(_) => Outcome::Success,
+        }
+    }
+
+    pub(crate) fn name(&self) -> Token {
+        match self {
+            Self::Known(event) => Token::from_any(event.as_str()),
+            Self::Unknown(name) => name.clone(),
+        }
+    }
+}
+
 /// What happened, before it has a place in the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Draft {
     pub id: Token,
     pub ts: Moment,
-    pub event: EventType,
+    pub event: Event,
     pub severity: Severity,
     pub actor: Actor,
     pub target: Target,
@@ -249,6 +306,12 @@ impl Record {
             return Err(RecordError::NotCanonical);
         }
         Ok(record)
+    }
+
+    /// Whether whoever sealed it did not know its type.
+    #[must_use]
+    pub fn is_of_unknown_type(&self) -> bool {
+        self.category == Category::System && self.reason.as_ref().is_some_and(|reason| reason.as_str() == UNKNOWN_TYPE)
     }
 
     /// What happened, where this program knows it.

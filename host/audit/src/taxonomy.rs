@@ -124,6 +124,25 @@ macro_rules! events {
                 match self { $(Self::$variant => Action::$action,)* }
             }
 
+            /// What became of it: of what was refused, that the actor was not allowed to. Whoever refuses somebody else a role did so.
+            #[must_use]
+            pub fn outcome(self) -> Outcome {
+                match self.action() {
+                    Action::Refuse if self != Self::RoleRefused => Outcome::Denied,
+                    Action::Refuse
+                    | Action::Create
+                    | Action::Read
+                    | Action::Update
+                    | Action::Delete
+                    | Action::Grant
+                    | Action::Revoke
+                    | Action::Execute
+                    | Action::SignIn
+                    | Action::Detect
+                    | Action::Attest => Outcome::Success,
+                }
+            }
+
             /// The severity unless the entry has a reason for another: a refusal is at least a warning.
             #[must_use]
             pub const fn severity(self) -> Severity {
@@ -219,6 +238,7 @@ events! {
     IpRulesChanged = "ip_rules.changed": Security, Update, Warning;
     KeyRotated = "key.rotated": Security, Update, Notice;
     KeyRetired = "key.retired": Security, Delete, Notice;
+    RowRefused = "audit.row_refused": Security, Detect, Critical;
 
     PayloadsExpired = "audit.payloads_expired": Compliance, Delete, Notice;
     PayloadsErased = "audit.payloads_erased": Compliance, Delete, Warning;
@@ -263,6 +283,16 @@ mod tests {
             assert!(parts.len() == 2 && parts.iter().all(|part| part.starts_with(char::is_alphabetic)), "{event}");
         }
         assert_eq!(EventType::from_name("session.Started"), None);
+    }
+
+    #[test]
+    fn who_was_refused_was_denied() {
+        for event in [EventType::AccessRefused, EventType::RequestRefused, EventType::SessionRefused] {
+            assert_eq!(event.outcome(), Outcome::Denied, "{event}");
+        }
+        for event in [EventType::RoleRefused, EventType::RoleAssigned, EventType::AuditVerified] {
+            assert_eq!(event.outcome(), Outcome::Success, "{event}");
+        }
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct Report {
     pub unknown_types: u64,
     /// Entries behind the last checkpoint: chained and signed, not yet under a root.
     pub after_checkpoint: u64,
+    /// Of a database: what was recorded and has no place in the log yet.
+    pub waiting: u64,
     /// The first faults, in the order of the bundle.
     pub faults: Vec<Fault>,
     pub faults_total: u64,
@@ -154,7 +156,8 @@ pub struct Verifier {
     /// Those of them, in verifications before this one as well, that were known beforehand.
     known: Vec<String>,
     in_force: Option<VerifierKey>,
-    kept: Vec<Kept>,
+    /// Checkpoints that were kept, by size.
+    kept: BTreeMap<u64, Vec<Kept>>,
     owed: BTreeMap<(u64, Token), Owed>,
     disposals: BTreeMap<u64, Disposal>,
     /// The checkpoint that a selection's paths lead to.
@@ -181,6 +184,7 @@ impl Verifier {
             key_known: false,
             unknown_types: 0,
             after_checkpoint: 0,
+            waiting: 0,
             faults: Vec::new(),
             faults_total: 0,
             resume: None,
@@ -199,7 +203,7 @@ impl Verifier {
             signed: Vec::new(),
             known: Vec::new(),
             in_force: None,
-            kept: Vec::new(),
+            kept: BTreeMap::new(),
             owed: BTreeMap::new(),
             disposals: BTreeMap::new(),
             current: None,
@@ -260,6 +264,27 @@ impl Verifier {
         self.fault(Some(entry), FaultKind::Index { what });
     }
 
+    /// Tells that an entry's row is there and cannot be read: it is named, and the verifier goes on behind it, where links and roots
+    /// begin anew.
+    pub fn unreadable_entry(&mut self, entry: u64, why: &impl std::fmt::Display) {
+        if entry > self.next {
+            self.fault(Some(self.next), FaultKind::Missing { from: self.next, to: entry - 1 });
+        }
+        self.fault(Some(entry), FaultKind::Unreadable { why: why.to_string() });
+        self.next = entry.saturating_add(1).max(self.next);
+        (self.last, self.edge) = (None, None);
+    }
+
+    /// Tells that a database shows an entry of which the log knows nothing.
+    pub fn unplaced(&mut self, id: &impl std::fmt::Display) {
+        self.fault(None, FaultKind::Unplaced { id: id.to_string() });
+    }
+
+    /// Tells of an entry that waits for its place.
+    pub fn waits(&mut self) {
+        self.report.waiting += 1;
+    }
+
     /// Tells how many entries a database says that there are: what is missing at the end is named.
     pub fn ends_at(&mut self, size: u64) {
         if self.next < size {
@@ -312,7 +337,7 @@ impl Verifier {
                 self.keys = counting.into_iter().filter(|key| key.name() == self.origin).collect();
             }
         }
-        for note in self.expectation.kept.clone() {
+        for note in std::mem::take(&mut self.expectation.kept) {
             // What was kept came by another way, and its root is what counts: the keys only say whether it is of this log.
             let mut keys = self.expectation.keys.clone();
             keys.extend(said.iter().cloned());
@@ -408,7 +433,7 @@ impl Verifier {
             Ok(checkpoint) if checkpoint.origin == self.origin => {
                 // A log without entries agrees with any.
                 let agreed = checkpoint.size == 0;
-                self.kept.push(Kept { checkpoint, agreed });
+                self.kept.entry(checkpoint.size).or_default().push(Kept { checkpoint, agreed });
             }
             Ok(_) => self.fault(None, FaultKind::KeptUnread(crate::checkpoint::CheckpointError::Origin)),
             Err(error) => self.fault(None, FaultKind::KeptUnread(error)),
@@ -418,21 +443,17 @@ impl Verifier {
     /// Compares kept checkpoints of the size that the range has reached.
     fn compare_kept(&mut self) {
         let Some((size, root)) = self.edge.as_ref().map(|edge| (edge.size(), edge.root())) else { return };
-        let mut forked = Vec::new();
-        for kept in self.kept.iter_mut().filter(|kept| kept.checkpoint.size == size && !kept.agreed) {
+        let Some(kept) = self.kept.get_mut(&size) else { return };
+        for kept in kept.iter_mut().filter(|kept| !kept.agreed) {
             kept.agreed = kept.checkpoint.root == root;
-            if !kept.agreed {
-                forked.push(size);
-            }
         }
-        if forked.is_empty() {
-            if self.kept.iter().any(|kept| kept.checkpoint.size == size) {
-                self.agreed = size;
-            }
-            return;
+        let before = kept.len();
+        kept.retain(|kept| kept.agreed);
+        let forked = before - kept.len();
+        if forked == 0 {
+            self.agreed = size;
         }
-        self.kept.retain(|kept| kept.checkpoint.size != size || kept.agreed);
-        for size in forked {
+        for _ in 0..forked {
             self.fault(None, FaultKind::KeptFork { size, agreed: self.agreed });
         }
     }
@@ -449,7 +470,7 @@ impl Verifier {
         };
         if self.report.coverage == Some(Coverage::Selection) {
             self.report.checkpoint = Some((checkpoint.size, checkpoint.root));
-            for kept in &mut self.kept {
+            for kept in self.kept.get_mut(&checkpoint.size).into_iter().flatten() {
                 kept.agreed |= kept.checkpoint == checkpoint;
             }
             if self.current.replace(checkpoint).is_some() {
@@ -483,14 +504,14 @@ impl Verifier {
         };
         // A path from a size that nobody kept has nothing to be checked against: it shows nothing and breaks nothing.
         let current = current.clone();
-        let mut broken = false;
-        for kept in self.kept.iter_mut().filter(|kept| kept.checkpoint.size == from && !kept.agreed) {
+        let Some(kept) = self.kept.get_mut(&from) else { return };
+        for kept in kept.iter_mut().filter(|kept| !kept.agreed) {
             let old = &kept.checkpoint;
             kept.agreed = merkle::verify_consistency(from, to, old.root, current.root, path).is_ok();
-            broken |= !kept.agreed;
         }
-        if broken {
-            self.kept.retain(|kept| kept.checkpoint.size != from || kept.agreed);
+        let before = kept.len();
+        kept.retain(|kept| kept.agreed);
+        if kept.len() < before {
             self.fault(None, FaultKind::KeptFork { size: from, agreed: 0 });
         }
     }
@@ -521,7 +542,7 @@ impl Verifier {
         }
         let size = self.next;
         let range = self.report.coverage == Some(Coverage::Range);
-        for kept in std::mem::take(&mut self.kept) {
+        for kept in std::mem::take(&mut self.kept).into_values().flatten() {
             let kept_size = kept.checkpoint.size;
             if kept.agreed {
                 self.report.kept_agreed.push(kept_size);

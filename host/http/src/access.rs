@@ -2,7 +2,7 @@
 //! [`OrgCaller`] checks before anything of the request's body is read. The use case asks the permission rule again.
 
 use axum::Extension;
-use axum::extract::{FromRequestParts, RawPathParams};
+use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use bulkhead_app::AppError;
 use bulkhead_app::auth::OrgRef;
 use bulkhead_app::sign_in::SignedIn;
@@ -133,6 +133,9 @@ impl FromRequestParts<HttpState> for OrgCaller {
         let org = caller.org();
         let within = if is_in_team { path_team(parts, state).await? } else { Within::Organization };
         if !caller.permissions_within(within).contains(permission) {
+            let route = parts.extensions.get::<MatchedPath>().map_or("", MatchedPath::as_str);
+            let operation = format!("{} {route}", parts.method);
+            state.app.record_refusal(&caller, permission, within, &operation).await;
             return Err(AppError::Forbidden(permission).into());
         }
         if let Some(person) = person.filter(|_| is_fresh) {

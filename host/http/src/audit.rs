@@ -1,6 +1,7 @@
 //! The audit log.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::{FromRequestParts, State};
 use axum::http::header;
 use axum::http::request::Parts;
@@ -9,6 +10,7 @@ use bulkhead_app::AppError;
 use bulkhead_app::data::AuditEntry;
 use bulkhead_model::id::AuditId;
 use bulkhead_model::time::Timestamp;
+use futures_util::stream;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -25,13 +27,16 @@ use crate::view::line_or_none;
 pub(crate) struct AuditView {
     #[schema(value_type = String)]
     id: AuditId,
+    /// Its number in the log; null while it waits for its place, some seconds. One that stays null was not written by the host:
+    /// `bulkhead audit verify-database` names it.
+    seq: Option<u64>,
     /// `plugin.uploaded`, `grants.changed`, …
     action: String,
     /// The id of what was acted on.
     target: String,
     /// A key's id, or `system:` and the reason.
     actor: String,
-    /// Before and after, digests, reasons; depends on the action.
+    /// Before and after, digests, reasons; depends on the action. Of more than 64 KiB, large parts are said by `bytes` and `sha256`.
     detail: Value,
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
@@ -39,8 +44,8 @@ pub(crate) struct AuditView {
 
 impl From<AuditEntry> for AuditView {
     fn from(entry: AuditEntry) -> Self {
-        let AuditEntry { id, action, target, actor, detail, created_at } = entry;
-        Self { id, action, target, actor, detail, created_at }
+        let AuditEntry { id, seq, action, target, actor, detail, created_at } = entry;
+        Self { id, seq, action, target, actor, detail, created_at }
     }
 }
 
@@ -92,8 +97,8 @@ impl FromRequestParts<HttpState> for EntryNumber {
 
 /// Exports entries of the audit log as a bundle that proves itself, from a number on.
 ///
-/// At most 5,000 entries, up to a checkpoint; the next bundle begins behind the last one's. `bulkhead audit verify` checks it
-/// anywhere. The export is itself an entry.
+/// At most 5,000 entries or about 16 MiB, up to a checkpoint; the next bundle begins behind the last one's. `bulkhead audit verify`
+/// checks it anywhere. The export is itself an entry.
 #[utoipa::path(
     get,
     path = "/api/v1/orgs/{org}/audit/bundles/{first}",
@@ -106,9 +111,16 @@ pub(crate) async fn export_audit(
     State(state): State<HttpState>,
 ) -> Result<Response, Problem> {
     let bundle = state.app.export_audit(&at.caller, at.org, first, None).await?;
+    // It is written as it is read. Where that fails the last line is missing, and the verifier says so.
+    let lines = stream::try_unfold(bundle, |mut bundle| async move {
+        let lines = bundle.next().await.inspect_err(|error| {
+            tracing::error!(error = error as &dyn std::error::Error, "an audit bundle was broken off");
+        })?;
+        Ok::<_, AppError>(lines.map(|lines| (lines, bundle)))
+    });
     let disposition = format!("attachment; filename=\"audit-{first}.jsonl\"");
     let headers = [(header::CONTENT_TYPE, "application/jsonl".to_owned()), (header::CONTENT_DISPOSITION, disposition)];
-    Ok((headers, bundle).into_response())
+    Ok((headers, Body::from_stream(lines)).into_response())
 }
 
 /// A signed statement of what the whole log was.

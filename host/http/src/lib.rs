@@ -201,7 +201,7 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::ApiKeysRead, routes!(api_key::list_api_keys)))
         .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::revoke_api_key)))
         .routes(guarded(Permission::AuditRead, routes!(audit::list_audit)))
-        .routes(guarded_fresh(Permission::AuditRead, routes!(audit::export_audit)))
+        .routes(guarded_fresh(Permission::AuditExport, routes!(audit::export_audit)))
         .routes(guarded(Permission::AuditRead, routes!(audit::show_audit_checkpoint)))
         .routes(guarded(Permission::EventsRead, routes!(event::list_events)))
         .routes(guarded(Permission::JobsRead, routes!(job::list_jobs)))

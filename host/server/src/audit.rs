@@ -1,16 +1,20 @@
 //! `bulkhead audit`, and the sealer with its anchor: checkpoints that are kept where the database's administrator cannot reach them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use bulkhead_app::audit_log::NewCheckpoint;
+use bulkhead_app::App;
+use bulkhead_app::audit_log::{KeptCheckpoint, NewCheckpoint};
 use bulkhead_audit::bundle::LINE_BYTES_MAX;
+use bulkhead_audit::checkpoint::Checkpoint;
 use bulkhead_audit::key::VerifierKey;
+use bulkhead_audit::note::Note;
 use bulkhead_audit::verify::{Expectation, Report, Resume, Verifier};
 use clap::Subcommand;
 
@@ -20,6 +24,8 @@ use crate::host::{FirstStart, Host};
 
 /// Waiting entries are looked for this often: what one crash or one administrator can still reach is younger than that.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
+/// So many kept checkpoints are named one by one; an anchor's folder has one for each minute.
+const KEPT_NAMED_MAX: usize = 10;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -45,7 +51,8 @@ pub(crate) enum Command {
     },
     /// Verify an organization's log in the database. With SQLite the server must not be running
     #[command(
-        after_help = "Example:\n  bulkhead audit verify-database acme --checkpoint /mnt/anchor/org_…/latest.checkpoint"
+        after_help = "Example:\n  bulkhead audit verify-database acme --key-file acme.key --checkpoint monday.checkpoint\n\n\
+        All checkpoints in the organization's folder of audit.anchor_dir are compared as well. That it was verified becomes an entry."
     )]
     VerifyDatabase {
         /// The organization's short name
@@ -171,8 +178,18 @@ fn tell_people(out: &mut impl std::io::Write, report: &Report) -> Result<()> {
     for expired in &report.expired {
         writeln!(out, "{} payloads expired under {} by entry {}", expired.payloads, expired.policy, expired.by)?;
     }
-    for size in &report.kept_agreed {
-        writeln!(out, "agrees with the kept checkpoint over {size} entries")?;
+    match report.kept_agreed.as_slice() {
+        [.., last] if report.kept_agreed.len() > KEPT_NAMED_MAX => {
+            writeln!(out, "agrees with {} kept checkpoints, the last over {last} entries", report.kept_agreed.len())?;
+        }
+        sizes => {
+            for size in sizes {
+                writeln!(out, "agrees with the kept checkpoint over {size} entries")?;
+            }
+        }
+    }
+    if report.waiting > 0 {
+        writeln!(out, "{} entries wait for their place or for a checkpoint", report.waiting)?;
     }
     if !report.key_known {
         writeln!(out, "no key was known beforehand: this shows only that it fits together")?;
@@ -199,21 +216,30 @@ async fn act(host: &Host, config: &Config, command: Command) -> Result<ExitCode>
         Command::Verify { file, known, state, json } => verify(&file, &known, state.as_deref(), json),
         Command::VerifyDatabase { org, known, json } => {
             let org = require_org(host, &org).await?;
-            let (keys, kept) = known.read()?;
+            let (keys, mut kept) = known.read()?;
+            if let Some(dir) = &config.audit.anchor_dir {
+                kept.extend(all_kept(&dir.join(org.id.to_string()))?);
+            }
             tell(&host.app.verify_audit_as_operator(org.id, keys, kept).await?, json)
         }
         Command::Export { org, out, first, since, key_out } => {
             let org = require_org(host, &org).await?;
             ensure!(!out.exists(), "{} is there already: name another file", out.display());
-            let bundle = host.app.export_audit_as_operator(org.id, first, since).await?;
-            write_whole(&out, &bundle)?;
-            if let Some((checkpoint, key)) = host.app.audit_checkpoint_as_operator(org.id).await? {
+            let mut bundle = host.app.export_audit_as_operator(org.id, first, since).await?;
+            let partial = out.with_added_extension("partial");
+            let cannot = || format!("cannot write {}", out.display());
+            let mut file = File::create(&partial).with_context(cannot)?;
+            while let Some(lines) = bundle.next().await? {
+                file.write_all(lines.as_bytes()).with_context(cannot)?;
+            }
+            file.sync_all().and_then(|()| std::fs::rename(&partial, &out)).with_context(cannot)?;
+            if let Some((note, key)) = host.app.audit_checkpoint_as_operator(org.id).await? {
                 if let Some(file) = key_out {
                     write_whole(&file, &format!("{key}\n"))?;
                 }
                 if let Some(dir) = &config.audit.anchor_dir {
-                    let org = org.id.to_string();
-                    write_whole(&folder(dir, &org)?.join("latest.checkpoint"), &checkpoint)?;
+                    let checkpoint = NewCheckpoint { org: org.id, size: read_checkpoint(&note)?.size, note };
+                    anchor_checked(&host.app, dir, &checkpoint).await?;
                 }
             }
             println!("wrote {}; check it with `bulkhead audit verify {}`", out.display(), out.display());
@@ -237,17 +263,72 @@ fn folder(dir: &Path, org: &str) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// Keeps a checkpoint in the anchor's folder, under its size and as the latest one. One that is there is never replaced: a second one of
-/// the same size would be a second history.
-fn anchor(dir: &Path, checkpoint: &NewCheckpoint) -> Result<()> {
-    let folder = folder(dir, &checkpoint.org.to_string())?;
-    let path = folder.join(format!("{:016}.checkpoint", checkpoint.size));
-    if path.exists() {
-        ensure!(read(&path)? == checkpoint.note, "{} holds another checkpoint of this size", path.display());
-        return Ok(());
+/// The name of an organization's newest checkpoint in its folder.
+const LATEST: &str = "latest.checkpoint";
+
+fn read_if_there(path: &Path) -> std::io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
-    write_whole(&path, &checkpoint.note)?;
-    write_whole(&folder.join("latest.checkpoint"), &checkpoint.note)
+}
+
+/// What the anchor's folder has as an organization's newest checkpoint.
+pub(crate) fn kept_in(dir: PathBuf) -> KeptCheckpoint {
+    Arc::new(move |org| read_if_there(&dir.join(org.to_string()).join(LATEST)))
+}
+
+/// Every checkpoint in an organization's folder, each once.
+fn all_kept(folder: &Path) -> Result<BTreeSet<String>> {
+    if !folder.exists() {
+        return Ok(BTreeSet::new());
+    }
+    let files = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let paths = files.map(|file| Ok(file?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    let is_checkpoint = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "checkpoint");
+    paths.iter().filter(is_checkpoint).map(|path| read(path)).collect()
+}
+
+fn read_checkpoint(note: &str) -> Result<Checkpoint> {
+    let note = Note::parse(note).context("a checkpoint is not a signed note")?;
+    Checkpoint::from_text(note.text()).context("a note is not a checkpoint")
+}
+
+/// Keeps a checkpoint in the anchor's folder, under its size and as the latest one. One that is there is never replaced: a second one of
+/// the same size would be a second history. The latest one gives way only to a longer one that it is the beginning of, which `continues`
+/// (old, new) checks.
+async fn anchor<F>(dir: &Path, checkpoint: &NewCheckpoint, continues: impl Fn(String, String) -> F) -> Result<()>
+where
+    F: Future<Output = Result<()>>,
+{
+    let folder = folder(dir, &checkpoint.org.to_string())?;
+    let (path, latest) = (folder.join(format!("{:016}.checkpoint", checkpoint.size)), folder.join(LATEST));
+    let mut is_newest = true;
+    if let Some(before) = read_if_there(&latest).with_context(|| format!("cannot read {}", latest.display()))?
+        && before != checkpoint.note
+    {
+        let size = read_checkpoint(&before)?.size;
+        ensure!(size != checkpoint.size, "{} holds another checkpoint of this size", latest.display());
+        // Another node may have been quicker with a longer one.
+        is_newest = size < checkpoint.size;
+        let new = checkpoint.note.clone();
+        let (old, new) = if is_newest { (before, new) } else { (new, before) };
+        continues(old, new).await.with_context(|| format!("{} is another history's", latest.display()))?;
+    }
+    match read_if_there(&path).with_context(|| format!("cannot read {}", path.display()))? {
+        Some(kept) => ensure!(kept == checkpoint.note, "{} holds another checkpoint of this size", path.display()),
+        None => write_whole(&path, &checkpoint.note)?,
+    }
+    if is_newest { write_whole(&latest, &checkpoint.note) } else { Ok(()) }
+}
+
+async fn anchor_checked(app: &App, dir: &Path, checkpoint: &NewCheckpoint) -> Result<()> {
+    let org = checkpoint.org;
+    let continues = move |old: String, new: String| async move {
+        app.check_audit_checkpoints(org, &old, &new).await.map_err(anyhow::Error::from)
+    };
+    anchor(dir, checkpoint, continues).await
 }
 
 /// Begins to give audit entries their places, and to keep checkpoints in `audit.anchor_dir`.
@@ -273,17 +354,16 @@ pub(crate) fn start_sealer(host: &Host, config: &Config) {
                     to_keep.clear();
                     continue;
                 };
-                to_keep.retain(|org, checkpoint| match anchor(dir, checkpoint) {
-                    Ok(()) => {
-                        metrics::counter!("bulkhead_audit_anchored_total").increment(1);
-                        false
+                for (org, checkpoint) in std::mem::take(&mut to_keep) {
+                    match anchor_checked(&app, dir, &checkpoint).await {
+                        Ok(()) => metrics::counter!("bulkhead_audit_anchored_total").increment(1),
+                        Err(error) => {
+                            metrics::counter!("bulkhead_audit_anchor_failures_total").increment(1);
+                            tracing::error!(%org, error = format!("{error:#}"), "a checkpoint could not be kept; trying again");
+                            to_keep.insert(org, checkpoint);
+                        }
                     }
-                    Err(error) => {
-                        metrics::counter!("bulkhead_audit_anchor_failures_total").increment(1);
-                        tracing::error!(%org, error = format!("{error:#}"), "a checkpoint could not be kept; trying again");
-                        true
-                    }
-                });
+                }
             }
         }
     });
@@ -292,21 +372,53 @@ pub(crate) fn start_sealer(host: &Host, config: &Config) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bulkhead_audit::hash::Hash;
+    use bulkhead_audit::key::SignerKey;
     use bulkhead_model::ambient::Ambient;
     use bulkhead_model::id::OrgId;
     use bulkhead_model::time::Timestamp;
 
-    #[test]
-    fn an_anchored_checkpoint_is_never_replaced() {
+    fn checkpoint(org: OrgId, size: u64, root: u8) -> NewCheckpoint {
+        let origin = bulkhead_audit::chain::origin(&org.to_string().parse().unwrap());
+        let key = SignerKey::from_seed(&origin, &[1; 32]).unwrap();
+        let text = Checkpoint { origin, size, root: Hash::from_bytes([root; 32]) }.text();
+        NewCheckpoint { org, size, note: Note::sign(text, &key).unwrap().to_string() }
+    }
+
+    #[tokio::test]
+    async fn an_anchored_checkpoint_gives_way_only_to_a_longer_one_that_continues_it() {
         let dir = tempfile::tempdir().unwrap();
         let org = OrgId::new(&Ambient::manual(Timestamp::from_micros(0), 1));
-        let first = NewCheckpoint { org, size: 3, note: "one".to_owned() };
-        anchor(dir.path(), &first).unwrap();
-        anchor(dir.path(), &first).unwrap();
-        assert!(anchor(dir.path(), &NewCheckpoint { note: "another".to_owned(), ..first.clone() }).is_err());
-        anchor(dir.path(), &NewCheckpoint { size: 9, note: "two".to_owned(), ..first }).unwrap();
+        let kept = |checkpoint: NewCheckpoint| {
+            let path = dir.path().to_owned();
+            async move {
+                // Roots of one history are even numbers here.
+                let root = |note: &str| read_checkpoint(note).map(|checkpoint| checkpoint.root.as_bytes()[0]);
+                let continues = |old: String, new: String| async move {
+                    ensure!(read_checkpoint(&old)?.size < read_checkpoint(&new)?.size, "asked the wrong way round");
+                    ensure!(root(&old)? % 2 == root(&new)? % 2, "it does not");
+                    Ok(())
+                };
+                anchor(&path, &checkpoint, continues).await.is_ok()
+            }
+        };
         let folder = dir.path().join(org.to_string());
-        assert_eq!(read(&folder.join("latest.checkpoint")).unwrap(), "two");
-        assert_eq!(read(&folder.join("0000000000000003.checkpoint")).unwrap(), "one");
+        let latest = || read_checkpoint(&read(&folder.join(LATEST)).unwrap()).unwrap().size;
+        assert!(kept(checkpoint(org, 10, 2)).await);
+        assert!(kept(checkpoint(org, 10, 2)).await, "again the same");
+        assert!(!kept(checkpoint(org, 10, 4)).await, "a second one of that size");
+        assert!(!kept(checkpoint(org, 12, 3)).await, "a longer one of another history");
+        assert!(!kept(checkpoint(org, 5, 3)).await, "a shorter one of another history: the log was cut off");
+        assert_eq!((latest(), all_kept(&folder).unwrap().len()), (10, 1), "nothing of these is kept");
+        assert!(kept(checkpoint(org, 7, 6)).await, "another node was quicker with the longer one");
+        assert_eq!(latest(), 10);
+        assert!(kept(checkpoint(org, 20, 8)).await);
+        assert_eq!((latest(), all_kept(&folder).unwrap().len()), (20, 3));
+        assert_eq!(kept_in(dir.path().to_owned())(org).unwrap(), Some(checkpoint(org, 20, 8).note));
+        let other = OrgId::new(&Ambient::manual(Timestamp::from_micros(0), 2));
+        assert_eq!(kept_in(dir.path().to_owned())(other).unwrap(), None);
+        assert!(all_kept(&dir.path().join(other.to_string())).unwrap().is_empty());
+        std::fs::write(folder.join(LATEST), "no checkpoint").unwrap();
+        assert!(!kept(checkpoint(org, 30, 8)).await, "what cannot be read is not written over");
     }
 }

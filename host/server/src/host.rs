@@ -164,6 +164,10 @@ impl Host {
             },
         })
         .with_start_limits(config.starts.limits());
+        let app = match &config.audit.anchor_dir {
+            Some(dir) => app.with_kept_checkpoints(crate::audit::kept_in(dir.clone())),
+            None => app,
+        };
         Ok(Self { app, store, supervisor, root_key, store_config })
     }
 

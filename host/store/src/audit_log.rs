@@ -63,6 +63,33 @@ pub struct SealedAudit {
     pub salt: Salt,
 }
 
+/// Entries that wait for their place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AuditBacklog {
+    /// Oldest first.
+    pub entries: Vec<WaitingAudit>,
+    /// Rows that cannot be read, which hold up none of the others.
+    pub unreadable: u32,
+}
+
+/// An entry's place as it is read back.
+#[derive(Debug)]
+pub struct AuditRow {
+    pub seq: u64,
+    /// What the row says. What should have a fixed length and has another is all zeros: that is never what was signed, and so it is found
+    /// with the entry that it belongs to.
+    pub row: Result<(SealedAudit, WaitingAudit), StoreError>,
+}
+
+/// Whether what is shown has a place in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditPlace {
+    pub id: AuditId,
+    pub seq: Option<u64>,
+    /// Whether it waits for a place, or for a checkpoint.
+    pub waits: bool,
+}
+
 fn number(row: &Row, name: &'static str) -> Result<u64, StoreError> {
     let value: i64 = row.get(name)?;
     u64::try_from(value).map_err(|error| StoreError::corrupt(name, error))
@@ -75,6 +102,12 @@ fn bound(value: u64) -> i64 {
 fn fixed<const N: usize>(bytes: Vec<u8>, name: &'static str) -> Result<[u8; N], StoreError> {
     let length = bytes.len();
     bytes.try_into().map_err(|_| StoreError::corrupt(name, format_args!("{length} bytes instead of {N}")))
+}
+
+/// As [`fixed`], all zeros for another length.
+fn fixed_or_zeros<const N: usize>(row: &Row, name: &'static str) -> Result<[u8; N], StoreError> {
+    let bytes: Vec<u8> = row.get(name)?;
+    Ok(bytes.try_into().unwrap_or([0; N]))
 }
 
 fn hash(row: &Row, name: &'static str) -> Result<Hash, StoreError> {
@@ -124,24 +157,30 @@ fn read_sealed(row: &Row) -> Result<SealedAudit, StoreError> {
         seq: number(row, "seq")?,
         id: row.get("id")?,
         record: row.get("record")?,
-        leaf: hash(row, "leaf")?,
-        key_id: KeyId::from_bytes(fixed(row.get("key_id")?, "key_id")?),
-        signature: fixed(row.get("signature")?, "signature")?,
-        endorsement: endorsement.map(|bytes| fixed(bytes, "endorsement")).transpose()?,
-        completed: hashes(row, "completed")?,
-        salt: Salt::from_bytes(fixed(row.get("salt")?, "salt")?),
+        leaf: Hash::from_bytes(fixed_or_zeros(row, "leaf")?),
+        key_id: KeyId::from_bytes(fixed_or_zeros(row, "key_id")?),
+        signature: fixed_or_zeros(row, "signature")?,
+        endorsement: endorsement.map(|bytes| bytes.try_into().unwrap_or([0; SIGNATURE_BYTES])),
+        completed: hashes(row, "completed").unwrap_or_default(),
+        salt: Salt::from_bytes(fixed_or_zeros(row, "salt")?),
     })
 }
 
 impl Tx {
-    /// Organizations in whose log there is something to do, at most so many.
+    /// Organizations in whose log there is something to do, at most so many, by their ids from behind `after` on.
     ///
     /// # Errors
     /// [`StoreError::Misuse`] outside of the queue's scope.
-    pub async fn list_audit_waiting_orgs(&mut self, limit: u32) -> Result<Vec<OrgId>, StoreError> {
+    pub async fn list_audit_waiting_orgs(
+        &mut self,
+        after: Option<OrgId>,
+        limit: u32,
+    ) -> Result<Vec<OrgId>, StoreError> {
         self.require_reason(SystemReason::Jobs)?;
-        let sql = sql!("select distinct org_id from audit_waiting order by org_id limit $1");
-        self.fetch(sql, binds![limit]).await?.iter().map(|row| row.get("org_id")).collect()
+        let sql = sql!("select distinct org_id from audit_waiting where org_id > $1 order by org_id limit $2");
+        // No organization has the nil id.
+        let after = after.map_or(uuid::Uuid::nil(), OrgId::uuid);
+        self.fetch(sql, binds![after, limit]).await?.iter().map(|row| row.get("org_id")).collect()
     }
 
     /// Opens the organization's log; `false` if it is open already.
@@ -207,8 +246,8 @@ impl Tx {
         Ok(WaitingAudit { id, action: event.action.as_str().to_owned(), target, actor, detail, created_at })
     }
 
-    /// Entries without a place, oldest first.
-    pub async fn list_audit_waiting(&mut self, limit: u32) -> Result<Vec<WaitingAudit>, StoreError> {
+    /// Entries without a place.
+    pub async fn list_audit_waiting(&mut self, limit: u32) -> Result<AuditBacklog, StoreError> {
         let sql = sql!(
             "select a.id, a.action, a.target, a.actor, a.detail, a.created_at
              from audit_waiting w join audit a on a.org_id = w.org_id and a.id = w.id
@@ -217,7 +256,14 @@ impl Tx {
              order by w.id limit $2"
         );
         let org = self.org()?;
-        self.fetch(sql, binds![org, limit]).await?.iter().map(read_waiting).collect()
+        let mut backlog = AuditBacklog::default();
+        for row in self.fetch(sql, binds![org, limit]).await? {
+            match read_waiting(&row) {
+                Ok(entry) => backlog.entries.push(entry),
+                Err(_) => backlog.unreadable += 1,
+            }
+        }
+        Ok(backlog)
     }
 
     pub async fn insert_audit_entry(&mut self, entry: &SealedAudit) -> Result<(), StoreError> {
@@ -255,11 +301,7 @@ impl Tx {
     }
 
     /// Entries in the order of the chain, from a number on, each with what it was made from.
-    pub async fn list_audit_entries(
-        &mut self,
-        from: u64,
-        limit: u32,
-    ) -> Result<Vec<(SealedAudit, WaitingAudit)>, StoreError> {
+    pub async fn list_audit_entries(&mut self, from: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
         let sql = sql!(
             "select e.seq, e.id, e.record, e.leaf, e.key_id, e.signature, e.endorsement, e.completed, e.salt,
                  a.action, a.target, a.actor, a.detail, a.created_at
@@ -268,7 +310,32 @@ impl Tx {
         );
         let org = self.org()?;
         let rows = self.fetch(sql, binds![org, bound(from), limit]).await?;
-        rows.iter().map(|row| Ok((read_sealed(row)?, read_waiting(row)?))).collect()
+        let read = |row: &Row| Ok((read_sealed(row)?, read_waiting(row)?));
+        rows.iter().map(|row| Ok(AuditRow { seq: number(row, "seq")?, row: read(row) })).collect()
+    }
+
+    /// What is shown, by ids from behind `after` on, with its place. A row without one that does not wait was not written by the host.
+    pub async fn list_audit_places(
+        &mut self,
+        after: Option<AuditId>,
+        limit: u32,
+    ) -> Result<Vec<AuditPlace>, StoreError> {
+        let sql = sql!(
+            "select id, (select e.seq from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as seq,
+                 (select w.id from audit_waiting w where w.org_id = audit.org_id and w.id = audit.id) as waits
+             from audit where org_id = $1 and id > $2 order by id limit $3"
+        );
+        let org = self.org()?;
+        let rows = self.fetch(sql, binds![org, after.map_or(uuid::Uuid::nil(), AuditId::uuid), limit]).await?;
+        let place = |row: &Row| {
+            let seq: Option<i64> = row.get("seq")?;
+            Ok(AuditPlace {
+                id: row.get("id")?,
+                seq: seq.and_then(|seq| u64::try_from(seq).ok()),
+                waits: row.get::<Option<AuditId>>("waits")?.is_some(),
+            })
+        };
+        rows.iter().map(place).collect()
     }
 
     /// The leaf hash of the entry with this number, and the roots that it completed.
@@ -295,17 +362,18 @@ impl Tx {
         row.map(|row| Ok((number(&row, "size")?, row.get("note")?))).transpose()
     }
 
-    /// Checkpoints over more than `above` and at most `size_max` entries, smallest first: their sizes and signed notes.
+    /// Checkpoints over more than `above` and at most `size_max` entries, at most so many, smallest first: their sizes and signed notes.
     pub async fn list_audit_checkpoints(
         &mut self,
         above: u64,
         size_max: u64,
+        limit: u32,
     ) -> Result<Vec<(u64, String)>, StoreError> {
         let sql = sql!(
-            "select size, note from audit_checkpoint where org_id = $1 and size > $2 and size <= $3 order by size limit 10000"
+            "select size, note from audit_checkpoint where org_id = $1 and size > $2 and size <= $3 order by size limit $4"
         );
         let org = self.org()?;
-        let rows = self.fetch(sql, binds![org, bound(above), bound(size_max)]).await?;
+        let rows = self.fetch(sql, binds![org, bound(above), bound(size_max), limit]).await?;
         rows.iter().map(|row| Ok((number(row, "size")?, row.get("note")?))).collect()
     }
 }

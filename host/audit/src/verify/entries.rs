@@ -46,7 +46,9 @@ impl Verifier {
         }
         match record.event_type() {
             None => self.report.unknown_types += 1,
-            Some(event) if event.category() != record.category => self.fault(Some(seq), FaultKind::Category),
+            Some(event) if event.category() != record.category && !record.is_of_unknown_type() => {
+                self.fault(Some(seq), FaultKind::Category);
+            }
             Some(_) => {}
         }
         if (record.event_type() == Some(EventType::LogOpened)) != (record.seq == 0) {

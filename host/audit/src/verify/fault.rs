@@ -120,6 +120,10 @@ pub enum FaultKind {
     BehindTheEnd,
     #[error("entries {from} to {to} (without the last) are under no checkpoint")]
     Uncovered { from: u64, to: u64 },
+    #[error("its row cannot be read: {why}")]
+    Unreadable { why: String },
+    #[error("{id} is shown and searched, has no place in the log, and does not wait for one")]
+    Unplaced { id: String },
     #[error("no key that was known beforehand signed anything here")]
     KeyUnknown,
     #[error("what is searched ({what}) is not what the entry says")]
