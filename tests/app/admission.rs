@@ -8,7 +8,7 @@ use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
 use bulkhead_app::{App, AppError, StartLimits};
-use bulkhead_model::id::{RunId, WorkflowId};
+use bulkhead_model::id::{OrgId, RunId, WorkflowId};
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::StoreError;
@@ -18,6 +18,7 @@ use bulkhead_test_support::wait::until_async;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::guests::{manifest, package, waits};
 use crate::support::{PATIENCE, Tenant, TestApp};
 
 async fn work(app: &App) -> Supervisor {
@@ -171,6 +172,53 @@ on_both! {
     }
 }
 
+/// SQLite's writer, kept busy until it is opened.
+struct BusyWriter {
+    open: oneshot::Sender<()>,
+    write: tokio::task::JoinHandle<Result<(), StoreError>>,
+}
+
+impl BusyWriter {
+    async fn new(app: &TestApp, org: OrgId) -> Self {
+        let (entered, inside) = oneshot::channel();
+        let (open, opened) = oneshot::channel::<()>();
+        let hands = Mutex::new(Some((entered, opened)));
+        let (store, scope) = (app.store.clone(), SystemScope::new(SystemReason::Worker).for_org(org));
+        let blocks = async move {
+            let write = store.write(&scope, hands, |_, hands| {
+                Box::pin(async move {
+                    let hands = hands.lock().unwrap().take();
+                    if let Some((entered, opened)) = hands {
+                        entered.send(()).unwrap();
+                        opened.await.ok();
+                    }
+                    Ok::<_, StoreError>(())
+                })
+            });
+            write.await
+        };
+        #[expect(clippy::disallowed_methods, reason = "a test waits for its tasks itself")]
+        let write = tokio::spawn(blocks);
+        inside.await.unwrap();
+        Self { open, write }
+    }
+
+    async fn open(self) {
+        self.open.send(()).unwrap();
+        self.write.await.unwrap().unwrap();
+    }
+}
+
+/// Asks, waits until the write stands in line, and hangs up.
+async fn hang_up(app: &TestApp, start: impl Future<Output = Result<RunId, AppError>>) {
+    tokio::pin!(start);
+    let queued = until_async(PATIENCE, async || app.store.writer_stats().unwrap().waiting >= 1);
+    tokio::select! {
+        came = &mut start => panic!("the writer is blocked: {came:?}"),
+        queued = queued => assert!(queued),
+    }
+}
+
 /// On SQLite a write that waits is carried out whether its caller listens or not: until then it holds what it was let in for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_sender_that_hangs_up_gives_nothing_back_before_its_write_is_over() {
@@ -178,41 +226,46 @@ async fn a_sender_that_hangs_up_gives_nothing_back_before_its_write_is_over() {
     let acme = app.tenant("acme").await;
     let limited = app.app.clone().with_start_limits(StartLimits { at_once_max: 1, ..StartLimits::default() });
     let workflow = by_hand(&limited, &acme).await;
-    let (entered, inside) = oneshot::channel();
-    let (open, opened) = oneshot::channel::<()>();
-    let hands = Mutex::new(Some((entered, opened)));
-    let (store, scope) = (app.store.clone(), SystemScope::new(SystemReason::Worker).for_org(acme.org));
-    let blocks = async move {
-        let write = store.write(&scope, hands, |_, hands| {
-            Box::pin(async move {
-                let hands = hands.lock().unwrap().take();
-                if let Some((entered, opened)) = hands {
-                    entered.send(()).unwrap();
-                    opened.await.ok();
-                }
-                Ok::<_, StoreError>(())
-            })
-        });
-        write.await
-    };
-    #[expect(clippy::disallowed_methods, reason = "a test waits for its tasks itself")]
-    let blocks = tokio::spawn(blocks);
-    inside.await.unwrap();
-    {
-        let start = begin(&limited, &acme, workflow);
-        tokio::pin!(start);
-        let queued = until_async(PATIENCE, async || app.store.writer_stats().unwrap().waiting == 1);
-        tokio::select! {
-            came = &mut start => panic!("the writer is blocked: {came:?}"),
-            queued = queued => assert!(queued),
-        }
-    }
+    let writer = BusyWriter::new(&app, acme.org).await;
+    hang_up(&app, begin(&limited, &acme, workflow)).await;
     for _ in 0..3 {
         assert_eq!(refused(begin(&limited, &acme, workflow).await).0, "too-many-starts");
     }
     assert_eq!(app.store.writer_stats().unwrap().waiting, 1);
-    open.send(()).unwrap();
-    blocks.await.unwrap().unwrap();
+    writer.open().await;
     assert!(until_async(PATIENCE, async || begin(&limited, &acme, workflow).await.is_ok()).await);
     assert_eq!(jobs(&limited, &acme).await.len(), 1, "what had not begun when its sender went is not done");
+}
+
+/// Where the process takes the run up itself, the start goes on without its sender, and nobody need find out that a job lies there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_sender_hangs_up_is_carried_out_under_its_first_lease() {
+    let app = TestApp::sqlite().await;
+    let acme = app.tenant("acme").await;
+    let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));
+    app.install(&acme, package(&waits(), &patient), json!({})).await;
+    let definition = json!({
+        "schema": 1, "name": "it", "triggers": [{ "id": "by-hand", "type": "api" }], "start": "wait",
+        "steps": { "wait": { "type": "action", "use": "acme/patient#it", "with": {}, "timeout_ms": 60_000 } },
+    });
+    let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+    let workflow = app.app.create_workflow(&acme.caller, acme.org, save).await.unwrap().workflow.id;
+    let supervisor = Supervisor::new();
+    let config = WorkerConfig { name: "test".into(), slots: Slots::default(), heartbeat: None };
+    let worker = app.app.start_worker(config, &supervisor).await.unwrap();
+    // What stands in line may be the worker's own: then the sender went too early, and another one comes.
+    for _ in 0..10 {
+        let writer = BusyWriter::new(&app, acme.org).await;
+        hang_up(&app, begin(&app.app, &acme, workflow)).await;
+        writer.open().await;
+        if until_async(Duration::from_secs(1), async || app.app.calls_in_flight() == 1).await {
+            break;
+        }
+    }
+    assert_eq!(app.app.calls_in_flight(), 1, "nobody carries it out");
+    let jobs = SystemScope::new(SystemReason::Jobs);
+    let held =
+        app.store.read(&jobs, worker, |tx, id| Box::pin(async move { tx.list_held_jobs(*id).await })).await.unwrap();
+    assert_eq!(held.iter().map(|lease| lease.fence).collect::<Vec<_>>(), [1], "it was handed back and claimed again");
+    app.app.stop_worker(&supervisor, Duration::from_millis(50)).await;
 }

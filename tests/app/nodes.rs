@@ -197,6 +197,38 @@ async fn a_node_whose_heartbeat_stalls_fences_itself_and_comes_back() {
     stalling.stop().await;
 }
 
+/// A start whose commit is answered only after the node was declared dead: its job is another's by then, and the answer that it holds the
+/// job must not make it act.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_hears_of_its_lease_after_a_fence_does_not_act() {
+    let Some(test) = TestApp::postgres().await else { return };
+    let acme = test.tenant("acme").await;
+    let (workflow, _) = patient(&test, &acme).await;
+    let (work, heartbeat) = (TcpProxy::start(test.postgres_address()), TcpProxy::start(test.postgres_address()));
+    let late = test.node_through(&test.ambient, work.address()).await;
+    let late = Node::start(late, ON, Some(test.store_config(Some(heartbeat.address())))).await;
+    work.catch(b"with begun as", b"COMMIT");
+    let start = begin(&late.app, &acme, workflow);
+    let watch = async {
+        assert!(until_async(PATIENCE, async || work.has_caught()).await, "no start was committed");
+        heartbeat.stall(true);
+        let other = Node::start(test.node(&test.ambient).await, ON, Some(test.store_config(None))).await;
+        assert!(until_async(PATIENCE, async || other.app.calls_in_flight() == 1).await, "nobody took it up");
+        heartbeat.stall(false);
+        let is_back = async || other.app.list_nodes().await.unwrap().iter().filter(|node| node.alive).count() == 2;
+        assert!(until_async(PATIENCE, is_back).await, "it does not come back");
+        work.let_go();
+        other
+    };
+    let (run, other) = tokio::join!(start, watch);
+    assert!(!until_async(Duration::from_millis(500), async || late.app.calls_in_flight() > 0).await, "two act at once");
+    assert_eq!(other.app.calls_in_flight(), 1);
+    test.app.cancel_run(&acme.caller, acme.org, run).await.unwrap();
+    reaches(&test.app, &acme, run, RunStatus::Cancelled).await;
+    late.stop().await;
+    other.stop().await;
+}
+
 /// A machine whose clock is an hour off, either way, works beside one whose clock is right: a wait of an hour is an hour for
 /// both, and neither begins the other's an hour early.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

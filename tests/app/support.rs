@@ -181,6 +181,12 @@ impl TestApp {
         app(&store, ambient, Options::default())
     }
 
+    /// The same, with a proxy on the way to the database.
+    pub(crate) async fn node_through(&self, ambient: &Ambient, proxy: SocketAddr) -> App {
+        let store = Store::open(self.store_config(Some(proxy))).await.unwrap();
+        app(&store, ambient, Options::default())
+    }
+
     /// Changes an organization's rows behind the application's back, as the database's administrator can.
     pub(crate) fn tamper(&self, org: OrgId, statement: &str) {
         match &self.place {

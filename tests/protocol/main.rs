@@ -39,17 +39,23 @@ fn everything() -> State {
     State::new(1, &[Then::Finish], Budget { crashes: 1, lost_answers: 1, releases: 1, enqueues: 0 })
 }
 
+/// A run that is still to be started, on a node that may die or never hear that it was.
+fn a_start() -> State {
+    State::to_start(1, &[Then::Finish], Budget { crashes: 1, lost_answers: 1, ..NOTHING })
+}
+
 fn two_jobs() -> State {
     State::new(2, &[Then::Finish], NOTHING)
 }
 
 type Case = (&'static str, fn() -> State);
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 6] = [
     ("a crash", a_crash),
     ("a lost answer", a_lost_answer),
     ("a release and an enqueue", a_release_and_an_enqueue),
     ("everything", everything),
+    ("a start", a_start),
     ("two jobs", two_jobs),
 ];
 
@@ -132,6 +138,17 @@ fn without_the_fence_a_worker_with_an_old_lease_writes() {
 #[test]
 fn the_fence_alone_is_enough() {
     explore(a_crash(), Rules { holder_checked: false, ..Rules::ALL }).unwrap();
+}
+
+/// A node that was declared dead and does not know it yet saves a run and holds its job, if it does not look at its heartbeat: the job is
+/// another's in a moment, and what the first does under it is refused. That it looks is a second wall.
+#[test]
+fn a_start_by_a_node_that_was_declared_dead_is_taken_from_it() {
+    let careless = Rules { starts_look: false, ..Rules::ALL };
+    let graph = explore(a_start(), careless).unwrap();
+    assert_eq!(without_end(&graph), BTreeSet::new());
+    violation(a_start, Rules { fence_checked: false, ..careless }, "a commit by one who does not hold the lease");
+    violation(a_start, Rules { fence_checked: false, ..Rules::ALL }, "a commit by one who does not hold the lease");
 }
 
 #[test]

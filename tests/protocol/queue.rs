@@ -37,6 +37,8 @@ pub(crate) struct Rules {
     pub(crate) reruns: bool,
     /// A worker that never heard what became of its commit gives the job back and lets the database tell where the run stands.
     pub(crate) unheard_gives_back: bool,
+    /// A start holds its job only where its worker's heartbeat is fresh when it is saved.
+    pub(crate) starts_look: bool,
 }
 
 impl Rules {
@@ -47,6 +49,7 @@ impl Rules {
         deadlines: true,
         reruns: true,
         unheard_gives_back: true,
+        starts_look: true,
     };
 }
 
@@ -64,6 +67,8 @@ pub(crate) struct Budget {
 /// Where a job's row stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Place {
+    /// Nobody has started the run yet.
+    Absent,
     Future,
     Ready,
     Leased(Worker),
@@ -150,6 +155,13 @@ pub(crate) enum Entry {
         job: usize,
         heard: bool,
     },
+    /// A run is saved, and its job with it, which the node holds from the start where it may.
+    Begin {
+        node: usize,
+        job: usize,
+        held: bool,
+        heard: bool,
+    },
     /// The plugin's call is over: the outside world has seen it.
     Return {
         node: usize,
@@ -202,6 +214,7 @@ impl Entry {
     pub(crate) fn actor(&self) -> Option<usize> {
         match self {
             Self::Claim { node, .. }
+            | Self::Begin { node, .. }
             | Self::Return { node, .. }
             | Self::Commit { node, .. }
             | Self::Release { node, .. }
@@ -229,6 +242,15 @@ impl State {
             budget,
             violation: None,
         }
+    }
+
+    /// The same, of runs that are still to be started.
+    pub(crate) fn to_start(jobs: usize, plan: Plan, budget: Budget) -> Self {
+        let mut state = Self::new(jobs, plan, budget);
+        for job in &mut state.jobs {
+            job.place = Place::Absent;
+        }
+        state
     }
 
     fn worker(&self, node: usize) -> Worker {
@@ -269,6 +291,13 @@ impl State {
                     add(Entry::Claim { node, job, heard: true }, &|next| next.claim(node, job, true));
                     if self.budget.lost_answers > 0 {
                         add(Entry::Claim { node, job, heard: false }, &|next| next.claim(node, job, false));
+                    }
+                }
+                if self.jobs[job].place == Place::Absent {
+                    let held = !rules.starts_look || self.is_fresh(node);
+                    add(Entry::Begin { node, job, held, heard: true }, &|next| next.begin(node, job, held, true));
+                    if self.budget.lost_answers > 0 {
+                        add(Entry::Begin { node, job, held, heard: false }, &|next| next.begin(node, job, held, false));
                     }
                 }
                 if self.jobs[job].place == Place::Future {
@@ -323,7 +352,22 @@ impl State {
     }
 
     fn may_claim(&self, node: usize, job: usize) -> bool {
-        self.jobs[job].place == Place::Ready && self.rows.get(&self.worker(node)) == Some(&true)
+        self.jobs[job].place == Place::Ready && self.is_fresh(node)
+    }
+
+    /// The node's heartbeat, by its row.
+    fn is_fresh(&self, node: usize) -> bool {
+        self.rows.get(&self.worker(node)) == Some(&true)
+    }
+
+    /// A start: the job appears, held or ready. A sender that never hears of it asks again, and is answered with the same run.
+    fn begin(&mut self, node: usize, job: usize, held: bool, heard: bool) {
+        if held {
+            self.claim(node, job, heard);
+        } else {
+            self.jobs[job].place = Place::Ready;
+            self.budget.lost_answers -= u8::from(!heard);
+        }
     }
 
     fn claim(&mut self, node: usize, job: usize, heard: bool) {

@@ -49,6 +49,26 @@ struct State {
     stopping: bool,
     /// After so many more bytes in this direction, over all lines, the line that carries the last of them is cut.
     fuse: Option<(Direction, u64)>,
+    /// An answer that is to be held back.
+    catch: Option<Catch>,
+}
+
+/// See [`TcpProxy::catch`].
+#[derive(Debug)]
+struct Catch {
+    question: Vec<u8>,
+    answer: Vec<u8>,
+    stage: Stage,
+}
+
+/// How far a [`Catch`] has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Armed,
+    /// The question went by on this line.
+    Asked(u64),
+    /// Its answer is held back.
+    Holds(u64),
 }
 
 impl TcpProxy {
@@ -100,6 +120,25 @@ impl TcpProxy {
         self.shared.changed.notify_all();
     }
 
+    /// Waits until a client sends `question`, then until the server sends `answer` on the same line, and holds that back with all that
+    /// follows it on the line, until [`let_go`](Self::let_go): the server has done what the client does not hear of yet. Other lines go
+    /// on. Both texts must come in one piece, as short messages do.
+    pub fn catch(&self, question: &[u8], answer: &[u8]) {
+        self.shared.lock().catch =
+            Some(Catch { question: question.to_vec(), answer: answer.to_vec(), stage: Stage::Armed });
+    }
+
+    /// Whether an answer is held back now.
+    pub fn has_caught(&self) -> bool {
+        self.shared.lock().catch.as_ref().is_some_and(|catch| matches!(catch.stage, Stage::Holds(_)))
+    }
+
+    /// Lets what was caught go on.
+    pub fn let_go(&self) {
+        self.shared.lock().catch = None;
+        self.shared.changed.notify_all();
+    }
+
     /// How many lines were cut so far.
     pub fn cuts(&self) -> u64 {
         self.shared.lock().cuts
@@ -126,6 +165,19 @@ impl Drop for TcpProxy {
     }
 }
 
+impl Catch {
+    fn look(&mut self, line: u64, direction: Direction, piece: &[u8]) {
+        let has = |text: &[u8]| piece.windows(text.len()).any(|window| window == text);
+        match (self.stage, direction) {
+            (Stage::Armed, Direction::ToServer) if has(&self.question) => self.stage = Stage::Asked(line),
+            (Stage::Asked(asked), Direction::ToClient) if asked == line && has(&self.answer) => {
+                self.stage = Stage::Holds(line);
+            }
+            _ => {}
+        }
+    }
+}
+
 impl Shared {
     /// A test that panics while it holds the lock leaves lists that are still whole.
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -133,9 +185,17 @@ impl Shared {
     }
 
     /// How many of `bytes` may pass now in this direction, once the line is not stalled; `None` when the line is cut.
-    fn admit(&self, line: u64, direction: Direction, bytes: usize) -> Option<usize> {
-        let state = self.lock();
-        let held = |state: &mut State| state.stalled && !state.stopping && state.lines.contains_key(&line);
+    fn admit(&self, line: u64, direction: Direction, piece: &[u8]) -> Option<usize> {
+        let bytes = piece.len();
+        let mut state = self.lock();
+        if let Some(catch) = &mut state.catch {
+            catch.look(line, direction, piece);
+        }
+        let held = |state: &mut State| {
+            let is_caught = direction == Direction::ToClient
+                && state.catch.as_ref().is_some_and(|catch| catch.stage == Stage::Holds(line));
+            (state.stalled || is_caught) && !state.stopping && state.lines.contains_key(&line)
+        };
         let mut state = self.changed.wait_while(state, held).unwrap_or_else(PoisonError::into_inner);
         if !state.lines.contains_key(&line) {
             return None;
@@ -206,7 +266,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
 fn forward(line: u64, direction: Direction, mut from: TcpStream, mut to: TcpStream, shared: &Shared) {
     let mut piece = vec![0; PIECE_BYTES];
     while let Ok(bytes @ 1..) = from.read(&mut piece) {
-        let Some(passing) = shared.admit(line, direction, bytes) else { break };
+        let Some(passing) = shared.admit(line, direction, &piece[..bytes]) else { break };
         if to.write_all(&piece[..passing]).is_err() {
             break;
         }

@@ -72,3 +72,22 @@ fn a_stalled_line_carries_nothing_and_loses_nothing() {
     proxy.refuse(true);
     assert_eq!(ask(&mut connect(&proxy)), b"");
 }
+
+#[test]
+fn an_answer_is_held_back_while_other_lines_go_on() {
+    let sink = Sink::start();
+    let proxy = TcpProxy::start(sink.address());
+    let (mut caught, mut other) = (connect(&proxy), connect(&proxy));
+    proxy.catch(b"POST ", b"HTTP/1.1 200");
+    caught.write_all(REQUEST).unwrap();
+    assert!(wait_until(WITHIN, || proxy.has_caught()), "what was asked for did not come by");
+    assert_eq!(sink.requests().len(), 1, "the server has done it");
+    caught.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    assert!(caught.read(&mut [0; 16]).is_err(), "held back");
+    assert!(ask(&mut other).starts_with(b"HTTP/1.1 200"));
+    proxy.let_go();
+    caught.set_read_timeout(Some(WITHIN)).unwrap();
+    let mut first = [0; 12];
+    caught.read_exact(&mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+}
