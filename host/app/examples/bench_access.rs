@@ -19,13 +19,14 @@ use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{AssignmentId, OrgId, UserId};
-use bulkhead_model::permission::{Caller, Permission, PermissionSet};
+use bulkhead_model::permission::{AccountScope, Caller, Permission, PermissionSet};
 use bulkhead_model::role::assignment::{Assignment, Standing, Window, Within};
 use bulkhead_model::role::{BuiltIn, Gives, RoleRef, Roles};
 use bulkhead_runtime::egress::{EgressConfig, SystemResolver};
 use bulkhead_runtime::{CompilerCommand, Runtime, RuntimeConfig};
+use bulkhead_store::account::User;
 use bulkhead_store::seal::{RootKey, Sealer};
-use bulkhead_store::{Database, Store, StoreConfig};
+use bulkhead_store::{Database, Store, StoreConfig, StoreError};
 use bulkhead_test_support::measure::{self, Figure};
 
 /// Members of the organization, and roles of each.
@@ -85,7 +86,7 @@ async fn run() -> Result<()> {
         }))
     };
     let first = app()?;
-    let (org, caller, members) = fill(&first, &ambient).await?;
+    let (org, caller, members) = fill(&first, &store, &ambient).await?;
     authenticate(&first, org, &members).await?;
     // One whose memory is empty, asked about everybody, and then again.
     let fresh = app()?;
@@ -117,7 +118,7 @@ fn check() -> Result<()> {
     Ok(())
 }
 
-async fn fill(app: &App, ambient: &Ambient) -> Result<(OrgId, Caller, Vec<UserId>)> {
+async fn fill(app: &App, store: &Store, ambient: &Ambient) -> Result<(OrgId, Caller, Vec<UserId>)> {
     let org = app.create_org("bench".parse()?, "Bench".to_owned()).await?.id;
     let new = NewApiKey { name: "bench".into(), permissions: PermissionSet::all(), expires_in_days: None };
     let key = app.create_first_api_key(org, new).await?;
@@ -131,7 +132,7 @@ async fn fill(app: &App, ambient: &Ambient) -> Result<(OrgId, Caller, Vec<UserId
             app.create_role(&caller, org, NewRole { name: format!("Role {n}"), description: String::new(), gives });
         roles.push(RoleRef::Own(made.await?.role.id));
     }
-    let members: Vec<UserId> = (0..MEMBERS).map(|_| UserId::new(ambient)).collect();
+    let members = join(store, org, ambient).await?;
     for user in &members {
         for role in &roles {
             let new =
@@ -140,6 +141,36 @@ async fn fill(app: &App, ambient: &Ambient) -> Result<(OrgId, Caller, Vec<UserId
         }
     }
     Ok((org, caller, members))
+}
+
+/// Members without a way to sign in.
+async fn join(store: &Store, org: OrgId, ambient: &Ambient) -> Result<Vec<UserId>> {
+    let members = store.write(&AccountScope::OWN, ambient.clone(), move |tx, ambient| {
+        Box::pin(async move {
+            tx.enter_org(org).await?;
+            let mut members = Vec::new();
+            for n in 0..MEMBERS {
+                let user = User {
+                    id: UserId::new(ambient),
+                    email: format!("member-{n}@bench.test").parse().map_err(|_| StoreError::Misuse("a bad address"))?,
+                    name: format!("Member {n}"),
+                    password: None,
+                    password_changed_at: None,
+                    email_verified_at: None,
+                    is_active: true,
+                    is_super_admin: false,
+                    epoch: 0,
+                    created_at: ambient.now(),
+                    updated_at: ambient.now(),
+                };
+                tx.insert_user(&user).await?;
+                tx.insert_member(user.id, "viewer", user.created_at).await?;
+                members.push(user.id);
+            }
+            Ok::<_, StoreError>(members)
+        })
+    });
+    Ok(members.await?)
 }
 
 async fn authenticate(app: &App, org: OrgId, members: &[UserId]) -> Result<()> {

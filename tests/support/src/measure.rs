@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use crate::postgres::{Database, Server, Unavailable};
 
 /// Rows of the table of targets to measure, such as `6,7`.
-pub const ROWS_VARIABLE: &str = "BULKHEAD_BENCH_ROWS";
+pub const ROWS_VARIABLE: &str = "BENCH_ROWS";
 /// `sqlite`, `postgres` or `both`.
-pub const DATABASE_VARIABLE: &str = "BULKHEAD_BENCH_DATABASE";
+pub const DATABASE_VARIABLE: &str = "BENCH_DATABASE";
 
 /// How long the disk alone is measured.
 const DISK_FOR: Duration = Duration::from_secs(2);
@@ -193,16 +193,24 @@ fn pgbench() -> Result<PathBuf, Unavailable> {
     crate::postgres::installed_program("pgbench")
 }
 
-/// Transactions of a script a second, by `pgbench` with prepared statements: what the server does when nobody thinks.
+/// Transactions of a script a second, by `pgbench` with prepared statements: what the server does when nobody thinks. `settings` are those
+/// of each session, as in `PGOPTIONS`.
 ///
 /// # Errors
 /// What `pgbench` says; [`io::ErrorKind::NotFound`] when it is not installed.
-pub fn pgbench_rate(database: &Database<'_>, script: &str, clients: u32, seconds: u32) -> io::Result<f64> {
+pub fn pgbench_rate(
+    database: &Database<'_>,
+    settings: &str,
+    script: &str,
+    clients: u32,
+    seconds: u32,
+) -> io::Result<f64> {
     let program = pgbench().map_err(|missing| io::Error::new(io::ErrorKind::NotFound, missing.to_string()))?;
     let path = std::env::temp_dir().join(format!("bulkhead-pgbench-{}.sql", std::process::id()));
     fs::write(&path, script)?;
     let mut command = Command::new(program);
     command.args(["--no-vacuum", "--protocol", "prepared", "--jobs", "2", "--client", &clients.to_string()]);
+    command.env("PGOPTIONS", settings);
     command.args(["--time", &seconds.to_string(), "--file"]).arg(&path).arg(database.url());
     let output = command.stdin(Stdio::null()).output()?;
     fs::remove_file(&path)?;
