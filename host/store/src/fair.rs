@@ -166,11 +166,12 @@ impl<T> Queue<T> {
 
 #[derive(Debug)]
 struct State {
-    free: usize,
+    taken: usize,
+    limit: usize,
     waiting: Lines<oneshot::Sender<Place>>,
 }
 
-/// A bounded number of places.
+/// A bounded number of places. The bound may change while they are taken.
 #[derive(Clone, Debug)]
 pub(crate) struct Gate(Arc<Mutex<State>>);
 
@@ -180,7 +181,7 @@ pub(crate) struct Place(Option<Gate>);
 
 impl Gate {
     pub(crate) fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free: places, waiting: Lines::default() })))
+        Self(Arc::new(Mutex::new(State { taken: 0, limit: places, waiting: Lines::default() })))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -194,8 +195,8 @@ impl Gate {
     pub(crate) async fn enter(&self, party: Party) -> Result<Place, StoreError> {
         let coming = {
             let mut state = self.lock();
-            if state.free > 0 {
-                state.free -= 1;
+            if state.taken < state.limit {
+                state.taken += 1;
                 return Ok(Place(Some(self.clone())));
             }
             let (sender, coming) = oneshot::channel();
@@ -206,21 +207,34 @@ impl Gate {
         Ok(coming.await.unwrap_or(Place(None)))
     }
 
-    /// Gives a place to whoever is next.
+    /// How many places there are from now on. Those that are taken beyond it stay until they are given back.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        self.lock().limit = limit;
+        self.give();
+    }
+
+    /// How many there are, and whether somebody waits for one.
+    pub(crate) fn standing(&self) -> (usize, bool) {
+        let state = self.lock();
+        (state.limit, state.waiting.len() > 0)
+    }
+
+    /// Gives what is free to those who are next.
     fn give(&self) {
         loop {
             let next = {
                 let mut state = self.lock();
-                let Some(next) = state.waiting.pop(oneshot::Sender::is_closed) else {
-                    state.free += 1;
+                if state.taken >= state.limit {
                     return;
-                };
+                }
+                let Some(next) = state.waiting.pop(oneshot::Sender::is_closed) else { return };
+                state.taken += 1;
                 next
             };
-            match next.send(Place(Some(self.clone()))) {
-                Ok(()) => return,
-                // It waits no longer; the place is not to give itself away again.
-                Err(mut place) => place.0 = None,
+            // It waits no longer: the place is not to give itself away while others are given here.
+            if let Err(mut place) = next.send(Place(Some(self.clone()))) {
+                place.0 = None;
+                self.lock().taken -= 1;
             }
         }
     }
@@ -229,6 +243,7 @@ impl Gate {
 impl Drop for Place {
     fn drop(&mut self) {
         if let Some(gate) = self.0.take() {
+            gate.lock().taken -= 1;
             gate.give();
         }
     }
@@ -355,7 +370,30 @@ mod tests {
         assert!(other.as_mut().now_or_never().is_none());
         drop((second, third));
         drop(other.now_or_never().unwrap().unwrap());
-        assert_eq!(gate.lock().free, 2);
+        assert_eq!(gate.lock().taken, 0);
+    }
+
+    #[tokio::test]
+    async fn a_bound_that_changes_holds_for_those_who_come() {
+        let gate = Gate::new(3);
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(gate.enter(Some(org(1))).await.unwrap());
+        }
+        let mut waits: Vec<_> = (0..3).map(|n| Box::pin(gate.enter(Some(org(n))))).collect();
+        assert!(waits.iter_mut().all(|wait| wait.as_mut().now_or_never().is_none()));
+        gate.set_limit(1);
+        held.truncate(1);
+        assert!(
+            waits.iter_mut().all(|wait| wait.as_mut().now_or_never().is_none()),
+            "two were given back beyond the bound"
+        );
+        assert_eq!(gate.standing(), (1, true));
+        gate.set_limit(3);
+        let came: Vec<_> = waits.iter_mut().filter_map(|wait| wait.as_mut().now_or_never()).collect();
+        assert_eq!((came.len(), gate.standing()), (2, (3, true)));
+        drop((came, held, waits));
+        assert_eq!((gate.lock().taken, gate.standing()), (0, (3, false)));
     }
 
     #[tokio::test]
@@ -373,6 +411,6 @@ mod tests {
         assert!(late.as_mut().now_or_never().is_none());
         drop(stays);
         drop(late.now_or_never().unwrap().unwrap());
-        assert_eq!(gate.lock().free, 1);
+        assert_eq!(gate.lock().taken, 0);
     }
 }

@@ -1,6 +1,7 @@
 //! What only PostgreSQL needs: roles, row-level security, isolation and retry, notifications.
 
 mod connections;
+mod pace;
 
 use std::time::{Duration, Instant};
 

@@ -14,6 +14,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::timeout_at;
 
+use super::pace::Pace;
 use crate::error::{DatabaseError, StoreError};
 use crate::fair::{Gate, Party, Place};
 
@@ -34,6 +35,8 @@ const IDLE_MAX: Duration = Duration::from_mins(10);
 pub(super) struct Connections {
     /// In front of them all; each transaction has a place.
     gate: Gate,
+    /// How many places there are; `None` once it is to be closed.
+    pace: Mutex<Option<Pace>>,
     home: Arc<Home>,
     options: PgConnectOptions,
     max: usize,
@@ -110,7 +113,21 @@ impl Home {
 impl Connections {
     pub(super) fn new(options: PgConnectOptions, max: u32) -> Self {
         let max = max as usize;
-        Self { gate: Gate::new(max), home: Arc::default(), options, max }
+        let pace = Mutex::new(Some(Pace::new(max, Instant::now())));
+        Self { gate: Gate::new(max), pace, home: Arc::default(), options, max }
+    }
+
+    /// Lets the pace say how many places there are.
+    fn keep_pace(&self, say: impl FnOnce(&mut Pace, Instant, bool) -> usize) {
+        let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pace) = pace.as_mut() else { return };
+        let (limit, is_short) = self.gate.standing();
+        let wanted = say(pace, Instant::now(), is_short);
+        if wanted != limit {
+            metrics::gauge!("bulkhead_database_transactions_max")
+                .set(f64::from(u32::try_from(wanted).unwrap_or(u32::MAX)));
+            self.gate.set_limit(wanted);
+        }
     }
 
     fn require_open(&self) -> Result<(), StoreError> {
@@ -124,12 +141,19 @@ impl Connections {
     pub(super) async fn begin(&self, party: Party, text: &str) -> Result<PgTransaction, StoreError> {
         self.require_open()?;
         let until = tokio::time::Instant::now() + ACQUIRE_WITHIN;
+        if self.gate.standing().1 {
+            self.keep_pace(|pace, now, _| pace.wait(now));
+        }
         let place = timeout_at(until, self.gate.enter(party)).await.map_err(|_| StoreError::TimedOut)??;
         // One that died while it lay idle has done nothing; the next one is tried, and then a new one.
         while let Some(Kept { mut conn, made, .. }) = self.home.take() {
             let within = until.min(tokio::time::Instant::now() + ANSWER_WITHIN);
+            let asked = Instant::now();
             match timeout_at(within, conn.execute(AssertSqlSafe(text))).await {
-                Ok(Ok(_)) => return Ok(self.lent(conn, made, place)),
+                Ok(Ok(_)) => {
+                    self.keep_pace(|pace, now, is_short| pace.hear(now, now - asked, is_short));
+                    return Ok(self.lent(conn, made, place));
+                }
                 Ok(Err(error)) if !is_broken(&error) => return Err(error.into()),
                 Ok(Err(_)) | Err(_) => {}
             }
@@ -167,6 +191,9 @@ impl Connections {
 
     /// Waits for the transactions under way and closes every connection.
     pub(super) async fn close(&self) {
+        // All of them, so that whoever holds one has given it back.
+        *self.pace.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.gate.set_limit(self.max);
         let mut places = Vec::with_capacity(self.max);
         for _ in 0..self.max {
             places.extend(self.gate.enter(None).await.ok());

@@ -8,7 +8,9 @@
 //! each statement asks first whether the transaction is still open ([`Tx`] does), and so does the writer after each member: if
 //! it is not, nobody is answered, the connection is replaced, and the members run again one by one.
 
+use std::collections::HashMap;
 use std::fs::File;
+use std::hash::Hash;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,8 +30,13 @@ use crate::tx::{Conn, Tx, TxContext};
 const BATCH_MAX: usize = 128;
 /// A batch takes no further member after this long.
 const BATCH_TIME_MAX: Duration = Duration::from_millis(10);
-/// The same for a batch of several organizations: nobody's commit waits for long for what others write.
+/// The same for a batch of several organizations: nobody's commit waits for long for what others write. At most so many times as long as a
+/// commit takes, which is what a batch saves …
+const MIXED_BATCH_COMMITS: u32 = 2;
+/// … and never longer than this …
 const MIXED_BATCH_TIME_MAX: Duration = Duration::from_millis(2);
+/// … nor shorter.
+const MIXED_BATCH_TIME_MIN: Duration = Duration::from_micros(250);
 
 /// The way to the writer.
 pub(super) struct Writes {
@@ -129,8 +136,16 @@ impl Writes {
         let counters = Arc::new(Counters::default());
         let queue = Arc::new(Queue::<Member>::new(|write| write.is_gone()));
         let (running, ended) = mpsc::channel(1);
-        let mut writer =
-            Writer { path, open: None, disk_full: false, fault, opened_at, counters: counters.clone(), _lock: lock };
+        let mut writer = Writer {
+            path,
+            open: None,
+            disk_full: false,
+            usual_commit: MIXED_BATCH_TIME_MAX,
+            fault,
+            opened_at,
+            counters: counters.clone(),
+            _lock: lock,
+        };
         writer.connect()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(refused)?;
         let serving = Serving { queue: Arc::clone(&queue), _running: running };
@@ -199,6 +214,8 @@ struct Writer {
     open: Option<Tx>,
     /// The file may not grow: [`FaultHook::fill_disk`].
     disk_full: bool,
+    /// What a commit took of late.
+    usual_commit: Duration,
     fault: FaultHook,
     opened_at: Instant,
     counters: Arc<Counters>,
@@ -206,6 +223,19 @@ struct Writer {
 }
 
 type Member = Box<dyn Write>;
+
+/// In the order in which they are answered: those of whom there are few before those of whom there are many, since whoever is answered
+/// first goes on first.
+fn seldom_first<T, P: Eq + Hash + Copy>(mut members: Vec<T>, party: impl Fn(&T) -> P) -> Vec<T> {
+    let mut counts: HashMap<P, usize> = HashMap::new();
+    for member in &members {
+        *counts.entry(party(member)).or_default() += 1;
+    }
+    if counts.len() > 1 {
+        members.sort_by_cached_key(|member| counts.get(&party(member)).copied().unwrap_or_default());
+    }
+    members
+}
 
 impl Writer {
     async fn serve(mut self, serving: Serving) {
@@ -232,8 +262,9 @@ impl Writer {
         let (party, mut is_mixed) = (first.context().org, false);
         let (mut members, mut rejected) = (vec![first], Vec::new());
         let mut whole = self.is_whole();
+        let mixed_max = (self.usual_commit * MIXED_BATCH_COMMITS).clamp(MIXED_BATCH_TIME_MIN, MIXED_BATCH_TIME_MAX);
         while whole && members.len() + rejected.len() < BATCH_MAX {
-            if began.elapsed() >= if is_mixed { MIXED_BATCH_TIME_MAX } else { BATCH_TIME_MAX } {
+            if began.elapsed() >= if is_mixed { mixed_max } else { BATCH_TIME_MAX } {
                 break;
             }
             let Some(mut write) = queue.try_pop() else { break };
@@ -252,7 +283,10 @@ impl Writer {
             .record(f64::from(u32::try_from(members.len()).unwrap_or(u32::MAX)));
         if whole && self.commit().is_ok() {
             // A refusal may rest on what other members wrote, so it is told only when that is durable.
-            members.into_iter().chain(rejected).for_each(|member| self.answer(member));
+            members.append(&mut rejected);
+            for member in seldom_first(members, |member| member.context().org) {
+                self.answer(member);
+            }
         } else {
             members.append(&mut rejected);
             self.one_by_one(members).await;
@@ -328,7 +362,9 @@ impl Writer {
     }
 
     fn commit(&mut self) -> rusqlite::Result<()> {
+        let began = Instant::now();
         self.control("commit")?;
+        self.usual_commit = (self.usual_commit * 7 + began.elapsed()) / 8;
         self.counters.commits.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -370,5 +406,19 @@ impl Writer {
             self.disk_full = wanted;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_few_is_answered_before_who_has_many() {
+        let members = vec![(1, 'a'), (1, 'b'), (2, 'c'), (1, 'd'), (3, 'e'), (3, 'f')];
+        let order: String = seldom_first(members, |(party, _)| *party).into_iter().map(|(_, name)| name).collect();
+        assert_eq!(order, "cefabd");
+        let alone = vec![(1, 'a'), (1, 'b')];
+        assert_eq!(seldom_first(alone.clone(), |(party, _)| *party), alone);
     }
 }
