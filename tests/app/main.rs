@@ -18,6 +18,7 @@ mod grants;
 mod guests;
 mod installations;
 mod keys;
+mod limits;
 mod nodes;
 mod queue;
 mod quotas;

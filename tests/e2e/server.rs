@@ -13,6 +13,18 @@ use tempfile::TempDir;
 
 use crate::api::Api;
 
+/// Rate limits that no test comes near, except one that is about them.
+const PLENTY: [(&str, &str); 8] = [
+    ("BULKHEAD_LIMITS__ANONYMOUS_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__ANONYMOUS_BURST", "1000000"),
+    ("BULKHEAD_LIMITS__SIGN_IN_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__KEY_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__KEY_BURST", "1000000"),
+    ("BULKHEAD_LIMITS__ORGANIZATION_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__ORGANIZATION_BURST", "1000000"),
+    ("BULKHEAD_LIMITS__STRICT_PER_MINUTE", "1000000"),
+];
+
 /// A start includes compiling three plugins the first time, on a busy machine.
 const START_WITHIN: Duration = Duration::from_mins(2);
 
@@ -94,7 +106,7 @@ impl Place {
     /// A command as one node's operator gives it.
     fn node_command(&self, data: &Path) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
-        command.env("BULKHEAD_SERVER__DATA_DIR", data);
+        command.envs(PLENTY).env("BULKHEAD_SERVER__DATA_DIR", data);
         command.env("BULKHEAD_DATABASE__OWNER_URL", self.database.as_ref().unwrap().url());
         command
     }
@@ -128,7 +140,7 @@ impl Place {
 
     pub(crate) fn command(&self, sink: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
-        command.arg("demo").arg("--data-dir").arg(self.dir.path().join("data"));
+        command.envs(PLENTY).arg("demo").arg("--data-dir").arg(self.dir.path().join("data"));
         command.arg("--listen").arg(format!("127.0.0.1:{}", self.port)).arg("--sink").arg(sink);
         command.arg("--plugins").arg(packages());
         if let Some(database) = &self.database {

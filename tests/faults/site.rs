@@ -13,6 +13,18 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use ureq::Agent;
 
+/// Rate limits that no test comes near, except one that is about them.
+const PLENTY: [(&str, &str); 8] = [
+    ("BULKHEAD_LIMITS__ANONYMOUS_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__ANONYMOUS_BURST", "1000000"),
+    ("BULKHEAD_LIMITS__SIGN_IN_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__KEY_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__KEY_BURST", "1000000"),
+    ("BULKHEAD_LIMITS__ORGANIZATION_PER_MINUTE", "1000000"),
+    ("BULKHEAD_LIMITS__ORGANIZATION_BURST", "1000000"),
+    ("BULKHEAD_LIMITS__STRICT_PER_MINUTE", "1000000"),
+];
+
 /// A start includes compiling three plugins the first time, on a busy machine.
 const START_WITHIN: Duration = Duration::from_mins(2);
 /// A server that could not start is started again after this long.
@@ -95,7 +107,7 @@ impl Node {
     fn spawn(&mut self, arguments: &[&str]) {
         let log = std::fs::File::options().create(true).append(true).open(self.log()).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
-        command.args(arguments).current_dir(&self.dir).stdin(Stdio::null());
+        command.args(arguments).current_dir(&self.dir).envs(PLENTY).stdin(Stdio::null());
         command.stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }

@@ -19,6 +19,7 @@ mod hooks;
 mod input;
 mod isolation;
 mod keys;
+mod limits;
 mod lists;
 mod members;
 mod mfa;

@@ -1,5 +1,6 @@
 //! A server on each database, and requests to it.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,13 +12,14 @@ use bulkhead_app::mail::Post;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, SandboxParts, StartLimits};
-use bulkhead_http::{HttpConfig, router};
+use bulkhead_http::{ClientAddress, HttpConfig, router};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{OrgId, RunId};
 use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_model::password::Cost;
 use bulkhead_model::permission::{Permission, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::rate::{Rate, RateLimits};
 use bulkhead_model::run::StepStatus;
 use bulkhead_model::time::Timestamp;
 use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
@@ -152,6 +154,9 @@ impl Answer {
         assert!(document["title"].as_str().is_some_and(|title| !title.is_empty()), "{document}");
         assert!(document["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{document}");
         let kind = document["type"].as_str().unwrap();
+        if let Some(registered) = kind.strip_prefix("https://iana.org/assignments/http-problem-types#") {
+            return format!("registered:{registered}");
+        }
         kind.strip_prefix("https://bulkhead.dev/problems/").unwrap_or_else(|| panic!("{kind}")).to_owned()
     }
 
@@ -178,10 +183,11 @@ pub(crate) struct Ask {
     path: String,
     headers: Vec<(String, String)>,
     body: Body,
+    address: Option<IpAddr>,
 }
 
 pub(crate) fn ask(method: &str, path: impl Into<String>) -> Ask {
-    Ask { method: method.parse().unwrap(), path: path.into(), headers: Vec::new(), body: Body::empty() }
+    Ask { method: method.parse().unwrap(), path: path.into(), headers: Vec::new(), body: Body::empty(), address: None }
 }
 
 impl Ask {
@@ -191,6 +197,12 @@ impl Ask {
 
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// … that comes from this address.
+    pub(crate) fn from(mut self, address: &str) -> Self {
+        self.address = Some(address.parse().unwrap());
         self
     }
 
@@ -208,6 +220,9 @@ impl Ask {
         let mut request = Request::builder().method(self.method).uri(self.path);
         for (name, value) in self.headers {
             request = request.header(name, value);
+        }
+        if let Some(address) = self.address {
+            request = request.extension(ClientAddress(address));
         }
         let response = router.clone().oneshot(request.body(self.body).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
@@ -257,7 +272,8 @@ impl TestServer {
                 concurrency: CallConcurrency::default(),
                 supervisor: supervisor.clone(),
             },
-        });
+        })
+        .with_rate_limits(RateLimits::all(Rate::per_minute(1_000_000, 1_000_000)));
         let router = router(app.clone(), config());
         Self { router, app, store, ambient, post, supervisor, _place: place }
     }
@@ -265,6 +281,12 @@ impl TestServer {
     /// Bounds what may be started from now on.
     pub(crate) fn limit_starts(&mut self, limits: StartLimits) {
         self.app = self.app.clone().with_start_limits(limits);
+        self.router = router(self.app.clone(), config());
+    }
+
+    /// Bounds how often somebody may ask from now on.
+    pub(crate) fn limit_rates(&mut self, limits: RateLimits) {
+        self.app = self.app.clone().with_rate_limits(limits);
         self.router = router(self.app.clone(), config());
     }
 

@@ -33,6 +33,7 @@ use crate::support::{JOBS, PEOPLE, Tenant, TestStore, ambient, sealed_audit};
 
 mod access;
 mod keys;
+mod rates;
 
 /// Methods that name no row of a tenant's, or are the queue's and the operator's own (their scope is checked in
 /// `the_queues_own_methods_need_the_queues_scope`). May only shrink.
@@ -730,8 +731,13 @@ on_both! {
 
 #[test]
 fn every_method_is_tried_from_another_organization() {
-    let tried =
-        [include_str!("isolation.rs"), include_str!("isolation/access.rs"), include_str!("isolation/keys.rs")].concat();
+    let tried = [
+        include_str!("isolation.rs"),
+        include_str!("isolation/access.rs"),
+        include_str!("isolation/keys.rs"),
+        include_str!("isolation/rates.rs"),
+    ]
+    .concat();
     let methods: BTreeSet<&str> = STATEMENT_SOURCES
         .iter()
         .flat_map(|(_, text)| text.split("pub async fn ").skip(1))

@@ -26,6 +26,7 @@ mod plans;
 mod postgres;
 mod prune;
 mod queue;
+mod rates;
 mod roles;
 mod row_security;
 mod schedules;

@@ -45,6 +45,7 @@ const ADMITTED: &[(&str, &str)] = &[
     ("jobs", "org_key"),
     ("jobs", "organization"),
     ("jobs", "schedule"),
+    ("limits", "rate_limit"),
     ("nodes", "installation"),
     ("nodes", "run"),
 ];
@@ -245,6 +246,7 @@ async fn system_scopes_open_the_listed_tables_and_no_other() {
         SystemReason::Hook,
         SystemReason::Nodes,
         SystemReason::Accounts,
+        SystemReason::Limits,
     ];
     for scope in reasons.map(SystemReason::as_str).into_iter().chain(["", "anything", "ADMIN", "jobs "]) {
         begin(&mut conn, None, scope).await;

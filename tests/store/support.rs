@@ -259,6 +259,8 @@ impl TestStore {
             tenant.access.insert(tx, ambient).await
         })
         .unwrap();
+        let (key, now) = (*org.uuid().as_bytes(), self.ambient.now().as_micros());
+        tx!(self.write, &LIMITS, [key, now], |tx| tx.save_bucket(key, *now, *now + 1).await).unwrap();
         tenant
     }
 }
@@ -270,6 +272,7 @@ pub(crate) fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 
 
 pub(crate) const ADMIN: SystemScope = SystemScope::new(SystemReason::Admin);
 pub(crate) const PEOPLE: AccountScope = AccountScope::OWN;
+pub(crate) const LIMITS: SystemScope = SystemScope::new(SystemReason::Limits);
 pub(crate) const JOBS: SystemScope = SystemScope::new(SystemReason::Jobs);
 
 pub(crate) fn scope(org: OrgId) -> OrgScope {
@@ -837,8 +840,9 @@ pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "totp",
     "backup_code",
     "sign_in_step",
+    "rate_limit",
 ];
-/// Those of them whose rows belong to people.
+/// Those of them whose rows belong to people, or to nobody.
 pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
     "user_account",
     "device",
@@ -852,4 +856,5 @@ pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
     "totp",
     "backup_code",
     "sign_in_step",
+    "rate_limit",
 ];

@@ -32,6 +32,7 @@ mod in_flight;
 pub mod installation;
 pub mod job;
 pub mod key;
+pub mod limits;
 mod live;
 pub mod mail;
 pub mod member;
@@ -62,6 +63,7 @@ use std::sync::Arc;
 
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{OrgId, WorkflowId};
+use bulkhead_model::rate::RateLimits;
 use bulkhead_model::workflow::Definition;
 use bulkhead_store::Store;
 use bulkhead_store::seal::Sealer;
@@ -108,6 +110,7 @@ pub struct App {
     ended_bytes: quota::EndedBytes,
     audit: audit::AuditState,
     standings: access::Standings,
+    limiter: Arc<limits::Limiter>,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -127,6 +130,7 @@ impl App {
     pub fn new(parts: AppParts) -> Self {
         let AppParts { store, sealer, ambient, sandbox, accounts } = parts;
         let accounts = account::Accounts::new(accounts);
+        let limiter = Arc::new(limits::Limiter::new(RateLimits::default(), accounts.counter_key));
         let inner = Inner { store, sealer, ambient, sandbox: Sandbox::new(sandbox), accounts };
         Self {
             inner: Arc::new(inner),
@@ -144,7 +148,15 @@ impl App {
             ended_bytes: quota::ended_bytes(),
             audit: audit::AuditState::default(),
             standings: access::standings(),
+            limiter,
         }
+    }
+
+    /// The same with other rate limits; what was counted so far is forgotten.
+    #[must_use]
+    pub fn with_rate_limits(mut self, limits: RateLimits) -> Self {
+        self.limiter = Arc::new(limits::Limiter::new(limits, self.accounts().counter_key));
+        self
     }
 
     /// The same with other bounds for starts; what is held of the bounds before stays with whoever holds it.
@@ -193,6 +205,10 @@ impl App {
 
     pub(crate) fn ended_bytes(&self) -> &quota::EndedBytes {
         &self.ended_bytes
+    }
+
+    pub(crate) fn limiter(&self) -> &limits::Limiter {
+        &self.limiter
     }
 
     pub(crate) fn standings(&self) -> &access::Standings {

@@ -8,6 +8,7 @@ use bulkhead_app::auth::OrgRef;
 use bulkhead_app::sign_in::SignedIn;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Caller, Permission};
+use bulkhead_model::rate::RouteClass;
 use bulkhead_model::role::assignment::Within;
 use http::request::Parts;
 use http::{HeaderMap, header};
@@ -17,6 +18,7 @@ use utoipa::openapi::path::{Operation, Parameter, ParameterIn, Paths};
 use utoipa_axum::router::UtoipaMethodRouter;
 
 use crate::HttpState;
+use crate::limit::{CLASS_KEY, limit_caller};
 use crate::page::{NoFilter, filter};
 use crate::problem::Problem;
 use crate::session::{has_session, session_token};
@@ -74,19 +76,27 @@ fn require(
     is_fresh: bool,
     routes: UtoipaMethodRouter<HttpState>,
 ) -> UtoipaMethodRouter<HttpState> {
+    let routes = counted(RouteClass::of(permission), routes);
     let (schemas, mut paths, router) = annotate(routes, PERMISSION_KEY, &json!(permission.as_str()));
     let takes_query = operations(&mut paths).any(|operation| operation.parameters.iter().flatten().any(is_of_query));
     (schemas, paths, router.route_layer(Extension(Required { permission, is_in_team, takes_query, is_fresh })))
 }
 
+/// Routes that are counted with this class, whatever their permission says.
+pub(crate) fn counted(class: RouteClass, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
+    annotate(routes, CLASS_KEY, &json!(class.as_str()))
+}
+
 /// Routes for anybody who is signed in, about nothing but what is their own, for the reason given. Their handlers take a
 /// [`Person`](crate::session::Person).
 pub(crate) fn personal(reason: &str, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
+    let routes = counted(RouteClass::Standard, routes);
     annotate(annotate(routes, PERMISSION_KEY, &Value::Null), PERSONAL_KEY, &json!(reason))
 }
 
 /// Routes for anybody, for the reason given.
 pub(crate) fn public(reason: &str, routes: UtoipaMethodRouter<HttpState>) -> UtoipaMethodRouter<HttpState> {
+    let routes = counted(RouteClass::Standard, routes);
     annotate(annotate(routes, PERMISSION_KEY, &Value::Null), PUBLIC_KEY, &json!(reason))
 }
 
@@ -130,6 +140,7 @@ impl FromRequestParts<HttpState> for OrgCaller {
         } else {
             by_session(parts, state).await?
         };
+        limit_caller(parts, state, &caller).await?;
         let org = caller.org();
         let within = if is_in_team { path_team(parts, state).await? } else { Within::Organization };
         if !caller.permissions_within(within).contains(permission) {

@@ -137,6 +137,17 @@ pub(crate) async fn discard(request: Request) {
     }
 }
 
+/// Bytes of a body that nobody wants and that are read away all the same, so that its sender sees the answer: no more for somebody who
+/// asks too often.
+const DISCARD_SMALL_BYTES_MAX: u64 = 64 * 1024;
+
+/// As [`discard`], if the body says that it is small.
+pub(crate) async fn discard_small(request: Request) {
+    if announced_bytes(request.headers()).is_some_and(|bytes| (1..=DISCARD_SMALL_BYTES_MAX).contains(&bytes)) {
+        discard(request).await;
+    }
+}
+
 /// The media type without its parameters, in lower case.
 pub(crate) fn media_type(headers: &HeaderMap) -> Option<String> {
     let text = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;

@@ -13,6 +13,7 @@
 //! | --- | --- |
 //! | what does every request pass? | [`edge`] |
 //! | who may? | [`access`] |
+//! | how often? | [`limit`] |
 //! | how is a request read? | [`extract`], [`json`], [`page`] |
 //! | what does a noun look like in JSON? | the file of its name |
 
@@ -36,6 +37,7 @@ mod installation;
 mod job;
 mod json;
 mod key;
+mod limit;
 mod member;
 mod mfa;
 mod openapi;
@@ -66,11 +68,12 @@ use axum::Router;
 use axum::middleware;
 use bulkhead_app::App;
 use bulkhead_model::permission::Permission;
+use bulkhead_model::rate::RouteClass;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::{guarded, guarded_fresh, guarded_in_team, personal, public};
+use crate::access::{counted, guarded, guarded_fresh, guarded_in_team, personal, public};
 
 pub use openapi::document as openapi;
 pub use session::ClientAddress;
@@ -101,15 +104,23 @@ pub(crate) struct HttpState {
     pub(crate) config: Arc<HttpConfig>,
     pub(crate) readiness: Arc<health::Readiness>,
     pub(crate) uploads: Arc<plugin::UploadPlaces>,
+    pub(crate) classes: Arc<limit::Classes>,
 }
 
 /// Everything that the server answers.
 pub fn router(app: App, config: HttpConfig) -> Router {
-    let state = HttpState { app, config: Arc::new(config), readiness: Arc::default(), uploads: Arc::default() };
-    let (router, _) = routes().split_for_parts();
+    let (router, document) = routes().split_for_parts();
+    let state = HttpState {
+        app,
+        config: Arc::new(config),
+        readiness: Arc::default(),
+        uploads: Arc::default(),
+        classes: Arc::new(limit::Classes::of(&document)),
+    };
     router
         .fallback(edge::no_route)
         .method_not_allowed_fallback(edge::no_method)
+        .layer(middleware::from_fn_with_state(state.clone(), limit::limit))
         .layer(CatchPanicLayer::custom(edge::panicked))
         .layer(middleware::from_fn_with_state(state.clone(), edge::edge))
         .with_state(state)
@@ -130,34 +141,46 @@ fn routes() -> OpenApiRouter<HttpState> {
 
 fn platform_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::with_openapi(openapi::base())
-        .routes(public("the start page", routes!(home::show_start_page)))
-        .routes(public("probes have no key", routes!(health::check_health)))
-        .routes(public("probes have no key", routes!(health::check_liveness)))
-        .routes(public("probes have no key", routes!(health::check_readiness)))
-        .routes(public("the numbers name no tenant", routes!(health::show_metrics)))
-        .routes(public("the description is no secret", routes!(openapi::show_openapi)))
-        .routes(public("the shapes are no secret", routes!(schema::show_workflow_schema)))
-        .routes(public("the shapes are no secret", routes!(schema::show_manifest_schema)))
-        .routes(public("the names are no secret", routes!(policy::list_permissions)))
-        .routes(public("the address itself is the credential", routes!(hook::receive_delivery)))
+        .routes(counted(RouteClass::Relaxed, public("the start page", routes!(home::show_start_page))))
+        .routes(counted(RouteClass::Relaxed, public("probes have no key", routes!(health::check_health))))
+        .routes(counted(RouteClass::Relaxed, public("probes have no key", routes!(health::check_liveness))))
+        .routes(counted(RouteClass::Relaxed, public("probes have no key", routes!(health::check_readiness))))
+        .routes(counted(RouteClass::Relaxed, public("the numbers name no tenant", routes!(health::show_metrics))))
+        .routes(counted(RouteClass::Relaxed, public("the description is no secret", routes!(openapi::show_openapi))))
+        .routes(counted(RouteClass::Relaxed, public("the shapes are no secret", routes!(schema::show_workflow_schema))))
+        .routes(counted(RouteClass::Relaxed, public("the shapes are no secret", routes!(schema::show_manifest_schema))))
+        .routes(counted(RouteClass::Relaxed, public("the names are no secret", routes!(policy::list_permissions))))
+        .routes(counted(
+            RouteClass::Starts,
+            public("the address itself is the credential", routes!(hook::receive_delivery)),
+        ))
 }
 
 fn person_routes() -> OpenApiRouter<HttpState> {
     let own = "it is about the person's own account";
     OpenApiRouter::default()
-        .routes(public("the page holds nothing", routes!(home::show_link_page)))
-        .routes(public("the page holds nothing", routes!(home::show_link_script)))
-        .routes(public("the link is the credential", routes!(account::set_up)))
-        .routes(public("address and password are the credentials", routes!(account::sign_in)))
-        .routes(public("the cookie of the first step is the credential", routes!(mfa::sign_in_second)))
-        .routes(public("the link is the credential", routes!(account::choose_password)))
-        .routes(public("nobody learns whether anybody has the address", routes!(account::ask_for_reset)))
-        .routes(public("the link is the credential", routes!(account::verify_email)))
-        .routes(public("the link is the credential", routes!(account::join)))
+        .routes(counted(RouteClass::Relaxed, public("the page holds nothing", routes!(home::show_link_page))))
+        .routes(counted(RouteClass::Relaxed, public("the page holds nothing", routes!(home::show_link_script))))
+        .routes(counted(RouteClass::SignIn, public("the link is the credential", routes!(account::set_up))))
+        .routes(counted(
+            RouteClass::SignIn,
+            public("address and password are the credentials", routes!(account::sign_in)),
+        ))
+        .routes(counted(
+            RouteClass::SignIn,
+            public("the cookie of the first step is the credential", routes!(mfa::sign_in_second)),
+        ))
+        .routes(counted(RouteClass::SignIn, public("the link is the credential", routes!(account::choose_password))))
+        .routes(counted(
+            RouteClass::SignIn,
+            public("nobody learns whether anybody has the address", routes!(account::ask_for_reset)),
+        ))
+        .routes(counted(RouteClass::SignIn, public("the link is the credential", routes!(account::verify_email))))
+        .routes(counted(RouteClass::SignIn, public("the link is the credential", routes!(account::join))))
         .routes(personal(own, routes!(account::sign_out)))
-        .routes(personal(own, routes!(account::step_up)))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(account::step_up))))
         .routes(personal(own, routes!(account::show_me)))
-        .routes(personal(own, routes!(account::change_password)))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(account::change_password))))
         .routes(personal(own, routes!(account::list_sessions)))
         .routes(personal(own, routes!(account::end_session)))
         .routes(personal(own, routes!(account::end_other_sessions)))
@@ -165,17 +188,17 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(personal(own, routes!(account::forget_device)))
         .routes(personal(own, routes!(account::switch_org)))
         .routes(personal(own, routes!(account::list_sign_ins)))
-        .routes(personal(own, routes!(account::ask_to_verify)))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(account::ask_to_verify))))
         .routes(personal(own, routes!(mfa::show_mfa)))
-        .routes(personal(own, routes!(mfa::disable_mfa)))
-        .routes(personal(own, routes!(mfa::begin_totp)))
-        .routes(personal(own, routes!(mfa::verify_totp)))
-        .routes(personal(own, routes!(mfa::activate_totp)))
-        .routes(personal(own, routes!(mfa::renew_backup_codes)))
-        .routes(personal(own, routes!(token::issue_tokens)))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::disable_mfa))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::begin_totp))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::verify_totp))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::activate_totp))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::renew_backup_codes))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(token::issue_tokens))))
         .routes(public("the refresh token is the credential", routes!(token::refresh_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::revoke_tokens)))
-        .routes(public("a public key is no secret", routes!(token::show_jwks)))
+        .routes(counted(RouteClass::Relaxed, public("a public key is no secret", routes!(token::show_jwks))))
 }
 
 fn member_routes() -> OpenApiRouter<HttpState> {

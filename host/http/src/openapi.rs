@@ -5,12 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use axum::response::{IntoResponse, Response};
+use bulkhead_model::rate::RouteClass;
 use http::header;
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 
 use crate::access::{PERMISSION_KEY, PERSONAL_KEY, PUBLIC_KEY, STEP_UP_KEY};
-use crate::problem::{Document, FieldError, Kind, TYPE_BASE, kind_of};
+use crate::limit::CLASS_KEY;
+use crate::problem::{Document, FieldError, Kind, kind_of, type_of};
 
 /// In the document: the slugs of the problem types that an operation can answer.
 pub(crate) const PROBLEMS_KEY: &str = "x-bulkhead-problems";
@@ -21,7 +23,7 @@ Paths name an organization by id or short name; `Authorization: Bearer` takes an
 fields and parameters are refused. Lists answer `items` and `next_cursor`; `limit` is at most 200. What can be changed by \
 several people carries an `etag`, which a change must name as `if-match`. Failures are problem documents (RFC 9457) whose \
 `type` is stable; `x-bulkhead-problems` lists the types of each operation, `x-bulkhead-permission` the permission that it \
-needs.";
+needs, `x-bulkhead-rate-class` what it is counted with: every answer says in `ratelimit` how much is left.";
 
 #[derive(OpenApi)]
 #[openapi(components(schemas(Document, FieldError)))]
@@ -62,6 +64,17 @@ pub fn document() -> Value {
             "description": "A person's session; changes need an `origin` (or `sec-fetch-site`) of this server's own pages.",
         },
     });
+    document["components"]["headers"] = json!({
+        "retry-after": { "description": "Seconds after which to come back.", "schema": { "type": "integer" } },
+        "ratelimit": {
+            "description": "What is left of each policy (`r`), and in how many seconds all of it is back (`t`): a list of structured fields. With every answer.",
+            "schema": { "type": "string" }, "example": "\"api-key\";r=42;t=17",
+        },
+        "ratelimit-policy": {
+            "description": "How many (`q`) in how many seconds (`w`) each policy allows: a list of structured fields. With every answer.",
+            "schema": { "type": "string" }, "example": "\"api-key\";q=1200;w=60",
+        },
+    });
     sort_extensions(&mut document);
     document
 }
@@ -77,6 +90,13 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
         operation.remove(PROBLEMS_KEY).and_then(|declared| serde_json::from_value(declared).ok()).unwrap_or_default();
     let mut add = |kinds: &[Kind]| problems.extend(kinds.iter().map(|kind| kind.entry().slug.to_owned()));
     add(&[Kind::Internal, Kind::TimedOut]);
+    let class = operation.get(CLASS_KEY).and_then(Value::as_str).and_then(RouteClass::parse);
+    if class.is_none_or(|class| class != RouteClass::Starts) {
+        add(&[Kind::RateLimited]);
+    }
+    if class.is_some_and(RouteClass::is_sensitive) {
+        add(&[Kind::ReducedCapacity]);
+    }
     if guarded {
         operation.insert("security".to_owned(), json!([{ "api_key": [] }, { "session": [] }]));
         add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable, Kind::InvalidQuery]);
@@ -137,13 +157,19 @@ fn add_responses(operation: &mut Map<String, Value>, problems: &BTreeSet<String>
     }
     let Some(responses) = operation.get_mut("responses").and_then(Value::as_object_mut) else { return };
     for (status, slugs) in by_status {
-        let types = slugs.iter().map(|slug| format!("`{TYPE_BASE}{slug}`")).collect::<Vec<_>>().join(", ");
-        responses.entry(status.to_string()).or_insert_with(|| {
+        let types = slugs.iter().map(|slug| format!("`{}`", type_of(slug))).collect::<Vec<_>>().join(", ");
+        let response = responses.entry(status.to_string()).or_insert_with(|| {
             json!({
                 "description": types,
                 "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
             })
         });
+        if slugs.contains(&Kind::RateLimited.entry().slug) {
+            let field = |name: &str| json!({ "$ref": format!("#/components/headers/{name}") });
+            response["headers"] = json!({
+                "retry-after": field("retry-after"), "ratelimit": field("ratelimit"), "ratelimit-policy": field("ratelimit-policy"),
+            });
+        }
     }
 }
 

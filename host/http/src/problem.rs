@@ -10,11 +10,12 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use bulkhead_app::AppError;
 use bulkhead_app::data::StoreError;
+use bulkhead_app::limits::RateRefused;
 use bulkhead_app::quota::QuotaExceeded;
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde::Serialize;
 
-pub(crate) use self::catalog::{Kind, kind_of};
+pub(crate) use self::catalog::{Kind, kind_of, type_of};
 
 mod catalog;
 
@@ -49,6 +50,8 @@ pub(crate) struct Problem {
     retry_after_s: Option<u64>,
     /// Boxed, since every fallible function carries the problem.
     quota: Option<Box<ExceededQuota>>,
+    /// The rate limit that was passed.
+    limited: Option<Box<RateRefused>>,
 }
 
 /// The quota that stands against a request.
@@ -84,6 +87,9 @@ pub(crate) struct Document {
     /// With `quota-exceeded` only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) quota: Option<ExceededQuota>,
+    /// With the problem types of rate limits only: the policies, as the field `ratelimit-policy` names them.
+    #[serde(rename = "violated-policies", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) violated_policies: Vec<&'static str>,
 }
 
 impl Problem {
@@ -98,7 +104,19 @@ impl Problem {
             errors: Vec::new(),
             retry_after_s: None,
             quota: None,
+            limited: None,
         }
+    }
+
+    /// Because of a rate limit: come back after so many seconds.
+    pub(crate) fn by_policy(mut self, refused: RateRefused, retry_after_s: u64) -> Self {
+        self.retry_after_s = Some(retry_after_s);
+        self.limited = Some(Box::new(refused));
+        self
+    }
+
+    pub(crate) fn is(&self, kind: Kind) -> bool {
+        self.slug == kind.entry().slug
     }
 
     /// With one error at a place in the input.
@@ -137,13 +155,14 @@ impl Problem {
     /// The document's bytes.
     pub(crate) fn render(&self, request_id: &str) -> Vec<u8> {
         let document = Document {
-            kind: format!("{TYPE_BASE}{}", self.slug),
+            kind: type_of(self.slug),
             title: self.title,
             status: self.status.as_u16(),
             detail: self.detail.clone(),
             request_id: request_id.to_owned(),
             errors: self.errors.clone(),
             quota: self.quota.as_deref().cloned(),
+            violated_policies: self.limited.iter().map(|refused| refused.policy.as_str()).collect(),
         };
         serde_json::to_vec(&document).expect("text and numbers are always written as JSON")
     }
@@ -184,7 +203,16 @@ impl From<AppError> for Problem {
                     .take(ERRORS_MAX)
                     .map(|problem| FieldError { path: problem.path, code: problem.code, message: problem.message })
                     .collect();
-                Self { status, slug: code, title, detail: message, errors, retry_after_s: None, quota: None }
+                Self {
+                    status,
+                    slug: code,
+                    title,
+                    detail: message,
+                    errors,
+                    retry_after_s: None,
+                    quota: None,
+                    limited: None,
+                }
             }
             AppError::Conflict { code, message } => {
                 let title = kind_of(code).map_or("The request conflicts with what is stored", |entry| entry.title);
@@ -196,6 +224,7 @@ impl From<AppError> for Problem {
                     errors: Vec::new(),
                     retry_after_s: None,
                     quota: None,
+                    limited: None,
                 }
             }
             AppError::StaleVersion => Self::new(Kind::Stale, error.to_string()),
@@ -258,6 +287,9 @@ impl IntoResponse for Problem {
         }
         if self.slug == Kind::UnsupportedMediaType.entry().slug {
             headers.insert(HeaderName::from_static("accept-post"), HeaderValue::from_static("application/json"));
+        }
+        if let Some(refused) = self.limited.as_deref() {
+            response.extensions_mut().insert(*refused);
         }
         response.extensions_mut().insert(Arc::new(self));
         response

@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use crate::HttpState;
+use crate::limit::limit_person;
 use crate::page::{NoFilter, filter};
 use crate::problem::{Kind, Problem};
 
@@ -166,6 +167,7 @@ impl FromRequestParts<HttpState> for Person {
         }
         let token = session_token(parts, state)?;
         let (signed_in, _) = state.app.resume(&token, None).await?;
+        limit_person(parts, state, signed_in.user.id).await?;
         tracing::Span::current().record("user_id", tracing::field::display(signed_in.user.id));
         filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;
         Ok(Self { signed_in, client: client(parts) })

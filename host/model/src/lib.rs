@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | who may do it? | [`permission`], and [`role`] for where that comes from |
 //! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`], [`mfa`], [`totp`], [`backup_code`] |
+//! | how often may somebody ask? | [`rate`], by [`network`], person, key and organization |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
@@ -32,9 +33,11 @@ pub mod link;
 pub mod manifest;
 pub mod mfa;
 pub mod name;
+pub mod network;
 pub mod password;
 pub mod permission;
 pub mod quota;
+pub mod rate;
 pub mod retention;
 pub mod role;
 pub mod run;

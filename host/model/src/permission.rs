@@ -231,6 +231,8 @@ pub enum SystemReason {
     Nodes,
     /// Finds out who signs in, and keeps what belongs to people rather than to an organization.
     Accounts,
+    /// Counts how often somebody asks.
+    Limits,
 }
 
 impl SystemReason {
@@ -244,6 +246,7 @@ impl SystemReason {
             Self::Hook => "hook",
             Self::Nodes => "nodes",
             Self::Accounts => "accounts",
+            Self::Limits => "limits",
         }
     }
 }

@@ -69,6 +69,9 @@ impl Site {
     fn serve(&self) -> Result<Server> {
         let address = format!("127.0.0.1:{}", free_port());
         let mut command = self.command(&["serve"]);
+        command
+            .env("BULKHEAD_LIMITS__ANONYMOUS_PER_MINUTE", "1000000")
+            .env("BULKHEAD_LIMITS__ANONYMOUS_BURST", "1000000");
         command.env("BULKHEAD_SERVER__LISTEN", &address).stdin(Stdio::null()).stdout(Stdio::null());
         let (url, began) = (format!("http://{address}"), Instant::now());
         let mut child = command.spawn()?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use bulkhead_app::{HashingLimits, StartLimits};
 use bulkhead_model::password::Cost;
+use bulkhead_model::rate::{Policy, Rate, RateLimits};
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
@@ -44,6 +45,7 @@ pub(crate) struct Config {
     pub(crate) egress: EgressSection,
     pub(crate) worker: WorkerSection,
     pub(crate) starts: StartsSection,
+    pub(crate) limits: LimitsSection,
     pub(crate) audit: AuditSection,
     pub(crate) accounts: AccountsSection,
     pub(crate) mail: MailSection,
@@ -194,6 +196,77 @@ impl StartsSection {
     }
 }
 
+/// `[limits]`: how often somebody may ask; what is beyond is answered 429.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LimitsSection {
+    pub(crate) anonymous_per_minute: u32,
+    pub(crate) anonymous_burst: u32,
+    pub(crate) sign_in_per_minute: u32,
+    pub(crate) failed_credentials_per_minute: u32,
+    pub(crate) user_per_minute: u32,
+    pub(crate) user_burst: u32,
+    pub(crate) key_per_minute: u32,
+    pub(crate) key_burst: u32,
+    pub(crate) organization_per_minute: u32,
+    pub(crate) organization_burst: u32,
+    pub(crate) strict_per_minute: u32,
+    pub(crate) exports_per_hour: u32,
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        let RateLimits { anonymous, sign_in, credentials, user, key, strict, export, organization } =
+            RateLimits::default();
+        Self {
+            anonymous_per_minute: anonymous.quota,
+            anonymous_burst: anonymous.burst,
+            sign_in_per_minute: sign_in.quota,
+            failed_credentials_per_minute: credentials.quota,
+            user_per_minute: user.quota,
+            user_burst: user.burst,
+            key_per_minute: key.quota,
+            key_burst: key.burst,
+            organization_per_minute: organization.quota,
+            organization_burst: organization.burst,
+            strict_per_minute: strict.quota,
+            exports_per_hour: export.quota,
+        }
+    }
+}
+
+impl LimitsSection {
+    pub(crate) fn limits(&self) -> RateLimits {
+        RateLimits {
+            anonymous: Rate::per_minute(self.anonymous_per_minute, self.anonymous_burst),
+            sign_in: Rate::per_minute(self.sign_in_per_minute, self.sign_in_per_minute),
+            // Half of them at once.
+            credentials: Rate::per_minute(
+                self.failed_credentials_per_minute,
+                self.failed_credentials_per_minute.div_ceil(2),
+            ),
+            user: Rate::per_minute(self.user_per_minute, self.user_burst),
+            key: Rate::per_minute(self.key_per_minute, self.key_burst),
+            strict: Rate::per_minute(self.strict_per_minute, self.strict_per_minute),
+            export: Rate::per_hour(self.exports_per_hour, self.exports_per_hour),
+            organization: Rate::per_minute(self.organization_per_minute, self.organization_burst),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let limits = self.limits();
+        for policy in Policy::ALL {
+            anyhow::ensure!(
+                limits.rate(*policy).is_allowed(),
+                "limits: each figure is between 1 and {} ({} is not); half of that for anonymous, user and key, which some routes double",
+                bulkhead_model::rate::QUOTA_MAX,
+                policy.as_str()
+            );
+        }
+        Ok(())
+    }
+}
+
 /// `[audit]`
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -327,6 +400,7 @@ impl Config {
             anyhow::ensure!((1..=10_000).contains(&slots), "worker.slots_{name} is between 1 and 10000");
         }
         self.starts.check()?;
+        self.limits.check()?;
         self.accounts.check()?;
         if let Some(url) = &self.server.public_url {
             anyhow::ensure!(
@@ -368,6 +442,17 @@ mod tests {
     fn unknown_keys_are_refused() {
         for text in ["[server]\nlisen = \"127.0.0.1:1\"", "[servers]", "x = 1"] {
             assert!(Figment::from(Toml::string(text)).extract::<Config>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_limit_of_nothing_is_refused() {
+        let check = |text: &str| Figment::from(Toml::string(text)).extract::<Config>().unwrap().check();
+        assert!(check("[limits]\nuser_per_minute = 1200").is_ok());
+        for text in
+            ["user_per_minute = 0", "key_burst = 0", "anonymous_per_minute = 6000000", "strict_per_minute = 20000000"]
+        {
+            assert!(check(&format!("[limits]\n{text}")).is_err(), "{text}");
         }
     }
 

@@ -163,7 +163,8 @@ impl Host {
                 supervisor: supervisor.clone(),
             },
         })
-        .with_start_limits(config.starts.limits());
+        .with_start_limits(config.starts.limits())
+        .with_rate_limits(config.limits.limits());
         let app = match &config.audit.anchor_dir {
             Some(dir) => app.with_kept_checkpoints(crate::audit::kept_in(dir.clone())),
             None => app,
@@ -195,6 +196,7 @@ impl Host {
         let worker = WorkerConfig { name: node_name(address), slots, heartbeat };
         self.app.start_worker(worker, &self.supervisor).await.context("the worker cannot start")?;
         self.app.start_mail(&self.supervisor);
+        self.app.start_limits(&self.supervisor).await.context("rate limits cannot be read")?;
         Ok(())
     }
 }

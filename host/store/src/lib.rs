@@ -42,6 +42,7 @@ pub mod policy;
 mod postgres;
 mod probe;
 pub mod prune;
+pub mod rate;
 pub mod retention;
 pub mod role;
 pub mod run;

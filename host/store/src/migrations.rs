@@ -23,6 +23,11 @@ const ALL: &[(&str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0003_keys.sql"),
         include_str!("../../../migrations/postgres/0003_keys.sql"),
     ),
+    (
+        "0004_limits",
+        include_str!("../../../migrations/sqlite/0004_limits.sql"),
+        include_str!("../../../migrations/postgres/0004_limits.sql"),
+    ),
 ];
 
 fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {

@@ -61,6 +61,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("policy", include_str!("policy.rs")),
     ("probe", include_str!("probe.rs")),
     ("prune", include_str!("prune.rs")),
+    ("rate", include_str!("rate.rs")),
     ("retention", include_str!("retention.rs")),
     ("role", include_str!("role.rs")),
     ("role/assignment", include_str!("role/assignment.rs")),

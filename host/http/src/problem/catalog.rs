@@ -2,6 +2,8 @@
 
 use http::StatusCode;
 
+use super::TYPE_BASE;
+
 /// One problem type.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
@@ -55,6 +57,8 @@ kinds! {
     TooManyWaiting = "too-many-waiting", TOO_MANY_REQUESTS, "Too many runs wait already";
     TooManyHeld = "too-many-held", TOO_MANY_REQUESTS, "Too many runs of the workflow wait for its breaker";
     RunsPerMinute = "runs-per-minute", TOO_MANY_REQUESTS, "Too many runs in a minute";
+    RateLimited = "rate-limited", TOO_MANY_REQUESTS, "Request cannot be satisfied as assigned quota has been exceeded";
+    ReducedCapacity = "reduced-capacity", SERVICE_UNAVAILABLE, "Request cannot be satisfied due to temporary server capacity constraints";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something failed on our side";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Temporarily unavailable";
     TimedOut = "timed-out", SERVICE_UNAVAILABLE, "The answer took too long";
@@ -142,6 +146,18 @@ kinds! {
     PluginInstalled = "plugin-installed", CONFLICT, "The plugin version is installed";
     QuotaExceeded = "quota-exceeded", CONFLICT, "The organization holds as much as it may";
     WorkflowInactive = "workflow-inactive", CONFLICT, "The workflow is not active";
+}
+
+/// Types that are registered for everybody (draft-ietf-httpapi-ratelimit-headers-10), by our slugs.
+const REGISTERED: &[(&str, &str)] = &[
+    ("rate-limited", "https://iana.org/assignments/http-problem-types#quota-exceeded"),
+    ("reduced-capacity", "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"),
+];
+
+/// The address that names the type with this slug.
+pub(crate) fn type_of(slug: &str) -> String {
+    let registered = REGISTERED.iter().find(|(ours, _)| *ours == slug);
+    registered.map_or_else(|| format!("{TYPE_BASE}{slug}"), |(_, theirs)| (*theirs).to_owned())
 }
 
 /// The type with this slug.

@@ -1,0 +1,382 @@
+//! Rate limits at the door: an address is counted before anybody looks at credentials, and whoever they turn out to belong to after that.
+//!
+//! | field | says |
+//! | --- | --- |
+//! | `ratelimit-policy` | how many (`q`) in how many seconds (`w`) each policy allows that the request fell under |
+//! | `ratelimit` | how many are left now (`r`), and in how many seconds (`t`) all of them are back |
+//! | `retry-after` | of a refusal: when to come back |
+//!
+//! The fields are those of draft-ietf-httpapi-ratelimit-headers-10.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bulkhead_app::limits::{Ask, Counted, Meter, RateRefused, RefusedFor};
+use bulkhead_model::id::UserId;
+use bulkhead_model::network::Network;
+use bulkhead_model::permission::Caller;
+use bulkhead_model::rate::{Asker, Policy, RouteClass};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use utoipa::openapi::OpenApi;
+use utoipa::openapi::path::PathItem;
+
+use crate::HttpState;
+use crate::extract::discard_small;
+use crate::problem::{Kind, Problem};
+use crate::session::{ClientAddress, has_session};
+
+/// In the OpenAPI document: the class of routes that an operation is counted with.
+pub(crate) const CLASS_KEY: &str = "x-bulkhead-rate-class";
+pub(crate) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(crate) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+
+/// The class of each route, by its path and method.
+#[derive(Debug, Default)]
+pub(crate) struct Classes(HashMap<String, HashMap<&'static str, RouteClass>>);
+
+impl Classes {
+    /// As the description of the routes declares them.
+    pub(crate) fn of(document: &OpenApi) -> Self {
+        let of_item = |item: &PathItem| {
+            let operations = [
+                ("GET", &item.get),
+                ("POST", &item.post),
+                ("PUT", &item.put),
+                ("PATCH", &item.patch),
+                ("DELETE", &item.delete),
+            ];
+            let class = |operation: &utoipa::openapi::path::Operation| {
+                let declared = operation.extensions.as_ref()?.get(CLASS_KEY)?.as_str()?;
+                RouteClass::parse(declared)
+            };
+            operations
+                .into_iter()
+                .filter_map(|(method, operation)| Some((method, class(operation.as_ref()?)?)))
+                .collect()
+        };
+        Self(document.paths.paths.iter().map(|(path, item)| (path.clone(), of_item(item))).collect())
+    }
+
+    /// What is not declared is standard: scanners' addresses as well.
+    fn of_request(&self, request: &Request) -> RouteClass {
+        let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
+        let path = request.extensions().get::<MatchedPath>();
+        let declared = path.and_then(|path| self.0.get(path.as_str())?.get(method));
+        declared.copied().unwrap_or(RouteClass::Standard)
+    }
+}
+
+/// What a request falls under: put into it at the door, and added to by whoever finds out who asks.
+#[derive(Clone)]
+pub(crate) struct Limited {
+    class: RouteClass,
+    meters: Arc<Mutex<Vec<Meter>>>,
+}
+
+impl Limited {
+    fn new(class: RouteClass) -> Self {
+        Self { class, meters: Arc::default() }
+    }
+
+    fn add(&self, more: Vec<Meter>) {
+        self.meters.lock().unwrap_or_else(PoisonError::into_inner).extend(more);
+    }
+}
+
+/// Whether the request names somebody, rightly or not.
+fn presents_credentials(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::AUTHORIZATION) || has_session(headers)
+}
+
+/// The layer before authentication.
+pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
+    let class = state.classes.of_request(&request);
+    let Some(by_address) = class.policy(Asker::Address) else { return next.run(request).await };
+    let network =
+        request.extensions().get::<ClientAddress>().map_or(Network::UNKNOWN, |address| Network::of(address.0));
+    let limited = Limited::new(class);
+    let named = presents_credentials(request.headers());
+    // Where secrets are tried, whoever tries is counted, signed in or not.
+    let passed = if named && class != RouteClass::SignIn {
+        state.app.look_at_failures(network).map(|()| Vec::new())
+    } else {
+        let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
+        state.app.take_rate(&[ask], class).await
+    };
+    match passed {
+        Ok(meters) => limited.add(meters),
+        Err(refused) => {
+            discard_small(request).await;
+            return with_fields(refusal(&refused).into_response(), &[], Some(&refused));
+        }
+    }
+    request.extensions_mut().insert(limited.clone());
+    let mut response = next.run(request).await;
+    if named && is_failed(&response) {
+        state.app.count_failure(network).await;
+    }
+    let refused = response.extensions_mut().remove::<RateRefused>();
+    let meters = std::mem::take(&mut *limited.meters.lock().unwrap_or_else(PoisonError::into_inner));
+    with_fields(response, &meters, refused.as_ref())
+}
+
+/// Whether credentials were refused; that a fresher proof is asked for is no failure.
+fn is_failed(response: &Response) -> bool {
+    response.extensions().get::<Arc<Problem>>().is_some_and(|problem| problem.is(Kind::Unauthenticated))
+}
+
+/// Counts a request by its caller and the caller's organization.
+///
+/// # Errors
+/// `rate-limited`, `reduced-capacity`.
+pub(crate) async fn limit_caller(parts: &Parts, state: &HttpState, caller: &Caller) -> Result<(), Problem> {
+    let (asker, counted) = match (caller.user(), caller.key()) {
+        (Some(user), _) => (Asker::User, Counted::User(user)),
+        (None, Some(key)) => (Asker::Key, Counted::Key(key)),
+        (None, None) => return Ok(()),
+    };
+    take(parts, state, (asker, counted), Some(Counted::Org(caller.org()))).await
+}
+
+/// Counts a request about a person's own account.
+///
+/// # Errors
+/// As [`limit_caller`].
+pub(crate) async fn limit_person(parts: &Parts, state: &HttpState, user: UserId) -> Result<(), Problem> {
+    take(parts, state, (Asker::User, Counted::User(user)), None).await
+}
+
+async fn take(
+    parts: &Parts,
+    state: &HttpState,
+    (asker, counted): (Asker, Counted),
+    org: Option<Counted>,
+) -> Result<(), Problem> {
+    let limited = parts.extensions.get::<Limited>().cloned().unwrap_or_else(|| Limited::new(RouteClass::Standard));
+    let Some(policy) = limited.class.policy(asker) else { return Ok(()) };
+    let cost = limited.class.cost();
+    let of_org = org.map(|counted| Ask { policy: Policy::Organization, counted, cost });
+    let asks: Vec<Ask> = std::iter::once(Ask { policy, counted, cost }).chain(of_org).collect();
+    let meters = state.app.take_rate(&asks, limited.class).await.map_err(|refused| refusal(&refused))?;
+    limited.add(meters);
+    Ok(())
+}
+
+fn seconds(duration: Duration) -> u64 {
+    duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
+}
+
+fn refusal(refused: &RateRefused) -> Problem {
+    let wait_s = seconds(refused.wait).max(1);
+    let (kind, detail) = match refused.why {
+        RefusedFor::Quota => {
+            let detail = format!(
+                "the policy `{}` allows {} in {} seconds, {} of them at once: come back in {wait_s} seconds",
+                refused.policy.as_str(),
+                refused.rate.quota,
+                refused.rate.window_s,
+                refused.rate.burst
+            );
+            (Kind::RateLimited, detail)
+        }
+        RefusedFor::ReducedCapacity => {
+            let detail = format!("less than usual is let in at the moment: come back in {wait_s} seconds");
+            (Kind::ReducedCapacity, detail)
+        }
+    };
+    Problem::new(kind, detail).by_policy(*refused, wait_s)
+}
+
+/// The policies' field, as a list of structured fields (RFC 9651).
+fn policies<'a>(rates: impl Iterator<Item = (Policy, &'a bulkhead_model::rate::Rate)>) -> String {
+    let mut text = String::new();
+    for (policy, rate) in rates {
+        let comma = if text.is_empty() { "" } else { ", " };
+        let _ = write!(text, "{comma}\"{}\";q={};w={}", policy.as_str(), rate.quota, rate.window_s);
+    }
+    text
+}
+
+/// What is left, in the same form.
+fn left(meters: &[Meter], refused: Option<&RateRefused>) -> String {
+    let mut text = String::new();
+    let of_meters = meters.iter().map(|meter| (meter.policy, meter.left.min(meter.rate.quota), seconds(meter.full_in)));
+    // Of a refusal the time is that of `retry-after`, which may not be earlier.
+    let of_refusal = refused.map(|refused| (refused.policy, 0, seconds(refused.wait).max(1)));
+    for (policy, left, full_in_s) in of_meters.chain(of_refusal) {
+        let comma = if text.is_empty() { "" } else { ", " };
+        let _ = write!(text, "{comma}\"{}\";r={left};t={full_in_s}", policy.as_str());
+    }
+    text
+}
+
+/// Adds the fields to an answer.
+fn with_fields(mut response: Response, meters: &[Meter], refused: Option<&RateRefused>) -> Response {
+    let rates = meters.iter().map(|meter| (meter.policy, &meter.rate));
+    let all = policies(rates.chain(refused.map(|refused| (refused.policy, &refused.rate))));
+    for (name, text) in [(RATE_LIMIT_POLICY, all), (RATE_LIMIT, left(meters, refused))] {
+        if !text.is_empty()
+            && let Ok(value) = HeaderValue::from_str(&text)
+        {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_model::rate::{Rate, RateLimits};
+    use sfv::{BareItem, FieldType as _, Item, List, ListEntry, Parser};
+
+    use super::*;
+
+    fn item(entry: &ListEntry) -> &Item {
+        let ListEntry::Item(item) = entry else { panic!("{entry:?}") };
+        item
+    }
+
+    /// A list of names with whole numbers, as a client of the draft reads it.
+    fn read(text: &str) -> Vec<(String, Vec<(String, i64)>)> {
+        let list: List = Parser::new(text).parse().unwrap();
+        let read = |entry| {
+            let Item { bare_item, params } = item(entry);
+            let name = match bare_item {
+                BareItem::String(name) => name.as_str().to_owned(),
+                other => panic!("{other:?}"),
+            };
+            let number = |value: &BareItem| match value {
+                BareItem::Integer(number) => i64::from(*number),
+                other => panic!("{other:?}"),
+            };
+            (name, params.iter().map(|(key, value)| (key.as_str().to_owned(), number(value))).collect())
+        };
+        list.iter().map(read).collect()
+    }
+
+    #[test]
+    fn fields_are_read_by_another_implementation_of_structured_fields() {
+        let limits = RateLimits::default();
+        let meter =
+            |policy, left| Meter { policy, rate: limits.rate(policy), left, full_in: Duration::from_millis(1_500) };
+        let meters = [meter(Policy::Key, 199), meter(Policy::Organization, 1_999)];
+        let response = with_fields(Response::default(), &meters, None);
+        let of = |name: &HeaderName| response.headers()[name].to_str().unwrap().to_owned();
+        let pair = |key: &str, value| (key.to_owned(), value);
+        assert_eq!(
+            read(&of(&RATE_LIMIT_POLICY)),
+            [
+                ("api-key".to_owned(), vec![pair("q", 1_200), pair("w", 60)]),
+                ("organization".to_owned(), vec![pair("q", 12_000), pair("w", 60)]),
+            ]
+        );
+        assert_eq!(
+            read(&of(&RATE_LIMIT)),
+            [
+                ("api-key".to_owned(), vec![pair("r", 199), pair("t", 2)]),
+                ("organization".to_owned(), vec![pair("r", 1_999), pair("t", 2)]),
+            ]
+        );
+        // What another implementation writes of it is what we wrote.
+        for name in [RATE_LIMIT, RATE_LIMIT_POLICY] {
+            let list: List = Parser::new(&of(&name)).parse().unwrap();
+            assert_eq!(list.serialize().unwrap(), of(&name));
+        }
+    }
+
+    /// The draft's own examples (sections 3, 4 and appendix) are of the form that ours is read with.
+    #[test]
+    fn the_drafts_examples_are_of_the_same_form() {
+        assert_eq!(
+            read(r#""burst";q=100;w=60,"daily";q=1000;w=86400"#),
+            [
+                ("burst".to_owned(), vec![("q".to_owned(), 100), ("w".to_owned(), 60)]),
+                ("daily".to_owned(), vec![("q".to_owned(), 1_000), ("w".to_owned(), 86_400)]),
+            ]
+        );
+        assert_eq!(
+            read(r#""default";r=50;t=30"#),
+            [("default".to_owned(), vec![("r".to_owned(), 50), ("t".to_owned(), 30)])]
+        );
+        // Partition keys and units are for others to send.
+        for example in [
+            r#""permin";q=50;w=60,"perhr";q=1000;w=3600"#,
+            r#""peruser";q=65535;qu="content-bytes";w=10;pk=:c2RmakxKVU8=:"#,
+            r#""default";r=999;pk=:dHJpYWwxMjEzMjM=:"#,
+            r#""problemPolicy";r=0;t=10"#,
+            r#""sliding";q=100;w=60;burst=1000"#,
+        ] {
+            let list: List = Parser::new(example).parse().unwrap();
+            assert!(list.iter().all(|entry| matches!(item(entry).bare_item, BareItem::String(_))), "{example}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_which_policy_and_never_an_earlier_time_than_the_field() {
+        let wait = Duration::from_millis(2_100);
+        let refused =
+            RateRefused { policy: Policy::Strict, rate: Rate::per_minute(10, 10), wait, why: RefusedFor::Quota };
+        let response = with_fields(refusal(&refused).into_response(), &[], Some(&refused));
+        assert_eq!(response.status().as_u16(), 429);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "3");
+        assert_eq!(response.headers()[RATE_LIMIT], r#""strict";r=0;t=3"#);
+        let document: serde_json::Value =
+            serde_json::from_slice(&response.extensions().get::<Arc<Problem>>().unwrap().render("req")).unwrap();
+        assert_eq!(document["type"], "https://iana.org/assignments/http-problem-types#quota-exceeded");
+        assert_eq!(document["violated-policies"], serde_json::json!(["strict"]));
+        let reduced = RateRefused { why: RefusedFor::ReducedCapacity, ..refused };
+        let response = refusal(&reduced).into_response();
+        assert_eq!(response.status().as_u16(), 503);
+        let document: serde_json::Value =
+            serde_json::from_slice(&response.extensions().get::<Arc<Problem>>().unwrap().render("req")).unwrap();
+        assert_eq!(document["type"], "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity");
+    }
+
+    #[test]
+    fn every_operation_has_a_class() {
+        let (_, document) = crate::routes().split_for_parts();
+        let classes = Classes::of(&document);
+        let of = |method: &str, path: &str| classes.0[path][method];
+        assert_eq!(of("POST", "/api/v1/orgs/{org}/api-keys"), RouteClass::Strict);
+        assert_eq!(of("GET", "/api/v1/orgs/{org}/api-keys"), RouteClass::Standard);
+        assert_eq!(of("POST", "/api/v1/auth/login"), RouteClass::SignIn);
+        assert_eq!(of("GET", "/readyz"), RouteClass::Relaxed);
+        let declared: usize = classes.0.values().map(HashMap::len).sum();
+        let operations: usize = document
+            .paths
+            .paths
+            .values()
+            .map(|item| [&item.get, &item.post, &item.put, &item.patch, &item.delete].into_iter().flatten().count())
+            .sum();
+        assert_eq!(declared, operations);
+    }
+
+    /// Section e: MFA lifecycle routes without a bucket of their own.
+    #[test]
+    fn every_route_that_tries_or_changes_a_second_factor_is_strict_or_a_sign_in() {
+        let (_, document) = crate::routes().split_for_parts();
+        let classes = Classes::of(&document);
+        let mut seen = 0;
+        for (path, methods) in &classes.0 {
+            if !path.starts_with("/api/v1/auth/") && !path.starts_with("/api/v1/me/mfa") {
+                continue;
+            }
+            for (method, class) in methods.iter().filter(|(method, _)| **method != "GET") {
+                seen += 1;
+                // Nothing can be guessed there: 256 bits, and the end of what is the caller's own.
+                let gives_nothing = ["/logout", "/refresh", "/revoke"].iter().any(|end| path.ends_with(end));
+                assert!(
+                    gives_nothing || matches!(class, RouteClass::Strict | RouteClass::SignIn),
+                    "{method} {path}: {class:?}"
+                );
+            }
+        }
+        assert!(seen >= 8, "{seen}");
+    }
+}

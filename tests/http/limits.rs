@@ -1,0 +1,127 @@
+//! Rate limits through the real router: who is counted by what, before and after authentication, and what clients are told.
+
+use std::time::Duration;
+
+use bulkhead_model::permission::Permission;
+use bulkhead_model::rate::{Rate, RateLimits};
+use serde_json::json;
+
+use crate::support::{Answer, Ask, TestServer, ask};
+
+/// Small ones, each told from the others by its figure.
+fn small() -> RateLimits {
+    RateLimits {
+        anonymous: Rate::per_minute(60, 3),
+        sign_in: Rate::per_minute(60, 2),
+        credentials: Rate::per_minute(60, 4),
+        user: Rate::per_minute(60, 5),
+        key: Rate::per_minute(60, 6),
+        strict: Rate::per_minute(60, 2),
+        export: Rate::per_hour(60, 1),
+        organization: Rate::per_minute(60, 20),
+    }
+}
+
+async fn passed(server: &TestServer, most: usize, make: impl Fn() -> Ask) -> (usize, Answer) {
+    for n in 0..most {
+        let answer = server.send(make()).await;
+        if answer.status.as_u16() == 429 {
+            return (n, answer);
+        }
+    }
+    panic!("{most} requests passed");
+}
+
+on_both! {
+    async fn a_key_is_told_what_is_left_and_when_to_come_back(server: TestServer) {
+        let mut server = server;
+        let tenant = server.tenant("acme").await;
+        server.limit_rates(small());
+        let read = || ask("GET", tenant.at("runs")).key(&tenant.key);
+        let first = server.send(read()).await;
+        assert_eq!(first.status.as_u16(), 200);
+        assert_eq!(first.header("ratelimit-policy"), r#""api-key";q=60;w=60, "organization";q=60;w=60"#);
+        assert!(first.header("ratelimit").starts_with(r#""api-key";r=5;t="#), "{}", first.header("ratelimit"));
+        let (before, refused) = passed(&server, 9, read).await;
+        assert_eq!(before, 5);
+        let document = refused.json(429);
+        assert_eq!(refused.problem(429), "registered:quota-exceeded");
+        assert_eq!(document["violated-policies"], json!(["api-key"]));
+        assert_eq!(refused.header("retry-after"), "1");
+        assert_eq!(refused.header("ratelimit"), r#""api-key";r=0;t=1"#);
+        assert_eq!(refused.header("ratelimit-policy"), r#""api-key";q=60;w=60"#);
+        // Another key of the organization has a bucket of its own, and so has what is read from small fixed lists.
+        assert_eq!(server.send(ask("GET", tenant.at("")[..tenant.at("").len() - 1].to_owned()).key(&tenant.key)).await.status.as_u16(), 200);
+    }
+
+    /// Section e: a limiter after authentication leaves the hashing to attackers for nothing.
+    async fn sign_ins_are_counted_by_address_before_a_password_is_looked_at(server: TestServer) {
+        let mut server = server;
+        server.limit_rates(small());
+        let sign_in = |from: &str| {
+            ask("POST", "/api/v1/auth/login").json(&json!({ "email": "eve@example.com", "password": "x" })).from(from)
+        };
+        let (before, refused) = passed(&server, 9, || sign_in("198.51.100.7")).await;
+        assert_eq!((before, refused.problem(429)), (2, "registered:quota-exceeded".to_owned()));
+        // Whether a body is sound, and whether a cookie is presented, changes nothing: the address is counted first.
+        let broken = ask("POST", "/api/v1/auth/login").bytes("application/json", "{").from("198.51.100.7");
+        assert_eq!(server.send(broken).await.status.as_u16(), 429);
+        let cookie = format!("__Host-bulkhead_session={}", "ab".repeat(32));
+        assert_eq!(server.send(sign_in("198.51.100.7").header("cookie", &cookie)).await.status.as_u16(), 429);
+        assert_eq!(server.send(sign_in("198.51.100.8")).await.status.as_u16(), 401);
+        // The address says nothing for itself: what a client writes there is not believed.
+        let spoofed = sign_in("198.51.100.7").header("x-forwarded-for", "203.0.113.9");
+        assert_eq!(server.send(spoofed).await.status.as_u16(), 429);
+    }
+
+    async fn credentials_that_are_refused_count_for_their_address(server: TestServer) {
+        let mut server = server;
+        let tenant = server.tenant("acme").await;
+        server.limit_rates(small());
+        let guess = || ask("GET", tenant.at("runs")).key("bh_live_nothing").from("198.51.100.7");
+        let (before, refused) = passed(&server, 9, guess).await;
+        assert_eq!((before, refused.json(429)["violated-policies"].clone()), (4, json!(["failed-credentials"])));
+        // From elsewhere the key is what it was, and the guesses took nothing from it.
+        let good = server.send(ask("GET", tenant.at("runs")).key(&tenant.key).from("198.51.100.8")).await;
+        assert!(good.header("ratelimit").starts_with(r#""api-key";r=5;"#));
+        // One /64 is one client.
+        let (before, _) = passed(&server, 9, || ask("GET", tenant.at("runs")).key("x").from("2001:db8::1")).await;
+        assert_eq!(before, 4);
+        assert_eq!(server.send(ask("GET", tenant.at("runs")).key("x").from("2001:db8::2")).await.status.as_u16(), 429);
+        assert_eq!(server.send(ask("GET", tenant.at("runs")).key("x").from("2001:db8:0:1::2")).await.status.as_u16(), 401);
+    }
+
+    async fn strangers_are_few_and_probes_have_a_bucket_of_their_own(server: TestServer) {
+        let mut server = server;
+        server.limit_rates(small());
+        let scan = || ask("GET", "/wp-login.php").from("198.51.100.7");
+        assert_eq!(passed(&server, 9, scan).await.0, 3);
+        let probe = || ask("GET", "/livez").from("198.51.100.7");
+        assert_eq!(passed(&server, 20, probe).await.0, 6, "twice as many");
+        // Requests of which nobody knows the address are one client.
+        assert_eq!(passed(&server, 9, || ask("GET", "/nothing")).await.0, 3);
+        // Webhooks have limits of their own: their sender is one address for many.
+        for _ in 0..9 {
+            assert_eq!(server.send(ask("POST", "/hooks/nothing").from("198.51.100.7")).await.status.as_u16(), 404);
+        }
+    }
+
+    async fn changes_of_keys_are_strict_and_an_organization_has_a_bucket_too(server: TestServer) {
+        let mut server = server;
+        let tenant = server.tenant("acme").await;
+        let reader = server.key(&tenant, &[Permission::RunsRead]).await;
+        server.limit_rates(RateLimits { organization: Rate::per_minute(60, 4), ..small() });
+        let make = || {
+            ask("POST", tenant.at("api-keys")).key(&tenant.key).json(&json!({ "name": "x", "permissions": ["org.read"] }))
+        };
+        let (before, refused) = passed(&server, 9, make).await;
+        assert_eq!((before, refused.json(429)["violated-policies"].clone()), (2, json!(["strict"])));
+        // A refusal took nothing from the organization.
+        let (before, refused) = passed(&server, 9, || ask("GET", tenant.at("runs")).key(&reader)).await;
+        assert_eq!((before, refused.json(429)["violated-policies"].clone()), (2, json!(["organization"])));
+        if !server.store.is_postgres() {
+            server.ambient.advance(Duration::from_secs(1));
+            assert_eq!(server.send(ask("GET", tenant.at("runs")).key(&reader)).await.status.as_u16(), 200);
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Token buckets in the database: what is written down comes back, and the statement that nodes take tokens with does what the rule says.
+
+use std::time::Duration;
+
+use bulkhead_model::rate::{Bucket, Rate, Share};
+use bulkhead_store::StoreError;
+use bulkhead_store::rate::{BucketKey, Taking};
+
+use crate::support::{LIMITS, TestStore};
+
+async fn take(test: &TestStore, key: BucketKey, share: Share, wanted: (u32, u32)) -> Taking {
+    tx!(test.write_locked, &LIMITS, [key, share, wanted], |tx| tx.take_tokens(key, *share, *wanted).await).unwrap()
+}
+
+on_both! {
+    async fn what_is_written_down_comes_back_until_it_is_full(test: TestStore) {
+        let now = test.ambient.now().as_micros();
+        tx!(test.write, &LIMITS, [now], |tx| {
+            tx.save_bucket(&[1; 16], *now, *now + 10).await?;
+            tx.save_bucket(&[2; 16], *now, *now + 30).await?;
+            tx.save_bucket(&[3; 16], *now, *now + 20).await?;
+            tx.save_bucket(&[1; 16], *now, *now + 5).await
+        })
+        .unwrap();
+        let (listed, first, later) = tx!(test.read, &LIMITS, [now], |tx| {
+            Ok((tx.list_buckets(*now, 9).await?, tx.list_buckets(*now, 1).await?, tx.list_buckets(*now + 5, 9).await?.len()))
+        })
+        .unwrap();
+        assert_eq!(listed, [([2; 16], now + 30), ([3; 16], now + 20), ([1; 16], now + 5)]);
+        assert_eq!((first.len(), later), (1, 2));
+        let removed = tx!(test.write, &LIMITS, [now], |tx| tx.remove_full_buckets(*now + 20).await);
+        assert_eq!(removed.unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_process_alone_shares_no_bucket() {
+    let test = TestStore::sqlite().await;
+    let share = Rate::per_minute(60, 30).share();
+    let result = tx!(test.write, &LIMITS, [share], |tx| tx.take_tokens(&[1; 16], *share, (1, 1)).await);
+    assert!(matches!(result, Err(StoreError::Misuse(_))), "{result:?}");
+}
+
+/// The statement against the rule, moment for moment by the database's clock.
+#[tokio::test]
+async fn the_statement_does_what_the_rule_says() {
+    let Some(test) = TestStore::postgres().await else { return };
+    for (n, rate) in [(1, Rate::per_minute(600, 100)), (2, Rate::per_minute(6_000, 5)), (3, Rate::per_hour(3, 3))] {
+        let (key, share, mut model) = ([n; 16], rate.share(), Bucket::FULL);
+        for turn in 0..60_u32 {
+            let wanted = (share.cost(1 + turn % 4), 1 + turn % 13);
+            let Taking { taken, now_micros, full_at_micros } = take(&test, key, share, wanted).await;
+            assert_eq!(taken, share.take(&mut model, wanted, now_micros), "turn {turn} of {rate:?}");
+            if taken.is_some() {
+                assert_eq!(full_at_micros, model.full_at_micros, "turn {turn} of {rate:?}");
+            } else {
+                let wait = share.wait(full_at_micros, wanted.0, now_micros);
+                assert!(wait > Duration::ZERO && wait <= Duration::from_micros(share.full_micros.unsigned_abs() * 2));
+            }
+            if turn % 10 == 9 {
+                tokio::time::sleep(Duration::from_millis(15)).await;
+            }
+        }
+    }
+}
+
+/// Section e: clock skew. What another clock or a larger policy left is an empty bucket, not one that is empty for a day.
+#[tokio::test]
+async fn a_row_from_the_future_is_an_empty_bucket() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let (key, share) = ([9; 16], Rate { quota: 1_000, window_s: 1, burst: 10 }.share());
+    tx!(test.write, &LIMITS, [key], |tx| tx.save_bucket(key, 0, i64::MAX / 2).await).unwrap();
+    let Taking { taken, now_micros, full_at_micros } = take(&test, key, share, (1, 1)).await;
+    assert_eq!((taken, full_at_micros), (None, now_micros + share.full_micros));
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(take(&test, key, share, (1, 1)).await.taken, Some(1));
+}
