@@ -1,4 +1,4 @@
--- How often somebody may ask (host/model/src/rate.rs).
+-- How often somebody may ask (host/model/src/rate.rs), and from where (host/model/src/allow_list.rs).
 
 -- Buckets, each as the moment at which it is full again, in microseconds since 1970. The key is a digest: it tells neither names nor
 -- addresses. Not logged: a crash of the database may forgive what was asked for, and requests wait for no disk.
@@ -13,3 +13,16 @@ create unlogged table rate_limit (
 alter table rate_limit enable row level security;
 alter table rate_limit force row level security;
 create policy rate_limit_limits on rate_limit using ((select app_scope()) = 'limits') with check ((select app_scope()) = 'limits');
+
+-- The networks from which an organization may be reached, as a JSON list; from everywhere if it is empty.
+create table ip_allow_list (
+    org_id      uuid not null references organization (id),
+    entries     text not null,
+    revision    bigint not null,
+    updated_at  timestamptz not null,
+    primary key (org_id)
+);
+
+alter table ip_allow_list enable row level security;
+alter table ip_allow_list force row level security;
+create policy ip_allow_list_of_org on ip_allow_list using (org_id = (select app_org())) with check (org_id = (select app_org()));

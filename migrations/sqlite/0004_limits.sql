@@ -1,4 +1,4 @@
--- How often somebody may ask (host/model/src/rate.rs).
+-- How often somebody may ask (host/model/src/rate.rs), and from where (host/model/src/allow_list.rs).
 
 -- Buckets, each as the moment at which it is full again, in microseconds since 1970. The key is a digest: it tells neither names nor
 -- addresses. What holds is in memory; this is what a restart begins with.
@@ -7,4 +7,13 @@ create table rate_limit (
     at_micros       integer not null,
     taken           integer not null,
     full_at_micros  integer not null
+) strict;
+
+-- The networks from which an organization may be reached, as a JSON list; from everywhere if it is empty.
+create table ip_allow_list (
+    org_id      blob not null references organization (id),
+    entries     text not null,
+    revision    integer not null,
+    updated_at  integer not null,
+    primary key (org_id)
 ) strict;

@@ -111,6 +111,7 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "replace_retention" | "preview_retention" => json!({
             "succeeded_days": 1, "failed_days": 1, "dead_letter_days": 1, "calls_days": 1, "events_days": 1,
         }),
+        "replace_ip_allow_list" => json!({ "entries": [] }),
         "step_up" => json!({ "password": "x" }),
         "change_password" => json!({ "password": "x", "new_password": "y" }),
         "verify_totp" => json!({ "code": "123456" }),

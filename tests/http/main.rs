@@ -12,6 +12,7 @@ mod support;
 mod guests;
 
 mod accounts;
+mod allow_list;
 mod breakers;
 mod dead_letters;
 mod edge;

@@ -183,11 +183,12 @@ pub(crate) struct Ask {
     path: String,
     headers: Vec<(String, String)>,
     body: Body,
-    address: Option<IpAddr>,
+    /// The address of whoever connects.
+    peer: Option<IpAddr>,
 }
 
 pub(crate) fn ask(method: &str, path: impl Into<String>) -> Ask {
-    Ask { method: method.parse().unwrap(), path: path.into(), headers: Vec::new(), body: Body::empty(), address: None }
+    Ask { method: method.parse().unwrap(), path: path.into(), headers: Vec::new(), body: Body::empty(), peer: None }
 }
 
 impl Ask {
@@ -200,10 +201,9 @@ impl Ask {
         self
     }
 
-    /// … that comes from this address.
-    pub(crate) fn from(mut self, address: &str) -> Self {
-        self.address = Some(address.parse().unwrap());
-        self
+    /// Over a connection from there.
+    pub(crate) fn peer(self, address: &str) -> Self {
+        Self { peer: Some(address.parse().unwrap()), ..self }
     }
 
     pub(crate) fn json(self, body: &Value) -> Self {
@@ -221,8 +221,8 @@ impl Ask {
         for (name, value) in self.headers {
             request = request.header(name, value);
         }
-        if let Some(address) = self.address {
-            request = request.extension(ClientAddress(address));
+        if let Some(peer) = self.peer {
+            request = request.extension(ClientAddress(peer));
         }
         let response = router.clone().oneshot(request.body(self.body).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();

@@ -7,6 +7,7 @@ use bulkhead_audit::hash::Hash;
 use bulkhead_audit::key::KeyId;
 use bulkhead_audit::payload::Salt;
 use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::breaker::{Breaker, hold_key};
 use bulkhead_model::call::{CallReport, Outcome};
@@ -259,6 +260,8 @@ impl TestStore {
             tenant.access.insert(tx, ambient).await
         })
         .unwrap();
+        let (list, at) = (AllowList::read(&["192.0.2.0/24"]).unwrap(), self.ambient.now());
+        tx!(self.write, &tenant.scope(), [list, at], |tx| tx.save_allow_list(list, 0, *at).await.map(drop)).unwrap();
         let (key, now) = (*org.uuid().as_bytes(), self.ambient.now().as_micros());
         tx!(self.write, &LIMITS, [key, now], |tx| tx.save_bucket(key, *now, *now + 1).await).unwrap();
         tenant

@@ -1,10 +1,12 @@
 //! Reading the audit log, and what is written of acts that were refused.
 
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{ApiKeyId, OrgId};
+use bulkhead_model::network::Network;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::role::assignment::Within;
 use bulkhead_model::time::Timestamp;
@@ -109,6 +111,21 @@ impl App {
         };
         if let Err(error) = self.record_once(&scope, event, permission.as_str()).await {
             tracing::error!(error = &error as &dyn std::error::Error, "a refusal could not be recorded");
+        }
+    }
+
+    /// Writes that somebody came from where the organization may not be reached, once an hour for each network.
+    pub(crate) async fn record_refused_address(&self, caller: &Caller, address: Option<IpAddr>) {
+        let scope = SystemScope::new(SystemReason::SignIn).for_org(caller.org());
+        let network = address.map_or_else(|| "unknown".to_owned(), |address| Network::of(address).to_string());
+        let event = AuditEvent {
+            action: EventType::RequestRefused,
+            target: "ip_allow_list".to_owned(),
+            actor: caller.actor(),
+            detail: json!({ "reason": "address", "address": address.map(|address| address.to_canonical()) }),
+        };
+        if let Err(error) = self.record_once(&scope, event, &format!("comes from {network}")).await {
+            tracing::error!(error = &error as &dyn std::error::Error, "a refused address could not be recorded");
         }
     }
 

@@ -41,6 +41,9 @@ pub enum AppError {
     /// The caller may know that it exists, but may not do this.
     #[error("this needs the permission {0}")]
     Forbidden(Permission),
+    /// The organization may not be reached from where the request comes.
+    #[error("this organization is reached from certain addresses only, and yours is not among them")]
+    AddressRefused,
     /// Not there, or not to be known by this caller.
     #[error("{what} not found")]
     NotFound { what: &'static str },

@@ -12,6 +12,7 @@ pub mod access;
 pub mod access_token;
 pub mod account;
 pub mod admission;
+pub mod allow_list;
 pub mod api_key;
 pub mod assignment;
 pub mod audit;
@@ -111,6 +112,7 @@ pub struct App {
     audit: audit::AuditState,
     standings: access::Standings,
     limiter: Arc<limits::Limiter>,
+    allow_lists: allow_list::AllowLists,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -149,6 +151,7 @@ impl App {
             audit: audit::AuditState::default(),
             standings: access::standings(),
             limiter,
+            allow_lists: allow_list::allow_lists(),
         }
     }
 
@@ -205,6 +208,10 @@ impl App {
 
     pub(crate) fn ended_bytes(&self) -> &quota::EndedBytes {
         &self.ended_bytes
+    }
+
+    pub(crate) fn allow_lists(&self) -> &allow_list::AllowLists {
+        &self.allow_lists
     }
 
     pub(crate) fn limiter(&self) -> &limits::Limiter {

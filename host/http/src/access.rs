@@ -21,7 +21,7 @@ use crate::HttpState;
 use crate::limit::{CLASS_KEY, limit_caller};
 use crate::page::{NoFilter, filter};
 use crate::problem::Problem;
-use crate::session::{has_session, session_token};
+use crate::session::{client_address, has_session, session_token};
 
 /// In the OpenAPI document: the permission that an operation needs, or null.
 pub(crate) const PERMISSION_KEY: &str = "x-bulkhead-permission";
@@ -141,6 +141,7 @@ impl FromRequestParts<HttpState> for OrgCaller {
             by_session(parts, state).await?
         };
         limit_caller(parts, state, &caller).await?;
+        state.app.require_address(&caller, client_address(parts)).await?;
         let org = caller.org();
         let within = if is_in_team { path_team(parts, state).await? } else { Within::Organization };
         if !caller.permissions_within(within).contains(permission) {

@@ -531,7 +531,7 @@ pub(crate) struct SwitchOrgInput {
     tag = "accounts",
     request_body = SwitchOrgInput,
     responses((status = 200, body = MembershipView)),
-    extensions(("x-bulkhead-problems" = json!(["not-found"]))),
+    extensions(("x-bulkhead-problems" = json!(["not-found", "address-refused"]))),
 )]
 pub(crate) async fn switch_org(
     person: Person,
@@ -539,6 +539,7 @@ pub(crate) async fn switch_org(
     Input(input): Input<SwitchOrgInput>,
 ) -> Result<Json<MembershipView>, Problem> {
     let org: OrgRef = input.organization.parse()?;
+    state.app.require_address_to_enter(&person.signed_in, &org, person.client.address).await?;
     Ok(Json(state.app.switch_org(&person.signed_in, org).await?.into()))
 }
 

@@ -19,6 +19,7 @@
 
 mod access;
 mod account;
+mod allow_list;
 mod api_key;
 mod assignment;
 mod audit;
@@ -220,6 +221,8 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::OrgRead, routes!(org::show_org)))
         .routes(guarded(Permission::SecurityRead, routes!(mfa::show_sign_in_policy)))
         .routes(guarded_fresh(Permission::SecurityWrite, routes!(mfa::replace_sign_in_policy)))
+        .routes(guarded(Permission::SecurityRead, routes!(allow_list::show_ip_allow_list)))
+        .routes(guarded_fresh(Permission::SecurityWrite, routes!(allow_list::replace_ip_allow_list)))
         .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))
         .routes(guarded(Permission::ApiKeysRead, routes!(api_key::list_api_keys)))
         .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::revoke_api_key)))

@@ -98,16 +98,20 @@ fn presents_credentials(headers: &HeaderMap) -> bool {
 pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
     let class = state.classes.of_request(&request);
     let Some(by_address) = class.policy(Asker::Address) else { return next.run(request).await };
-    let network =
-        request.extensions().get::<ClientAddress>().map_or(Network::UNKNOWN, |address| Network::of(address.0));
+    // Where nobody knows the address, all clients would be one, and any of them could shut out the rest.
+    let network = request.extensions().get::<ClientAddress>().map(|address| Network::of(address.0));
     let limited = Limited::new(class);
     let named = presents_credentials(request.headers());
     // Where secrets are tried, whoever tries is counted, signed in or not.
-    let passed = if named && class != RouteClass::SignIn {
-        state.app.look_at_failures(network).map(|()| Vec::new())
-    } else {
-        let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
-        state.app.take_rate(&[ask], class).await
+    let passed = match network {
+        None => Ok(Vec::new()),
+        Some(network) if named && class != RouteClass::SignIn => {
+            state.app.look_at_failures(network).map(|()| Vec::new())
+        }
+        Some(network) => {
+            let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
+            state.app.take_rate(&[ask], class).await
+        }
     };
     match passed {
         Ok(meters) => limited.add(meters),
@@ -118,7 +122,7 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
     }
     request.extensions_mut().insert(limited.clone());
     let mut response = next.run(request).await;
-    if named && is_failed(&response) {
+    if let Some(network) = network.filter(|_| named && is_failed(&response)) {
         state.app.count_failure(network).await;
     }
     let refused = response.extensions_mut().remove::<RateRefused>();

@@ -100,7 +100,7 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     if guarded {
         operation.insert("security".to_owned(), json!([{ "api_key": [] }, { "session": [] }]));
         add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable, Kind::InvalidQuery]);
-        add(&[Kind::MfaRequired]);
+        add(&[Kind::MfaRequired, Kind::AddressRefused]);
         if operation.contains_key(STEP_UP_KEY) {
             add(&[Kind::StepUpRequired]);
         }

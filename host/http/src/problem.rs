@@ -191,6 +191,7 @@ impl From<AppError> for Problem {
             AppError::Unauthenticated => Self::new(Kind::Unauthenticated, error.to_string()),
             AppError::StepUp { .. } => Self::new(Kind::StepUpRequired, error.to_string()),
             AppError::MfaRequired => Self::new(Kind::MfaRequired, error.to_string()),
+            AppError::AddressRefused => Self::new(Kind::AddressRefused, error.to_string()),
             AppError::Forbidden(_) => Self::new(Kind::Forbidden, error.to_string()),
             AppError::NotFound { .. } => Self::new(Kind::NotFound, error.to_string()),
             AppError::Invalid { code, message, problems } => {

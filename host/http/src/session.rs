@@ -98,6 +98,11 @@ fn foreign_origin() -> Problem {
     Problem::new(Kind::ForeignOrigin, detail)
 }
 
+/// The address that the request comes from, where that is known.
+pub(crate) fn client_address(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<ClientAddress>().map(|address| address.0)
+}
+
 /// Where the request comes from.
 fn client(parts: &Parts) -> Client {
     let device = match cookie(&parts.headers, DEVICE) {
@@ -106,7 +111,7 @@ fn client(parts: &Parts) -> Client {
         Cookie::Absent | Cookie::Malformed => None,
     };
     Client {
-        address: parts.extensions.get::<ClientAddress>().map(|address| address.0),
+        address: client_address(parts),
         agent: parts
             .headers
             .get(header::USER_AGENT)

@@ -1,7 +1,7 @@
 //! Where requests come from: addresses in one form, and the networks by which clients are counted.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The bits of an IPv6 address that one client is given: whoever has one address there has all of them.
 const PREFIX_V6: u32 = 64;
@@ -11,9 +11,6 @@ const PREFIX_V6: u32 = 64;
 pub struct Network(IpAddr);
 
 impl Network {
-    /// Of requests whose address nobody knows: all of them together are one client.
-    pub const UNKNOWN: Self = Self(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-
     /// The network of an address; an IPv4 address that is written as an IPv6 one is the same.
     #[must_use]
     pub fn of(address: IpAddr) -> Self {

@@ -112,6 +112,12 @@ pub(crate) enum Command {
         /// optional, admins, all
         policy: String,
     },
+    /// Let an organization be reached from every address again, when its list shuts everybody out
+    #[command(after_help = "Example:\n  bulkhead admin clear-ip-allow-list acme")]
+    ClearIpAllowList {
+        /// The organization's short name
+        org: String,
+    },
     /// Shut a person out everywhere; ends their sessions, tokens and keys
     #[command(after_help = "Example:\n  bulkhead admin disable-user eve@example.com")]
     DisableUser { email: String },
@@ -318,6 +324,11 @@ async fn act(host: &Host, command: Command) -> Result<()> {
                 .with_context(|| format!("there is no policy {policy}; there are {}", known()))?;
             host.app.change_mfa_policy_as_operator(org.id, policy).await?;
             println!("{}: a second factor is asked for: {}", org.slug, policy.as_str());
+        }
+        Command::ClearIpAllowList { org } => {
+            let org = require_org(host, &org).await?;
+            host.app.clear_allow_list_as_operator(org.id).await?;
+            println!("{} is reached from every address", org.slug);
         }
         Command::DisableUser { email } => {
             host.app.set_user_state_as_operator(&email, false).await?;

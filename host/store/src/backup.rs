@@ -47,6 +47,7 @@ pub const TABLES: &[&str] = &[
     "backup_code",
     "invitation",
     "sign_in_policy",
+    "ip_allow_list",
     "org_key",
     "data_key",
     "key_rotation",

@@ -14,6 +14,7 @@
 
 pub mod account;
 pub mod advance;
+pub mod allow_list;
 pub mod api_key;
 pub mod audit;
 pub mod audit_log;

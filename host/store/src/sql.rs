@@ -32,6 +32,7 @@ pub(crate) use sql_postgres;
 pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("account", include_str!("account.rs")),
     ("advance", include_str!("advance.rs")),
+    ("allow_list", include_str!("allow_list.rs")),
     ("api_key", include_str!("api_key.rs")),
     ("audit", include_str!("audit.rs")),
     ("audit_log", include_str!("audit_log.rs")),

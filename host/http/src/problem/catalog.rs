@@ -42,6 +42,7 @@ kinds! {
     ForeignOrigin = "foreign-origin", FORBIDDEN, "The request does not come from one of our pages";
     MfaRequired = "mfa-required", FORBIDDEN, "The organization asks for a second factor";
     Forbidden = "forbidden", FORBIDDEN, "The credentials do not permit this";
+    AddressRefused = "address-refused", FORBIDDEN, "The organization is not reached from this address";
     NotFound = "not-found", NOT_FOUND, "Not found";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The resource does not have this method";
     BodyTimeout = "body-timeout", REQUEST_TIMEOUT, "The body did not arrive in time";
@@ -71,6 +72,7 @@ kinds! {
     WrongCode = "wrong-code", UNPROCESSABLE_ENTITY, "The code does not count";
     SecondFactorRequired = "second-factor-required", UNPROCESSABLE_ENTITY, "A second factor is needed as well";
     InvalidLink = "invalid-link", UNPROCESSABLE_ENTITY, "The link is of no use";
+    InvalidAllowList = "invalid-allow-list", UNPROCESSABLE_ENTITY, "The list of networks is not valid";
     InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
     InvalidRetention = "invalid-retention", UNPROCESSABLE_ENTITY, "A time of the policy is out of its bounds";
     InvalidQuota = "invalid-quota", UNPROCESSABLE_ENTITY, "The quota's value is not valid";
@@ -110,6 +112,7 @@ kinds! {
     NoMail = "no-mail", CONFLICT, "This server sends no mail";
     SignInFirst = "sign-in-first", CONFLICT, "The invitation is to somebody with an account";
     AlreadyMember = "already-member", CONFLICT, "The person is a member already";
+    WouldLockOut = "would-lock-out", CONFLICT, "The list would shut out whoever sends it";
     OwnMembership = "own-membership", CONFLICT, "Nobody does this to themselves";
     TooManyTokens = "too-many-tokens", CONFLICT, "The session has as many tokens as it may";
     TooManyInvitations = "too-many-invitations", CONFLICT, "Too many invitations wait";
