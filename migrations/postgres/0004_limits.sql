@@ -26,3 +26,34 @@ create table ip_allow_list (
 alter table ip_allow_list enable row level security;
 alter table ip_allow_list force row level security;
 create policy ip_allow_list_of_org on ip_allow_list using (org_id = (select app_org())) with check (org_id = (select app_org()));
+
+-- Who is shut out for a while (host/model/src/block.rs): networks, …
+create table address_block (
+    network    text collate "C" not null primary key,
+    level      bigint not null,
+    placed_at  timestamptz not null,
+    ends_at    timestamptz not null
+);
+create index address_block_ends on address_block (ends_at);
+
+-- … and API keys.
+create table key_block (
+    org_id      uuid not null references organization (id),
+    api_key_id  uuid not null,
+    level       bigint not null,
+    placed_at   timestamptz not null,
+    ends_at     timestamptz not null,
+    primary key (org_id, api_key_id),
+    foreign key (org_id, api_key_id) references api_key (org_id, id)
+);
+create index key_block_ends on key_block (ends_at);
+
+alter table address_block enable row level security;
+alter table address_block force row level security;
+create policy address_block_limits on address_block using ((select app_scope()) in ('limits', 'admin'))
+    with check ((select app_scope()) in ('limits', 'admin'));
+alter table key_block enable row level security;
+alter table key_block force row level security;
+create policy key_block_of_org on key_block using (org_id = (select app_org())) with check (org_id = (select app_org()));
+-- Each node knows all of them, so that a request waits for no database.
+create policy key_block_limits on key_block for select using ((select app_scope()) = 'limits');

@@ -17,3 +17,24 @@ create table ip_allow_list (
     updated_at  integer not null,
     primary key (org_id)
 ) strict;
+
+-- Who is shut out for a while (host/model/src/block.rs): networks, …
+create table address_block (
+    network    text not null primary key,
+    level      integer not null,
+    placed_at  integer not null,
+    ends_at    integer not null
+) strict;
+create index address_block_ends on address_block (ends_at);
+
+-- … and API keys.
+create table key_block (
+    org_id      blob not null references organization (id),
+    api_key_id  blob not null,
+    level       integer not null,
+    placed_at   integer not null,
+    ends_at     integer not null,
+    primary key (org_id, api_key_id),
+    foreign key (org_id, api_key_id) references api_key (org_id, id)
+) strict;
+create index key_block_ends on key_block (ends_at);

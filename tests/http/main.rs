@@ -13,6 +13,7 @@ mod guests;
 
 mod accounts;
 mod allow_list;
+mod blocks;
 mod breakers;
 mod dead_letters;
 mod edge;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bulkhead_model::block::Block;
 use bulkhead_model::rate::{Bucket, Rate, Share};
 use bulkhead_store::StoreError;
 use bulkhead_store::rate::{BucketKey, Taking};
@@ -30,6 +31,31 @@ on_both! {
         assert_eq!((first.len(), later), (1, 2));
         let removed = tx!(test.write, &LIMITS, [now], |tx| tx.remove_full_buckets(*now + 20).await);
         assert_eq!(removed.unwrap(), 1);
+    }
+}
+
+on_both! {
+    async fn blocks_come_back_until_they_end(test: TestStore) {
+        let now = test.ambient.now();
+        let (first, after) = (Block::next(None, now).unwrap(), now.plus(Duration::from_mins(15)));
+        tx!(test.write, &LIMITS, [first, after], |tx| {
+            tx.save_address_block("192.0.2.1", first).await?;
+            tx.save_address_block("2001:db8::/64", &Block::next(None, *after).unwrap()).await
+        })
+        .unwrap();
+        let second = Block::next(Some(first), after).unwrap();
+        let (loaded, listed, later, removed, gone) = tx!(test.write, &LIMITS, [first, second, after], |tx| {
+            let loaded = tx.load_address_block("192.0.2.1").await?;
+            let listed = tx.list_address_blocks(first.placed_at, 9).await?.len();
+            let later = tx.list_address_blocks(*after, 9).await?;
+            tx.save_address_block("192.0.2.1", second).await?;
+            let removed = tx.remove_address_blocks(second.ends_at).await?;
+            Ok((loaded, listed, later, removed, tx.delete_address_block("192.0.2.1").await?))
+        })
+        .unwrap();
+        assert_eq!((loaded, listed), (Some(first), 2));
+        assert_eq!((later.len(), later[0].0.as_str()), (1, "2001:db8::/64"));
+        assert_eq!((removed, gone), (1, true));
     }
 }
 

@@ -9,6 +9,7 @@ use bulkhead_audit::payload::Salt;
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::ambient::Ambient;
+use bulkhead_model::block::Block;
 use bulkhead_model::breaker::{Breaker, hold_key};
 use bulkhead_model::call::{CallReport, Outcome};
 use bulkhead_model::fault::Fault;
@@ -263,7 +264,13 @@ impl TestStore {
         let (list, at) = (AllowList::read(&["192.0.2.0/24"]).unwrap(), self.ambient.now());
         tx!(self.write, &tenant.scope(), [list, at], |tx| tx.save_allow_list(list, 0, *at).await.map(drop)).unwrap();
         let (key, now) = (*org.uuid().as_bytes(), self.ambient.now().as_micros());
-        tx!(self.write, &LIMITS, [key, now], |tx| tx.save_bucket(key, *now, *now + 1).await).unwrap();
+        let (block, own) = (Block::next(None, at).unwrap(), tenant.api_key.id);
+        tx!(self.write, &LIMITS, [key, now, block], |tx| {
+            tx.save_bucket(key, *now, *now + 1).await?;
+            tx.save_address_block("192.0.2.1", block).await
+        })
+        .unwrap();
+        tx!(self.write, &tenant.scope(), [own, block], |tx| tx.save_key_block(*own, block).await).unwrap();
         tenant
     }
 }
@@ -844,6 +851,7 @@ pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "backup_code",
     "sign_in_step",
     "rate_limit",
+    "address_block",
 ];
 /// Those of them whose rows belong to people, or to nobody.
 pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
@@ -860,4 +868,5 @@ pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
     "backup_code",
     "sign_in_step",
     "rate_limit",
+    "address_block",
 ];

@@ -5,6 +5,7 @@ pub use bulkhead_store::account::User;
 pub use bulkhead_store::allow_list::StoredAllowList;
 pub use bulkhead_store::api_key::ApiKey;
 pub use bulkhead_store::audit::AuditEntry;
+pub use bulkhead_store::block::KeyBlock;
 pub use bulkhead_store::breaker::BreakerState;
 pub use bulkhead_store::call::{Call, CallSummary};
 pub use bulkhead_store::dead_letter::task::{DeadLetterAction, DeadLetterTask, TaskState};

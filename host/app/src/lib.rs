@@ -18,6 +18,7 @@ pub mod assignment;
 pub mod audit;
 pub mod audit_log;
 pub mod auth;
+pub mod block;
 mod breaker;
 pub mod call;
 pub mod data;
@@ -113,6 +114,7 @@ pub struct App {
     standings: access::Standings,
     limiter: Arc<limits::Limiter>,
     allow_lists: allow_list::AllowLists,
+    blocks: block::Blocks,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -152,6 +154,7 @@ impl App {
             standings: access::standings(),
             limiter,
             allow_lists: allow_list::allow_lists(),
+            blocks: block::Blocks::default(),
         }
     }
 
@@ -212,6 +215,10 @@ impl App {
 
     pub(crate) fn allow_lists(&self) -> &allow_list::AllowLists {
         &self.allow_lists
+    }
+
+    pub(crate) fn blocks(&self) -> &block::Blocks {
+        &self.blocks
     }
 
     pub(crate) fn limiter(&self) -> &limits::Limiter {

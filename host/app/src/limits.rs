@@ -88,6 +88,8 @@ pub enum RefusedFor {
     Quota,
     /// The database does not answer, and each node lets only a part pass.
     ReducedCapacity,
+    /// It was refused so often that it is shut out for a while.
+    Block,
 }
 
 /// A refusal: come back after `wait`.
@@ -337,6 +339,12 @@ impl Limiter {
 }
 
 impl App {
+    /// The refusal of who is shut out for so long; `policy` is what the request would have fallen under.
+    #[must_use]
+    pub fn blocked(&self, policy: Policy, wait: Duration) -> RateRefused {
+        Limiter::refuse(policy, self.limiter().limits.rate(policy), wait, RefusedFor::Block)
+    }
+
     /// Counts a request by each of these; the first bucket with too few tokens refuses it.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ mod api_key;
 mod assignment;
 mod audit;
 mod authzen;
+mod block;
 mod breaker;
 mod call;
 mod dead_letter;
@@ -221,6 +222,8 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::OrgRead, routes!(org::show_org)))
         .routes(guarded(Permission::SecurityRead, routes!(mfa::show_sign_in_policy)))
         .routes(guarded_fresh(Permission::SecurityWrite, routes!(mfa::replace_sign_in_policy)))
+        .routes(guarded(Permission::SecurityRead, routes!(block::list_blocks)))
+        .routes(guarded_fresh(Permission::SecurityWrite, routes!(block::lift_block)))
         .routes(guarded(Permission::SecurityRead, routes!(allow_list::show_ip_allow_list)))
         .routes(guarded_fresh(Permission::SecurityWrite, routes!(allow_list::replace_ip_allow_list)))
         .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))

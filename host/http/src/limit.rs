@@ -103,12 +103,17 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
     let limited = Limited::new(class);
     let named = presents_credentials(request.headers());
     // Where secrets are tried, whoever tries is counted, signed in or not.
-    let passed = match network {
-        None => Ok(Vec::new()),
-        Some(network) if named && class != RouteClass::SignIn => {
+    // Who is shut out may still prove itself: others of that address are let in by credentials that are good.
+    let shut_out = network
+        .filter(|_| !named || class == RouteClass::SignIn)
+        .and_then(|network| state.app.address_blocked_for(network));
+    let passed = match (network, shut_out) {
+        (None, _) => Ok(Vec::new()),
+        (Some(_), Some(wait)) => Err(state.app.blocked(by_address, wait)),
+        (Some(network), None) if named && class != RouteClass::SignIn => {
             state.app.look_at_failures(network).map(|()| Vec::new())
         }
-        Some(network) => {
+        (Some(network), None) => {
             let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
             state.app.take_rate(&[ask], class).await
         }
@@ -116,6 +121,9 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
     match passed {
         Ok(meters) => limited.add(meters),
         Err(refused) => {
+            if let Some(network) = network.filter(|_| refused.why == RefusedFor::Quota) {
+                state.app.strike_address(network).await;
+            }
             discard_small(request).await;
             return with_fields(refusal(&refused).into_response(), &[], Some(&refused));
         }
@@ -124,6 +132,7 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
     let mut response = next.run(request).await;
     if let Some(network) = network.filter(|_| named && is_failed(&response)) {
         state.app.count_failure(network).await;
+        state.app.strike_address(network).await;
     }
     let refused = response.extensions_mut().remove::<RateRefused>();
     let meters = std::mem::take(&mut *limited.meters.lock().unwrap_or_else(PoisonError::into_inner));
@@ -167,9 +176,27 @@ async fn take(
     let cost = limited.class.cost();
     let of_org = org.map(|counted| Ask { policy: Policy::Organization, counted, cost });
     let asks: Vec<Ask> = std::iter::once(Ask { policy, counted, cost }).chain(of_org).collect();
-    let meters = state.app.take_rate(&asks, limited.class).await.map_err(|refused| refusal(&refused))?;
-    limited.add(meters);
-    Ok(())
+    if let (Counted::Key(key), Some(Counted::Org(org))) = (counted, org)
+        && let Some(wait) = state.app.key_blocked_for(org, key)
+    {
+        return Err(refusal(&state.app.blocked(policy, wait)));
+    }
+    match state.app.take_rate(&asks, limited.class).await {
+        Ok(meters) => {
+            limited.add(meters);
+            Ok(())
+        }
+        Err(refused) => {
+            // What others of the organization used up is not this key's doing.
+            if let (Counted::Key(key), Some(Counted::Org(org))) = (counted, org)
+                && refused.why == RefusedFor::Quota
+                && refused.policy != Policy::Organization
+            {
+                state.app.strike_key(org, key).await;
+            }
+            Err(refusal(&refused))
+        }
+    }
 }
 
 fn seconds(duration: Duration) -> u64 {
@@ -188,6 +215,10 @@ fn refusal(refused: &RateRefused) -> Problem {
                 refused.rate.burst
             );
             (Kind::RateLimited, detail)
+        }
+        RefusedFor::Block => {
+            let detail = format!("too many requests were refused already: shut out for {wait_s} seconds");
+            (Kind::Blocked, detail)
         }
         RefusedFor::ReducedCapacity => {
             let detail = format!("less than usual is let in at the moment: come back in {wait_s} seconds");

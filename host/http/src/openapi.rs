@@ -92,7 +92,7 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     add(&[Kind::Internal, Kind::TimedOut]);
     let class = operation.get(CLASS_KEY).and_then(Value::as_str).and_then(RouteClass::parse);
     if class.is_none_or(|class| class != RouteClass::Starts) {
-        add(&[Kind::RateLimited]);
+        add(&[Kind::RateLimited, Kind::Blocked]);
     }
     if class.is_some_and(RouteClass::is_sensitive) {
         add(&[Kind::ReducedCapacity]);

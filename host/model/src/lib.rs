@@ -9,7 +9,7 @@
 //! | who may do it? | [`permission`], and [`role`] for where that comes from |
 //! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`], [`mfa`], [`totp`], [`backup_code`] |
 //! | from where may an organization be reached? | [`allow_list`] |
-//! | how often may somebody ask? | [`rate`], by [`network`], person, key and organization |
+//! | how often may somebody ask? | [`rate`], by [`network`], person, key and organization; [`block`] |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
@@ -22,6 +22,7 @@ pub mod account;
 pub mod allow_list;
 pub mod ambient;
 pub mod backup_code;
+pub mod block;
 pub mod breaker;
 pub mod call;
 pub mod condition;

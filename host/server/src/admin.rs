@@ -15,6 +15,7 @@ use bulkhead_model::id::{ApiKeyId, UserId};
 use bulkhead_model::link::Purpose;
 use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_model::name::Slug;
+use bulkhead_model::network::Network;
 use bulkhead_model::permission::{Permission, PermissionSet};
 use bulkhead_model::quota::Quota;
 use clap::Subcommand;
@@ -112,6 +113,9 @@ pub(crate) enum Command {
         /// optional, admins, all
         policy: String,
     },
+    /// Addresses that are shut out since too many requests of theirs were refused
+    #[command(subcommand)]
+    Blocks(Blocks),
     /// Let an organization be reached from every address again, when its list shuts everybody out
     #[command(after_help = "Example:\n  bulkhead admin clear-ip-allow-list acme")]
     ClearIpAllowList {
@@ -151,6 +155,19 @@ pub(crate) enum Command {
         /// `key_…`
         key: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Blocks {
+    /// Show the addresses that are shut out, and until when
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let an address in again; with IPv6 all of its /64
+    #[command(after_help = "Example:\n  bulkhead admin blocks lift 198.51.100.7")]
+    Lift { address: std::net::IpAddr },
 }
 
 fn slug(text: &str) -> Result<Slug> {
@@ -324,6 +341,25 @@ async fn act(host: &Host, command: Command) -> Result<()> {
                 .with_context(|| format!("there is no policy {policy}; there are {}", known()))?;
             host.app.change_mfa_policy_as_operator(org.id, policy).await?;
             println!("{}: a second factor is asked for: {}", org.slug, policy.as_str());
+        }
+        Command::Blocks(Blocks::List { json: as_json }) => {
+            let blocks = host.app.list_address_blocks_as_operator().await?;
+            if as_json {
+                let told = blocks.iter().map(|(network, block)| {
+                    json!({ "network": network, "level": block.level, "placed_at": block.placed_at, "ends_at": block.ends_at })
+                });
+                println!("{}", serde_json::Value::from(told.collect::<Vec<_>>()));
+            } else {
+                for (network, block) in &blocks {
+                    println!("{network:<43} until {} (block {})", block.ends_at, block.level + 1);
+                }
+                println!("{} shut out", blocks.len());
+            }
+        }
+        Command::Blocks(Blocks::Lift { address }) => {
+            let network = Network::of(address);
+            host.app.lift_address_block_as_operator(network).await?;
+            println!("{network} is let in again");
         }
         Command::ClearIpAllowList { org } => {
             let org = require_org(host, &org).await?;

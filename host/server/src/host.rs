@@ -197,6 +197,7 @@ impl Host {
         self.app.start_worker(worker, &self.supervisor).await.context("the worker cannot start")?;
         self.app.start_mail(&self.supervisor);
         self.app.start_limits(&self.supervisor).await.context("rate limits cannot be read")?;
+        self.app.start_blocks(&self.supervisor).await.context("blocks cannot be read")?;
         Ok(())
     }
 }

@@ -52,6 +52,7 @@ pub const TABLES: &[&str] = &[
     "data_key",
     "key_rotation",
     "api_key",
+    "key_block",
     "artifact",
     "plugin",
     "installation",
@@ -96,10 +97,11 @@ pub const TABLES_LEFT_OUT: &[&str] = &[
     "token_family", // … and so do machines
     "refresh_token",
     "sign_in_step",
-    "throttle",   // who failed how often matters for a day
-    "rate_limit", // who asked how often matters for an hour
-    "probe",      // says whether writes succeed here and now
-    "worker",     // processes that serve now; none of them serves what is restored
+    "throttle",      // who failed how often matters for a day
+    "rate_limit",    // who asked how often matters for an hour
+    "address_block", // … and which addresses are shut out, for a day
+    "probe",         // says whether writes succeed here and now
+    "worker",        // processes that serve now; none of them serves what is restored
 ];
 
 /// Why a backup could not be made, checked or restored. Before a restore has ended, nothing is written.

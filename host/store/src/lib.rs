@@ -19,6 +19,7 @@ pub mod api_key;
 pub mod audit;
 pub mod audit_log;
 pub mod backup;
+pub mod block;
 pub mod breaker;
 pub mod call;
 pub mod dead_letter;

@@ -37,6 +37,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("audit", include_str!("audit.rs")),
     ("audit_log", include_str!("audit_log.rs")),
     ("backup/checks", include_str!("backup/checks.rs")),
+    ("block", include_str!("block.rs")),
     ("breaker", include_str!("breaker.rs")),
     ("call", include_str!("call.rs")),
     ("dead_letter", include_str!("dead_letter.rs")),

@@ -1,6 +1,7 @@
 //! Buckets belong to nobody, and no scope but that of limits reaches them; lists of networks belong to their organization.
 
 use bulkhead_model::allow_list::AllowList;
+use bulkhead_model::block::Block;
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::rate::Rate;
 use bulkhead_store::StoreError;
@@ -10,6 +11,8 @@ use crate::support::{LIMITS, TestStore};
 on_both! {
     async fn buckets_need_the_scope_of_limits(test: TestStore) {
         let org = test.org("a").await;
+        let at = test.ambient.now();
+        let block = Block::next(None, at).unwrap();
         let (key, now, share) = ([7_u8; 16], test.ambient.now().as_micros(), Rate::per_minute(60, 30).share());
         for reason in [SystemReason::SignIn, SystemReason::Jobs, SystemReason::Admin, SystemReason::Worker, SystemReason::Accounts] {
             for within in [false, true] {
@@ -33,6 +36,22 @@ on_both! {
                 } else {
                     each!(&system);
                 }
+                macro_rules! each_block {
+                    ($scope:expr) => {
+                        refused!(tx!(test.write, $scope, [], |tx| tx.load_address_block("192.0.2.1").await.map(drop)));
+                        refused!(tx!(test.write, $scope, [block], |tx| tx.save_address_block("192.0.2.1", block).await));
+                        refused!(tx!(test.write, $scope, [], |tx| tx.delete_address_block("192.0.2.1").await.map(drop)));
+                        refused!(tx!(test.write, $scope, [at], |tx| tx.list_address_blocks(*at, 9).await.map(drop)));
+                        refused!(tx!(test.write, $scope, [at], |tx| tx.remove_address_blocks(*at).await.map(drop)));
+                    };
+                }
+                refused!(tx!(test.write, &system, [at], |tx| tx.list_all_key_blocks(*at, 9).await.map(drop)));
+                refused!(tx!(test.write, &own, [at], |tx| tx.list_all_key_blocks(*at, 9).await.map(drop)));
+                if within {
+                    each_block!(&own);
+                } else if reason != SystemReason::Admin {
+                    each_block!(&system);
+                }
             }
         }
         let there = tx!(test.read, &LIMITS, [now], |tx| tx.list_buckets(*now, 9).await);
@@ -41,6 +60,23 @@ on_both! {
 }
 
 on_both! {
+    async fn blocks_of_keys_are_their_organizations_own(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (of_b, now, key) = (crate::support::scope(b), test.ambient.now(), a.api_key.id);
+        tx!(test.write, &of_b, [now, key], |tx| {
+            assert!(tx.load_key_block(*key).await?.is_none());
+            assert!(tx.list_key_blocks(*now, 9).await?.is_empty());
+            assert!(!tx.delete_key_block(*key).await?);
+            Ok(())
+        })
+        .unwrap();
+        let block = Block::next(None, now).unwrap();
+        let foreign = tx!(test.write, &of_b, [key, block], |tx| tx.save_key_block(*key, block).await);
+        assert!(super::refused(&foreign), "{foreign:?}");
+        let all = tx!(test.read, &LIMITS, [now], |tx| tx.list_all_key_blocks(*now, 9).await).unwrap();
+        assert_eq!((all.len(), all[0].org, all[0].key, all[0].block), (1, a.org, key, block));
+    }
+
     async fn a_list_of_networks_is_its_organizations_own(test: TestStore) {
         let (a, b) = (test.tenant("a").await, test.org("b").await);
         let (of_b, now, list) = (crate::support::scope(b), test.ambient.now(), AllowList::read(&["10.0.0.0/8"]).unwrap());

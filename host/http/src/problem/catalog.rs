@@ -59,6 +59,7 @@ kinds! {
     TooManyHeld = "too-many-held", TOO_MANY_REQUESTS, "Too many runs of the workflow wait for its breaker";
     RunsPerMinute = "runs-per-minute", TOO_MANY_REQUESTS, "Too many runs in a minute";
     RateLimited = "rate-limited", TOO_MANY_REQUESTS, "Request cannot be satisfied as assigned quota has been exceeded";
+    Blocked = "blocked", TOO_MANY_REQUESTS, "Request not satisfied due to detection of abnormal request pattern";
     ReducedCapacity = "reduced-capacity", SERVICE_UNAVAILABLE, "Request cannot be satisfied due to temporary server capacity constraints";
     Internal = "internal", INTERNAL_SERVER_ERROR, "Something failed on our side";
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Temporarily unavailable";
@@ -154,6 +155,7 @@ kinds! {
 /// Types that are registered for everybody (draft-ietf-httpapi-ratelimit-headers-10), by our slugs.
 const REGISTERED: &[(&str, &str)] = &[
     ("rate-limited", "https://iana.org/assignments/http-problem-types#quota-exceeded"),
+    ("blocked", "https://iana.org/assignments/http-problem-types#abnormal-usage-detected"),
     ("reduced-capacity", "https://iana.org/assignments/http-problem-types#temporary-reduced-capacity"),
 ];
 
