@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use bulkhead_http::router;
 use bulkhead_model::permission::Permission;
 use bulkhead_model::rate::{Rate, RateLimits};
 use serde_json::json;
 
-use crate::support::{Answer, Ask, TestServer, ask};
+use crate::support::{Answer, Ask, TestServer, ask, config};
 
 /// Small ones, each told from the others by its figure.
 fn small() -> RateLimits {
@@ -125,5 +126,19 @@ on_both! {
             server.ambient.advance(Duration::from_secs(1));
             assert_eq!(server.send(ask("GET", tenant.at("runs")).key(&reader)).await.status.as_u16(), 200);
         }
+    }
+
+    /// Section e: whoever builds the configuration twice has two limiters.
+    async fn two_routers_of_one_application_count_together(server: TestServer) {
+        let mut server = server;
+        server.limit_rates(small());
+        let second = router(server.app.clone(), config());
+        let scan = || ask("GET", "/nothing").peer("198.51.100.7");
+        for n in 0..3 {
+            let answer = if n % 2 == 0 { server.send(scan()).await } else { scan().send(&second).await };
+            assert_eq!(answer.status.as_u16(), 404);
+        }
+        assert_eq!(scan().send(&second).await.status.as_u16(), 429);
+        assert_eq!(server.send(scan()).await.status.as_u16(), 429);
     }
 }

@@ -20,6 +20,7 @@ use bulkhead_store::block::KeyBlock;
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
+use crate::limits::LIMITS;
 use crate::supervise::Supervisor;
 use crate::{App, AppError};
 
@@ -33,6 +34,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REMOVE_EVERY_LOOKS: u32 = 600;
 /// Blocks in one list.
 const LISTED_MAX: u32 = 200;
+
+const OPERATOR: SystemScope = SystemScope::new(SystemReason::Admin);
 
 /// Whose refusals are counted together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -129,18 +132,14 @@ impl App {
         if !self.blocks().strike(Struck::Address(network), ADDRESS_STRIKES) {
             return;
         }
-        let placing = self.store().write(
-            &SystemScope::new(SystemReason::Limits),
-            (network.to_string(), self.ambient().now()),
-            |tx, (network, now)| {
-                Box::pin(async move {
-                    let previous = tx.load_address_block(network).await?;
-                    let Some(block) = Block::next(previous, *now) else { return Ok(previous) };
-                    tx.save_address_block(network, &block).await?;
-                    Ok::<_, StoreError>(Some(block))
-                })
-            },
-        );
+        let placing = self.store().write(&LIMITS, (network.to_string(), self.ambient().now()), |tx, (network, now)| {
+            Box::pin(async move {
+                let previous = tx.load_address_block(network).await?;
+                let Some(block) = Block::next(previous, *now) else { return Ok(previous) };
+                tx.save_address_block(network, &block).await?;
+                Ok::<_, StoreError>(Some(block))
+            })
+        });
         match placing.await {
             Ok(Some(block)) => {
                 metrics::counter!("bulkhead_blocks_placed_total", "of" => "address").increment(1);
@@ -226,7 +225,7 @@ impl App {
     /// The store's.
     pub async fn list_address_blocks_as_operator(&self) -> Result<Vec<(String, Block)>, AppError> {
         self.store()
-            .read(&SystemScope::new(SystemReason::Admin), self.ambient().now(), |tx, now| {
+            .read(&OPERATOR, self.ambient().now(), |tx, now| {
                 Box::pin(async move { Ok(tx.list_address_blocks(*now, BLOCKS_MAX).await?) })
             })
             .await
@@ -238,7 +237,7 @@ impl App {
     /// [`AppError::NotFound`].
     pub async fn lift_address_block_as_operator(&self, network: Network) -> Result<(), AppError> {
         let name = network.to_string();
-        let lifting = self.store().write(&SystemScope::new(SystemReason::Admin), name.clone(), |tx, network| {
+        let lifting = self.store().write(&OPERATOR, name.clone(), |tx, network| {
             Box::pin(async move { Ok::<_, AppError>(tx.delete_address_block(network).await?) })
         });
         if !lifting.await? {
@@ -254,7 +253,7 @@ impl App {
     /// # Errors
     /// The store's.
     pub async fn look_at_blocks(&self) -> Result<(), AppError> {
-        let read = self.store().read(&SystemScope::new(SystemReason::Limits), self.ambient().now(), |tx, now| {
+        let read = self.store().read(&LIMITS, self.ambient().now(), |tx, now| {
             Box::pin(async move {
                 let addresses = tx.list_address_blocks(*now, BLOCKS_MAX).await?;
                 Ok::<_, AppError>((addresses, tx.list_all_key_blocks(*now, BLOCKS_MAX).await?))
@@ -305,7 +304,7 @@ impl App {
             in_force.keys.retain(|_, block| block.is_in_force(now));
         });
         let before = now.minus(REMEMBERED_FOR);
-        let removing = self.store().write_locked(&SystemScope::new(SystemReason::Limits), before, |tx, before| {
+        let removing = self.store().write_locked(&LIMITS, before, |tx, before| {
             Box::pin(async move { tx.remove_address_blocks(*before).await })
         });
         let removed: Result<u64, StoreError> = removing.await;

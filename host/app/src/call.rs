@@ -461,6 +461,7 @@ fn not_made(error: AppError) -> Result<CallError, AppError> {
         fault @ (AppError::Unauthenticated
         | AppError::StepUp { .. }
         | AppError::MfaRequired
+        | AppError::AddressRefused
         | AppError::Forbidden(_)
         | AppError::Quota(_)
         | AppError::StaleVersion

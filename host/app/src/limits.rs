@@ -44,6 +44,9 @@ const FULL_FOR: Duration = Duration::from_mins(1);
 /// … and are looked for every so many turns of the loop.
 const REMOVE_EVERY_TURNS: u32 = 60;
 
+/// The right to count.
+pub(crate) const LIMITS: SystemScope = SystemScope::new(SystemReason::Limits);
+
 /// Who is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Counted {
@@ -209,7 +212,7 @@ impl Limiter {
         }
         let asked: Vec<_> =
             open.iter().map(|open| (open.key, open.share, open.share.cost(open.cost), open.most)).collect();
-        let taking = store.write_locked(&SystemScope::new(SystemReason::Limits), asked, |tx, asked| {
+        let taking = store.write_locked(&LIMITS, asked, |tx, asked| {
             Box::pin(async move {
                 let mut takings = Vec::with_capacity(asked.len());
                 for (key, share, least, most) in asked {
@@ -284,7 +287,7 @@ impl Limiter {
         if store.is_postgres() {
             return Ok(());
         }
-        let listed = store.read(&SystemScope::new(SystemReason::Limits), ambient.now().as_micros(), |tx, now| {
+        let listed = store.read(&LIMITS, ambient.now().as_micros(), |tx, now| {
             Box::pin(async move { tx.list_buckets(*now, REMEMBERED_MAX).await })
         });
         for (key, full_at_micros) in listed.await? {
@@ -307,15 +310,14 @@ impl Limiter {
             let changed = self.memory.changed(now, SAVED_MAX);
             let count = changed.len();
             if count > 0 {
-                let saving =
-                    store.write(&SystemScope::new(SystemReason::Limits), (changed, now), |tx, (changed, now)| {
-                        Box::pin(async move {
-                            for (key, full_at_micros) in changed {
-                                tx.save_bucket(key, *now, *full_at_micros).await?;
-                            }
-                            Ok::<_, StoreError>(())
-                        })
-                    });
+                let saving = store.write(&LIMITS, (changed, now), |tx, (changed, now)| {
+                    Box::pin(async move {
+                        for (key, full_at_micros) in changed {
+                            tx.save_bucket(key, *now, *full_at_micros).await?;
+                        }
+                        Ok::<_, StoreError>(())
+                    })
+                });
                 saving.await?;
             }
             saved += count;
@@ -331,9 +333,8 @@ impl Limiter {
     /// The store's.
     pub async fn remove_full(&self, store: &Store, ambient: &Ambient) -> Result<u64, StoreError> {
         let before = ambient.now().minus(FULL_FOR).as_micros();
-        let removing = store.write_locked(&SystemScope::new(SystemReason::Limits), before, |tx, before| {
-            Box::pin(async move { tx.remove_full_buckets(*before).await })
-        });
+        let removing = store
+            .write_locked(&LIMITS, before, |tx, before| Box::pin(async move { tx.remove_full_buckets(*before).await }));
         removing.await
     }
 }
@@ -397,9 +398,8 @@ impl App {
 
     async fn tend_limits(&self, removes: bool) {
         let limiter = self.limiter();
-        #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        metrics::gauge!("bulkhead_rate_limit_buckets")
-            .set(limiter.memory.tidy(self.ambient().now().as_micros()) as f64);
+        let buckets = limiter.memory.tidy(self.ambient().now().as_micros());
+        metrics::gauge!("bulkhead_rate_limit_buckets").set(f64::from(u32::try_from(buckets).unwrap_or(u32::MAX)));
         if let Err(error) = limiter.save(self.store(), self.ambient()).await {
             tracing::warn!(error = &error as &dyn std::error::Error, "rate limits were not written down");
         }
