@@ -118,7 +118,7 @@ on_both! {
         let limiter = Limiter::new(RateLimits::all(Rate::per_minute(10, 8)), KEY);
         let at = (&app.store, &app.ambient);
         app.store.close().await;
-        let count = async |policy, is_sensitive| {
+        let count = async |policy: Policy, is_sensitive: bool| {
             let mut passed = 0;
             for _ in 0..20 {
                 match limiter.take(at, &[ask(policy, address("192.0.2.1"))], is_sensitive).await {
