@@ -9,6 +9,7 @@ mod demo;
 mod github;
 mod keys;
 mod kill;
+mod limits;
 mod nodes;
 mod operator;
 mod people;
