@@ -4,7 +4,7 @@ use bulkhead_model::permission::Permission;
 use serde_json::{Value, json};
 
 use crate::people::Browser;
-use crate::support::{Answer, Ask, TestServer, ask};
+use crate::support::{Answer, Ask, ask};
 
 const OFFICE: &str = "192.0.2.7";
 const ELSEWHERE: &str = "198.51.100.7";

@@ -6,7 +6,7 @@ use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::rate::Rate;
 use bulkhead_store::StoreError;
 
-use crate::support::{LIMITS, TestStore};
+use crate::support::LIMITS;
 
 on_both! {
     async fn buckets_need_the_scope_of_limits(test: TestStore) {
