@@ -9,7 +9,7 @@ use crate::support::{Answer, Ask, ask};
 const OFFICE: &str = "192.0.2.7";
 const ELSEWHERE: &str = "198.51.100.7";
 
-fn replace(ask: Ask, tag: &str, entries: &[&str], more: Value) -> Ask {
+fn replace(ask: Ask, tag: &str, entries: &[&str], more: &Value) -> Ask {
     let mut body = json!({ "entries": entries });
     body.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
     ask.header("if-match", tag).json(&body)
@@ -28,7 +28,7 @@ on_both! {
         assert_eq!((shown.json(200), shown.header("etag")), (json!({ "entries": [], "your_address": OFFICE, "allows_you": true }), "\"v0\""));
         assert_eq!(status(&server.send(read(ELSEWHERE)).await), 200);
 
-        let made = server.send(replace(put(OFFICE), "\"v0\"", &["192.0.2.9", "::ffff:192.0.2.0/120", "2001:db8:1::/48"], json!({}))).await;
+        let made = server.send(replace(put(OFFICE), "\"v0\"", &["192.0.2.9", "::ffff:192.0.2.0/120", "2001:db8:1::/48"], &json!({}))).await;
         assert_eq!(made.json(200)["entries"], json!(["192.0.2.0/24", "192.0.2.9/32", "2001:db8:1::/48"]));
         for peer in [OFFICE, "::ffff:192.0.2.200", "2001:db8:1:2::3"] {
             assert_eq!(status(&server.send(read(peer)).await), 200, "{peer}");
@@ -50,30 +50,30 @@ on_both! {
     async fn nobody_shuts_himself_out_without_saying_so_and_the_operator_lets_him_in_again(server: TestServer) {
         let acme = server.tenant("acme").await;
         let put = || ask("PUT", acme.at("ip-allow-list")).key(&acme.key).peer(ELSEWHERE);
-        let refused = server.send(replace(put(), "\"v0\"", &["192.0.2.0/24"], json!({}))).await;
+        let refused = server.send(replace(put(), "\"v0\"", &["192.0.2.0/24"], &json!({}))).await;
         assert_eq!(refused.problem(409), "would-lock-out");
         assert!(refused.text().contains(ELSEWHERE), "{}", refused.text());
-        let wrong = server.send(replace(put(), "\"v0\"", &["192.0.2.0/24", "192.0.2.9/24"], json!({ "confirm_lock_out": true }))).await;
+        let wrong = server.send(replace(put(), "\"v0\"", &["192.0.2.0/24", "192.0.2.9/24"], &json!({ "confirm_lock_out": true }))).await;
         assert_eq!(wrong.error(422), ("/entries/1".to_owned(), "invalid-allow-list".to_owned()));
         assert_eq!(status(&server.send(put().json(&json!({ "entries": [] }))).await), 428);
-        assert_eq!(status(&server.send(replace(put(), "\"v7\"", &[], json!({}))).await), 412);
-        let done = server.send(replace(put(), "\"v0\"", &["192.0.2.0/24"], json!({ "confirm_lock_out": true }))).await;
+        assert_eq!(status(&server.send(replace(put(), "\"v7\"", &[], &json!({}))).await), 412);
+        let done = server.send(replace(put(), "\"v0\"", &["192.0.2.0/24"], &json!({ "confirm_lock_out": true }))).await;
         assert_eq!(done.json(200)["allows_you"], false);
-        assert_eq!(server.send(replace(put(), "\"v1\"", &[], json!({}))).await.problem(403), "address-refused");
+        assert_eq!(server.send(replace(put(), "\"v1\"", &[], &json!({}))).await.problem(403), "address-refused");
         server.app.clear_allow_list_as_operator(acme.org.parse().unwrap()).await.unwrap();
-        assert_eq!(server.send(replace(put(), "\"v2\"", &[], json!({}))).await.json(200)["entries"], json!([]));
+        assert_eq!(server.send(replace(put(), "\"v2\"", &[], &json!({}))).await.json(200)["entries"], json!([]));
         // Reading and changing it takes the permissions for that.
         let reader = server.key(&acme, &[Permission::RunsRead]).await;
         assert_eq!(server.send(ask("GET", acme.at("ip-allow-list")).key(&reader)).await.problem(403), "forbidden");
         let looker = server.key(&acme, &[Permission::SecurityRead]).await;
-        assert_eq!(server.send(replace(ask("PUT", acme.at("ip-allow-list")).key(&looker), "\"v2\"", &[], json!({}))).await.problem(403), "forbidden");
+        assert_eq!(server.send(replace(ask("PUT", acme.at("ip-allow-list")).key(&looker), "\"v2\"", &[], &json!({}))).await.problem(403), "forbidden");
     }
 
     async fn a_person_is_let_in_by_session_and_by_token_from_there_alone(server: TestServer) {
         let browser = server.first_person().await;
         let entries = ["192.0.2.0/24"];
         let put = browser.ask("PUT", "/api/v1/orgs/acme/ip-allow-list").peer(OFFICE);
-        server.send(replace(put, "\"v0\"", &entries, json!({}))).await.json(200);
+        server.send(replace(put, "\"v0\"", &entries, &json!({}))).await.json(200);
         let token = server.send(browser.ask("POST", "/api/v1/me/tokens").json(&json!({})).peer(OFFICE)).await.json(201);
         let token = token["access_token"].as_str().unwrap().to_owned();
         let by_session = |peer: &str| browser.ask("GET", "/api/v1/orgs/acme").peer(peer);

@@ -287,7 +287,7 @@ impl App {
                     {
                         tracing::debug!(error = &error as &dyn std::error::Error, "blocks could not be looked at");
                     }
-                    if looks % REMOVE_EVERY_LOOKS == 0 {
+                    if looks.is_multiple_of(REMOVE_EVERY_LOOKS) {
                         app.remove_old_blocks().await;
                     }
                     looks = looks.wrapping_add(1);

@@ -385,7 +385,7 @@ impl App {
                         () = tokio::time::sleep(SAVE_EVERY) => false,
                         () = stop.cancelled() => true,
                     };
-                    app.tend_limits(turns % REMOVE_EVERY_TURNS == 0).await;
+                    app.tend_limits(turns.is_multiple_of(REMOVE_EVERY_TURNS)).await;
                     if stopped {
                         return;
                     }
