@@ -17,6 +17,7 @@ mod dead_letters;
 mod edge;
 mod hooks;
 mod input;
+mod intruders;
 mod isolation;
 mod keys;
 mod lists;

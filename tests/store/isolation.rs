@@ -390,6 +390,7 @@ on_both! {
             assert!(!tx.accept_invitation(a.invitation.id, *now).await?);
             assert!(!tx.revoke_invitation(a.invitation.id, *now).await?);
             assert_eq!(tx.revoke_invitations_to(&a.invitation.email, *now).await?, 0);
+            assert_eq!(tx.revoke_invitations_by(&a.invitation.invited_by, *now).await?, 0);
             assert!(!tx.update_installation(&a.installation, GrantVersion(1)).await?);
             assert!(tx.lock_installation_version(inst).await?.is_none());
             tx.update_secret(&a.secret).await?;
@@ -559,12 +560,14 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_name(p.user.id, "x", *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_state(p.user.id, false, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.raise_user_epoch(p.user.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.mark_first_sign_in(p.user.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.enter_org(*of_a).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_link(&p.link).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_link(p.link.id, p.link.purpose, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_usable_link(p.link.id, p.link.purpose, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_set_up_link(*now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.void_links(p.user.id, p.link.purpose, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_links(*now).await);
         let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
         assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
     }
@@ -576,7 +579,11 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session_by_token(&p.session.token_hash).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sessions(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.touch_session(p.session.id, *now).await);
-        refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_session(p.session.id, &p.session.token_hash, &p.session.token_hash, "pwd", *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_session(&p.session.token_hash, &p.session).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session(p.user.id, p.session.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sessions_here(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_sessions_here(p.user.id, None).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.set_session_device(p.session.id, p.device.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.set_active_org(p.session.id, *of_a).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_session(p.user.id, p.session.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_sessions(p.user.id, None).await);
@@ -585,7 +592,6 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_device_by_token(&p.device.token_hash).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_device(p.device.id, &p.device.token_hash, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.forget_devices(p.user.id, 0).await);
-        refused_without_people!(test, b, [p, now, of_a], |tx| tx.has_devices(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_devices(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_device(p.user.id, p.device.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.lock_failures(&p.attempt.identifier).await);
@@ -593,6 +599,9 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_quiet_failures(*now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.record_sign_in_attempt(&p.attempt).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sign_in_attempts(p.user.id, PageRequest::default()).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_untold_attempt().await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.mark_attempt_told(p.attempt.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_refused_attempts(p.user.id, p.attempt.id, 9).await);
         let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
         assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
     }
@@ -603,6 +612,7 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_sign_in_attempts(p.attempt.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.enqueue_mail(&p.user.email, &Letter::ResetPassword, &ambient()).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.claim_mail(*now, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.is_mail_full(1).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.finish_mail(MailId::from_uuid(p.user.id.uuid())).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.fail_mail(MailId::from_uuid(p.user.id.uuid()), "x", None).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_failed_mail(MailId::first_at(*now)).await);
@@ -612,6 +622,7 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_refresh_token(&p.session.token_hash, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_token_family(p.family.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_token_families(p.session.id, 9).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_token_sessions(p.user.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_tokens(*now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_memberships(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_membership(p.user.id, *of_a).await);
@@ -635,7 +646,8 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.verify_totp(p.totp.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.activate_totp(p.user.id, p.totp.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_second_factors(p.user.id).await);
-        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_backup_codes(p.user.id, &p.codes, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_backup_codes(p.totp.id, &p.codes, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_totp_set_up(p.user.id, None).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_backup_codes(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_sign_in_step(&p.step).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_sign_in_step(&p.step.token_hash).await);

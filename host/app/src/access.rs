@@ -12,6 +12,7 @@ use bulkhead_model::mfa::{MfaPolicy, is_mfa};
 use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::role::assignment::{Explanation, Hold, Standing, Within};
 use bulkhead_model::role::{RoleRef, Roles};
+use bulkhead_model::session::SessionLimits;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
 use bulkhead_store::api_key::ApiKey;
@@ -34,6 +35,14 @@ const KEPT_FOR: Duration = Duration::from_mins(10);
 const STANDING_BYTES: usize = 256;
 const ASSIGNMENT_BYTES: usize = 192;
 const ROLE_BYTES: usize = 640;
+
+/// What somebody who has signed in presents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Credential {
+    Session,
+    /// An access token: a machine, which goes on while nobody uses the session that it came from.
+    Token,
+}
 
 /// Whose right is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -364,14 +373,32 @@ impl App {
         Caller::from_member(org, user, permissions).with_teams(known.teams(now))
     }
 
-    /// As [`member_caller`](Self::member_caller), for who has signed in: with a second factor, where the organization asks for one.
+    /// As [`member_caller`](Self::member_caller), for who has signed in: with a second factor, where the organization asks for one, and
+    /// within an administrator's limits, also if they became one after the session began.
     ///
     /// # Errors
-    /// [`AppError::MfaRequired`]; the store's.
-    pub(crate) async fn session_caller(&self, org: OrgId, signed_in: &SignedIn) -> Result<Caller, AppError> {
-        let user = &signed_in.user;
+    /// [`AppError::MfaRequired`]; [`AppError::Unauthenticated`] when the session is past the limits of what the person is by now; the
+    /// store's.
+    pub(crate) async fn session_caller(
+        &self,
+        org: OrgId,
+        signed_in: &SignedIn,
+        credential: Credential,
+    ) -> Result<Caller, AppError> {
+        let (user, session) = (&signed_in.user, &signed_in.session);
         let known = self.known_member(org, user.id).await?;
-        let is_admin = user.is_super_admin || known.standing.administers(self.ambient().now());
+        let now = self.ambient().now();
+        let is_admin = user.is_super_admin || known.standing.administers(now);
+        if is_admin {
+            let times = session.times.narrowed(SessionLimits::ADMIN, session.created_at);
+            let lives = match credential {
+                Credential::Session => times.is_live(now),
+                Credential::Token => now < times.expires_at,
+            };
+            if !lives {
+                return Err(AppError::Unauthenticated);
+            }
+        }
         if known.mfa.asks(is_admin) && !is_mfa(&signed_in.session.amr) {
             return Err(AppError::MfaRequired);
         }

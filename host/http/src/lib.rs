@@ -65,6 +65,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware;
 use bulkhead_app::App;
+use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::permission::Permission;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
@@ -90,6 +91,8 @@ pub struct HttpConfig {
     /// How clients reach this server, without a trailing slash: `https://bulkhead.example.com`. Shown in webhook addresses;
     /// with `https` answers also ask browsers to stay with it.
     pub public_url: String,
+    /// Whose word is taken for where a request comes from. With none and an `https` address, nobody is counted by address.
+    pub trusted_proxies: TrustedProxies,
     /// Shown by the health check and the start page.
     pub version: &'static str,
 }
@@ -211,7 +214,7 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::OrgRead, routes!(retention::preview_retention)))
         .routes(guarded(Permission::JobsRead, routes!(queue::show_queue)))
         .routes(guarded(Permission::EncryptionRead, routes!(key::show_keys)))
-        .routes(guarded(Permission::EncryptionRotate, routes!(key::rotate_key)))
+        .routes(guarded_fresh(Permission::EncryptionRotate, routes!(key::rotate_key)))
         .routes(guarded(Permission::EncryptionRead, routes!(key::list_key_rotations)))
         .routes(guarded(Permission::EncryptionRead, routes!(key::show_key_rotation)))
 }

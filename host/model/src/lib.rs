@@ -21,6 +21,7 @@ pub mod ambient;
 pub mod backup_code;
 pub mod breaker;
 pub mod call;
+pub mod client_address;
 pub mod condition;
 pub mod fault;
 pub mod grant;

@@ -33,6 +33,25 @@ impl fmt::Display for Actor {
     }
 }
 
+/// The text names nobody who acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nobody who acts is called so")]
+pub struct ActorError;
+
+impl std::str::FromStr for Actor {
+    type Err = ActorError;
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, ActorError> {
+        if let Some(reason) = text.strip_prefix("system:") {
+            let found = SystemReason::ALL.into_iter().find(|known| known.as_str() == reason);
+            return found.map(Self::System).ok_or(ActorError);
+        }
+        let user = text.parse().map(Self::User);
+        user.or_else(|_| text.parse().map(Self::ApiKey)).map_err(|_| ActorError)
+    }
+}
+
 /// Who stands behind a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
@@ -234,6 +253,9 @@ pub enum SystemReason {
 }
 
 impl SystemReason {
+    pub const ALL: [Self; 7] =
+        [Self::SignIn, Self::Jobs, Self::Admin, Self::Worker, Self::Hook, Self::Nodes, Self::Accounts];
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -319,6 +341,9 @@ mod tests {
                 let within = |team| member.authorize_within(key.org(), permission, Within::Team(team)).is_ok();
                 prop_assert_eq!(within(team), holds || more.contains(permission));
                 prop_assert_eq!(within(other), holds);
+            }
+            for actor in [key.actor(), member.actor(), Actor::System(SystemReason::ALL[bits as usize % 7])] {
+                prop_assert_eq!(actor.to_string().parse(), Ok(actor));
             }
             prop_assert_eq!(held.iter().collect::<PermissionSet>(), held);
             prop_assert_eq!(held.union(more).without(more), held.without(more));

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use bulkhead_app::{HashingLimits, StartLimits};
+use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::password::Cost;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Serialized, Toml};
@@ -65,6 +66,14 @@ pub(crate) struct ServerConfig {
     pub(crate) drain_s: u64,
     /// Connections of one address at once (of one /64 with IPv6). A proxy in front is one address.
     pub(crate) connections_per_address_max: usize,
+    /// Addresses and networks of proxies whose `Forwarded` or `X-Forwarded-For` says where requests come from.
+    pub(crate) trusted_proxies: Vec<String>,
+}
+
+impl ServerConfig {
+    pub(crate) fn proxies(&self) -> Result<TrustedProxies> {
+        TrustedProxies::parse(self.trusted_proxies.iter().map(String::as_str)).context("server.trusted_proxies")
+    }
 }
 
 impl Default for ServerConfig {
@@ -76,6 +85,7 @@ impl Default for ServerConfig {
             data_dir: PathBuf::from("bulkhead-data"),
             drain_s: 20,
             connections_per_address_max: 512,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -326,6 +336,7 @@ impl Config {
         ] {
             anyhow::ensure!((1..=10_000).contains(&slots), "worker.slots_{name} is between 1 and 10000");
         }
+        self.server.proxies()?;
         self.starts.check()?;
         self.accounts.check()?;
         if let Some(url) = &self.server.public_url {
@@ -335,6 +346,12 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// Whether requests come through a proxy that nobody named: this server speaks no TLS itself.
+    pub(crate) fn counts_nobody_by_address(&self) -> bool {
+        let is_https = self.server.public_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+        is_https && self.server.trusted_proxies.is_empty()
     }
 
     /// How long work under way may go on after a request to stop.
@@ -369,6 +386,28 @@ mod tests {
         for text in ["[server]\nlisen = \"127.0.0.1:1\"", "[servers]", "x = 1"] {
             assert!(Figment::from(Toml::string(text)).extract::<Config>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn proxies_are_named_exactly() {
+        let with = |proxies: &str, url: &str| {
+            let text = format!("[server]\ntrusted_proxies = {proxies}\npublic_url = \"{url}\"");
+            Figment::from(Serialized::defaults(Config::default()))
+                .merge(Toml::string(&text))
+                .extract::<Config>()
+                .unwrap()
+        };
+        for (proxies, is_allowed) in [
+            ("[\"10.0.0.0/8\", \"2001:db8::1\"]", true),
+            ("[]", true),
+            ("[\"0.0.0.0/0\"]", false),
+            ("[\"proxy.example.com\"]", false),
+        ] {
+            assert_eq!(with(proxies, "https://h.test").check().is_ok(), is_allowed, "{proxies}");
+        }
+        assert!(with("[]", "https://h.test").counts_nobody_by_address());
+        assert!(!with("[]", "http://h.test").counts_nobody_by_address());
+        assert!(!with("[\"10.0.0.0/8\"]", "https://h.test").counts_nobody_by_address());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use bulkhead_model::id::{OrgId, UserId};
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
+use uuid::Uuid;
 
 use crate::account::{read_state, state};
 use crate::error::StoreError;
@@ -59,8 +60,8 @@ fn read_membership(row: &Row) -> Result<Membership, StoreError> {
     })
 }
 
-/// A person works in at most so many organizations, as far as lists and sign-ins go.
-pub const MEMBERSHIPS_MAX: u32 = 200;
+/// Memberships that one statement reads.
+const MEMBERSHIPS_AT_ONCE: u32 = 200;
 
 impl Tx {
     /// Makes a person a member of the transaction's organization; `false` when they are one already.
@@ -124,14 +125,25 @@ impl Tx {
         Ok(self.execute(sql, binds![org, user]).await? > 0)
     }
 
-    /// The organizations that a person belongs to, oldest first. Across organizations: needs the scope of `SystemReason::Accounts`.
+    /// All organizations that a person belongs to, oldest first: what ends everywhere ends in the last of them too. Across organizations:
+    /// needs the scope of `SystemReason::Accounts`.
     pub async fn list_memberships(&mut self, user: UserId) -> Result<Vec<Membership>, StoreError> {
         self.require_reason(SystemReason::Accounts)?;
         let sql = sql!(
             "select m.org_id, o.slug, o.name, m.role, m.state from member m join organization o on o.id = m.org_id
-             where m.user_id = $1 order by m.org_id limit $2"
+             where m.user_id = $1 and m.org_id > $2 order by m.org_id limit $3"
         );
-        self.fetch(sql, binds![user, MEMBERSHIPS_MAX]).await?.iter().map(read_membership).collect()
+        let (mut found, mut after) = (Vec::new(), OrgId::from_uuid(Uuid::nil()));
+        loop {
+            let rows = self.fetch(sql, binds![user, after, MEMBERSHIPS_AT_ONCE]).await?;
+            for row in &rows {
+                found.push(read_membership(row)?);
+            }
+            match found.last() {
+                Some(last) if rows.len() == MEMBERSHIPS_AT_ONCE as usize => after = last.org,
+                Some(_) | None => return Ok(found),
+            }
+        }
     }
 
     /// A person's place in the organization of this id. Needs the scope of `SystemReason::Accounts`.

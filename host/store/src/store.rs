@@ -59,6 +59,12 @@ impl FaultHook {
         self.0.statements.load(Ordering::SeqCst) <= 0
     }
 
+    /// How many statements may pass before the armed failure.
+    #[must_use]
+    pub fn left(&self) -> i64 {
+        self.0.statements.load(Ordering::SeqCst)
+    }
+
     /// From the next write on, SQLite's file may not grow: the database itself then reports a full disk (`SQLITE_FULL`), with
     /// everything that this does to its transaction. `false` gives the space back.
     pub fn fill_disk(&self, full: bool) {

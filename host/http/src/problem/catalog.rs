@@ -37,6 +37,7 @@ kinds! {
     InvalidRequest = "invalid-request", BAD_REQUEST, "The request cannot be read";
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Credentials are needed";
     StepUpRequired = "step-up-required", UNAUTHORIZED, "A fresh proof of who you are is needed";
+    SessionNeeded = "session-needed", FORBIDDEN, "Only a signed-in browser can do this";
     ForeignOrigin = "foreign-origin", FORBIDDEN, "The request does not come from one of our pages";
     MfaRequired = "mfa-required", FORBIDDEN, "The organization asks for a second factor";
     Forbidden = "forbidden", FORBIDDEN, "The credentials do not permit this";
