@@ -26,6 +26,8 @@ create table member (
     user_id     uuid not null references user_account (id),
     role        text collate "C" not null,
     state       text collate "C" not null check (state in ('active', 'disabled')),
+    -- As the person's own: whoever asks for a member's rights cannot look at the person.
+    user_state  text collate "C" not null check (user_state in ('active', 'disabled')),
     created_at  timestamptz not null,
     updated_at  timestamptz not null,
     primary key (org_id, user_id)
@@ -223,6 +225,12 @@ create table sign_in_policy (
 -- Whose key it is; none for those that the operator or another key made. It ends with what its owner was given.
 alter table api_key add column user_id uuid references user_account (id);
 create index api_key_user on api_key (org_id, user_id) where user_id is not null;
+-- The key that made it: what is revoked takes along what came of it.
+alter table api_key add column made_by uuid;
+-- While a key's secret is replaced, the one before is good until then.
+alter table api_key add column previous_hash bytea;
+alter table api_key add column previous_until timestamptz;
+create index api_key_made_by on api_key (org_id, made_by) where made_by is not null;
 
 alter table user_account enable row level security;
 alter table user_account force row level security;

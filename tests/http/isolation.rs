@@ -121,7 +121,7 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "ask_to_verify" => json!({ "email": "x@example.com" }),
         "invite" => json!({ "email": "x@example.com", "role": "viewer" }),
         "switch_org" => json!({ "organization": "acme" }),
-        "rotate_hook" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
+        "rotate_hook" | "rotate_api_key" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
         "start_dead_letter_task" => json!({ "action": "resume", "kind": "run" }),
         "create_role" | "replace_role" => json!({ "name": "Taken over", "permissions": ["org.read"] }),
         "assign_role" => json!({ "user": "user_00000000000000000000000001", "role": "viewer" }),

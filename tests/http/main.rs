@@ -12,6 +12,7 @@ mod support;
 mod guests;
 
 mod accounts;
+mod api_keys;
 mod breakers;
 mod dead_letters;
 mod edge;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bulkhead_model::id::{ApiKeyId, OrgId, RoleId, TeamId, UserId};
 use bulkhead_model::mfa::{MfaPolicy, is_mfa};
-use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SessionProof, SystemReason, SystemScope};
 use bulkhead_model::role::assignment::{Explanation, Hold, Standing, Within};
 use bulkhead_model::role::{RoleRef, Roles};
 use bulkhead_model::session::SessionLimits;
@@ -153,7 +153,7 @@ pub(crate) async fn load_roles(tx: &mut Tx) -> Result<Roles, AppError> {
     Ok(roles_of(&tx.list_roles().await?))
 }
 
-/// Nothing for somebody who is no member, or disabled.
+/// Nothing for somebody who is no member, or disabled, here or everywhere.
 pub(crate) async fn load_standing(tx: &mut Tx, user: UserId, roles: &Roles) -> Result<Standing, AppError> {
     if !tx.is_active_member(user).await? {
         return Ok(Standing::default());
@@ -234,7 +234,7 @@ pub(crate) struct Rights {
 }
 
 enum RightsOf {
-    Member(Standing),
+    Member(UserId, Standing),
     /// With what its owner holds, if a person made it.
     Key(ApiKey, Option<Standing>),
     /// The operator at the console, and the host on his behalf.
@@ -246,7 +246,7 @@ impl Rights {
         let of = match actor {
             Actor::User(user) => {
                 let roles = load_roles(tx).await?;
-                RightsOf::Member(load_standing(tx, *user, &roles).await?)
+                RightsOf::Member(*user, load_standing(tx, *user, &roles).await?)
             }
             Actor::ApiKey(id) => {
                 let is_valid = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end);
@@ -266,10 +266,19 @@ impl Rights {
         Ok(Self { of, now })
     }
 
+    /// Whose a key is that is made by these rights, and the key that makes it.
+    pub(crate) fn maker(&self) -> (Option<UserId>, Option<ApiKeyId>) {
+        match &self.of {
+            RightsOf::Member(user, _) => (Some(*user), None),
+            RightsOf::Key(key, _) => (key.owner, Some(key.id)),
+            RightsOf::Host => (None, None),
+        }
+    }
+
     /// How long all of `wanted` is held there.
     pub(crate) fn hold(&self, wanted: PermissionSet, within: Within) -> Hold {
         match &self.of {
-            RightsOf::Member(standing) => standing.hold(wanted, within, self.now),
+            RightsOf::Member(_, standing) => standing.hold(wanted, within, self.now),
             RightsOf::Key(key, owner) => {
                 let missing = wanted.without(key.permissions);
                 if !missing.is_empty() {
@@ -402,7 +411,8 @@ impl App {
         if known.mfa.asks(is_admin) && !is_mfa(&signed_in.session.amr) {
             return Err(AppError::MfaRequired);
         }
-        Ok(self.caller_of(org, user.id, &known))
+        let proof = SessionProof { session: signed_in.session.id, epoch: user.epoch };
+        Ok(self.caller_of(org, user.id, &known).with_proof(proof))
     }
 
     /// Answers up to [`QUESTIONS_MAX`] questions in their order, all at one state of the policy and at one moment.

@@ -328,6 +328,9 @@ impl App {
                     };
                     for membership in memberships {
                         tx.enter_org(membership.org).await?;
+                        // What was worked out of their rights is worth nothing from here on, on every node.
+                        tx.begin_policy_epoch(ambient.now()).await?;
+                        tx.update_member_user_state(user.id, *is_active).await?;
                         let event = AuditEvent {
                             action: if *is_active { EventType::UserEnabled } else { EventType::UserDisabled },
                             target: user.id.to_string(),
@@ -438,6 +441,8 @@ pub(crate) async fn end_here(tx: &mut Tx, user: UserId, ambient: &Ambient) -> Re
 
 /// Ends a person's keys in the transaction's organization.
 pub(crate) async fn end_keys(tx: &mut Tx, user: UserId, ambient: &Ambient) -> Result<(), AppError> {
+    // Whoever makes a key at this moment is either before this, or sees it.
+    tx.begin_policy_epoch(ambient.now()).await?;
     let count = tx.revoke_keys_of(user, ambient.now()).await?;
     if count > 0 {
         let event = AuditEvent {

@@ -179,6 +179,7 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(public("the refresh token is the credential", routes!(token::refresh_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::revoke_tokens)))
         .routes(public("a public key is no secret", routes!(token::show_jwks)))
+        .routes(public("the leaked key is the credential", routes!(api_key::report_leaked_key)))
 }
 
 fn member_routes() -> OpenApiRouter<HttpState> {
@@ -202,6 +203,7 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded_fresh(Permission::SecurityWrite, routes!(mfa::replace_sign_in_policy)))
         .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))
         .routes(guarded(Permission::ApiKeysRead, routes!(api_key::list_api_keys)))
+        .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::rotate_api_key)))
         .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::revoke_api_key)))
         .routes(guarded(Permission::AuditRead, routes!(audit::list_audit)))
         .routes(guarded_fresh(Permission::AuditExport, routes!(audit::export_audit)))

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::id::{ApiKeyId, OrgId, TeamId, UserId};
+use crate::id::{ApiKeyId, OrgId, SessionId, TeamId, UserId};
 use crate::role::assignment::Within;
 use crate::time::Timestamp;
 
@@ -68,6 +68,15 @@ pub struct Caller {
     permissions: PermissionSet,
     /// What is held beside them on what belongs to single teams.
     teams: Vec<(TeamId, PermissionSet)>,
+    /// What a person proved it by.
+    proof: Option<SessionProof>,
+}
+
+/// The session that a person was known by, and their epoch then: what is made in their name is made only while both still are as they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionProof {
+    pub session: SessionId,
+    pub epoch: i64,
 }
 
 /// Why a caller may not.
@@ -96,14 +105,14 @@ impl Caller {
         if revoked_at.is_some() || expires_at.is_some_and(|at| at <= now) {
             return Err(KeyNotValid);
         }
-        Ok(Self { org, subject: Subject::Key(key), permissions, teams: Vec::new() })
+        Ok(Self { org, subject: Subject::Key(key), permissions, teams: Vec::new(), proof: None })
     }
 
     /// The caller that a member of the organization is who has just proven who they are. Only authentication calls this, with the
     /// permissions that follow from the rows it read.
     #[must_use]
     pub fn from_member(org: OrgId, user: UserId, permissions: PermissionSet) -> Self {
-        Self { org, subject: Subject::Member(user), permissions, teams: Vec::new() }
+        Self { org, subject: Subject::Member(user), permissions, teams: Vec::new(), proof: None }
     }
 
     /// The same with what roles that were given for single teams add on those teams' things.
@@ -111,6 +120,19 @@ impl Caller {
     pub fn with_teams(mut self, teams: Vec<(TeamId, PermissionSet)>) -> Self {
         self.teams = teams;
         self
+    }
+
+    /// The same with the session that the person was known by.
+    #[must_use]
+    pub fn with_proof(mut self, proof: SessionProof) -> Self {
+        self.proof = Some(proof);
+        self
+    }
+
+    /// The session that the person was known by, if one calls and came with a session.
+    #[must_use]
+    pub fn proof(&self) -> Option<SessionProof> {
+        self.proof
     }
 
     #[must_use]

@@ -64,10 +64,11 @@ fn read_membership(row: &Row) -> Result<Membership, StoreError> {
 const MEMBERSHIPS_AT_ONCE: u32 = 200;
 
 impl Tx {
-    /// Makes a person a member of the transaction's organization; `false` when they are one already.
+    /// Makes a person, who is not disabled, a member of the transaction's organization; `false` when they are one already.
     pub async fn insert_member(&mut self, user: UserId, role: &str, now: Timestamp) -> Result<bool, StoreError> {
         let sql = sql!(
-            "insert into member (org_id, user_id, role, state, created_at, updated_at) values ($1, $2, $3, 'active', $4, $4)
+            "insert into member (org_id, user_id, role, state, user_state, created_at, updated_at)
+             values ($1, $2, $3, 'active', 'active', $4, $4)
              on conflict (org_id, user_id) do nothing"
         );
         let org = self.org()?;
@@ -99,9 +100,11 @@ impl Tx {
         Ok(page.page(members, |member| member.user.uuid()))
     }
 
-    /// Whether a person is a member of the transaction's organization, and not disabled there.
+    /// Whether a person is a member of the transaction's organization, and disabled neither there nor everywhere.
     pub async fn is_active_member(&mut self, user: UserId) -> Result<bool, StoreError> {
-        let sql = sql!("select user_id from member where org_id = $1 and user_id = $2 and state = 'active'");
+        let sql = sql!(
+            "select user_id from member where org_id = $1 and user_id = $2 and state = 'active' and user_state = 'active'"
+        );
         let org = self.org()?;
         Ok(self.fetch_optional(sql, binds![org, user]).await?.is_some())
     }
@@ -117,6 +120,14 @@ impl Tx {
             sql!("update member set state = $3, updated_at = $4 where org_id = $1 and user_id = $2 and state <> $3");
         let org = self.org()?;
         Ok(self.execute(sql, binds![org, user, state(is_active), now]).await? > 0)
+    }
+
+    /// Says in the organization whether the person is disabled everywhere: whoever asks for a member's rights cannot look at the person.
+    /// Called for each organization of theirs in the transaction that says it of the person.
+    pub async fn update_member_user_state(&mut self, user: UserId, is_active: bool) -> Result<bool, StoreError> {
+        let sql = sql!("update member set user_state = $3 where org_id = $1 and user_id = $2");
+        let org = self.org()?;
+        Ok(self.execute(sql, binds![org, user, state(is_active)]).await? > 0)
     }
 
     pub async fn delete_member(&mut self, user: UserId) -> Result<bool, StoreError> {

@@ -109,9 +109,11 @@ kinds! {
     AlreadyMember = "already-member", CONFLICT, "The person is a member already";
     OwnMembership = "own-membership", CONFLICT, "Nobody does this to themselves";
     TooManyTokens = "too-many-tokens", CONFLICT, "The session has as many tokens as it may";
+    TooManyKeys = "too-many-keys", CONFLICT, "The organization has as many API keys as it may";
     TooManyInvitations = "too-many-invitations", CONFLICT, "Too many invitations wait";
     UserExists = "user-exists", CONFLICT, "Somebody has this address already";
     OrgExists = "org-exists", CONFLICT, "The organization's name is taken";
+    NotOwnKey = "not-own-key", CONFLICT, "The key is not yours to renew";
     OwnKey = "own-key", CONFLICT, "A key cannot revoke itself";
     RoleExists = "role-exists", CONFLICT, "The role's name is taken";
     RoleInUse = "role-in-use", CONFLICT, "Somebody has the role, or a role inherits from it";
