@@ -41,6 +41,9 @@ const WITHOUT_ROWS: &[&str] = &[
     "list_audit_waiting_orgs",
     "list_orgs_with_key_work",
     "count_root_uses",
+    "load_root_check",
+    "record_root_check",
+    "tend_people",
     "claim_jobs",
     "list_held_jobs",
     "list_ready_orgs",
@@ -54,6 +57,7 @@ const WITHOUT_ROWS: &[&str] = &[
     "list_holders",
     "load_queue_slug",
     "update_node_slots",
+    "update_node_roots",
     "list_ready_since",
     "list_overdue_schedules",
     "delete_worker",
@@ -262,6 +266,7 @@ on_both! {
             let (inst, wf, run) = (a.installation.id, a.workflow.id, a.run.id);
             assert!(tx.load_api_key(a.api_key.id).await?.is_none());
             assert!(tx.list_api_keys(page).await?.items.is_empty());
+            assert_eq!(tx.count_valid_api_keys(ambient.now(), 9).await?, 0);
             assert!(tx.load_invitation(a.invitation.id).await?.is_none());
             assert!(tx.list_invitations(page).await?.items.is_empty());
             assert_eq!(tx.count_open_invitations(a.invitation.created_at, 9).await?, 0);
@@ -385,7 +390,8 @@ on_both! {
         assert_eq!((own_letter.len(), own_job.len()), (1, 2));
         tx!(test.write, &scope, [a, now, ended, by_hand, own_letter, own_job], |tx| {
             let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
-            assert!(!tx.revoke_api_key(a.api_key.id, *now).await?);
+            assert_eq!(tx.revoke_api_key(a.api_key.id, *now).await?, []);
+            assert!(!tx.replace_api_key_secret(a.api_key.id, &a.api_key.secret_hash, *now).await?);
             assert_eq!(tx.revoke_keys_of(a.person.user.id, *now).await?, 0);
             assert!(!tx.accept_invitation(a.invitation.id, *now).await?);
             assert!(!tx.revoke_invitation(a.invitation.id, *now).await?);
@@ -398,6 +404,7 @@ on_both! {
             assert_eq!(tx.delete_secrets(inst).await?, 0);
             assert!(!tx.update_workflow(&a.workflow, 1).await?);
             assert_eq!(tx.expire_hooks(wf, &a.hook.trigger, *now).await?, 0);
+            assert_eq!(tx.remove_expired_hooks(wf, *now).await?, 0);
             assert!(tx.lock_schedule(wf, &a.schedule.trigger).await?.is_none());
             assert!(!tx.delete_schedule(wf, &a.schedule.trigger).await?);
             assert!(tx.lock_breaker(wf, 1).await?.is_none());
@@ -530,6 +537,7 @@ on_both! {
             assert!(tx.list_members(PageRequest::default()).await?.items.is_empty());
             assert!(!tx.is_active_member(*user).await?);
             assert!(!tx.update_member_state(*user, false, *now).await?);
+            assert!(!tx.update_member_user_state(*user, false).await?);
             assert!(!tx.delete_member(*user).await?);
             assert!(tx.load_membership(*user, tx.org()?).await?.is_none());
             assert_eq!(tx.list_memberships(*user).await?.len(), 1, "what the person may see of themselves");
@@ -577,6 +585,7 @@ on_both! {
         let (p, now, of_a) = (a.person.clone(), test.ambient.now(), a.org);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_session(&p.session).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session_by_token(&p.session.token_hash).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session(p.user.id, p.session.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sessions(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.touch_session(p.session.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_session(&p.session.token_hash, &p.session).await);
@@ -673,7 +682,7 @@ on_both! {
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {
         let (a, worker, now) = (test.tenant("a").await, test.worker().await, test.ambient.now());
-        let own = a.org;
+        let (own, sealer) = (a.org, crate::keys::sealer(&test.ambient));
         let minute = Duration::from_mins(1);
         for reason in [SystemReason::SignIn, SystemReason::Admin, SystemReason::Worker, SystemReason::Hook] {
             let system = bulkhead_model::permission::SystemScope::new(reason);
@@ -708,6 +717,7 @@ on_both! {
                     refused!($scope, [own], |tx| tx.load_queue_slug(*own).await);
                     refused!($scope, [a], |tx| tx.find_org_of_run(a.run.id).await);
                     refused!($scope, [worker], |tx| tx.update_node_slots(*worker, NodeSlots::default()).await);
+                    refused!($scope, [worker], |tx| tx.update_node_roots(*worker, &[]).await);
                     refused!($scope, [], |tx| tx.list_ready_since(Lane::Interactive, 9).await);
                     refused!($scope, [own], |tx| tx.is_job_live(*own, "advance_run", "x").await);
                     refused!($scope, [now], |tx| tx.record_probe(*now).await);
@@ -719,9 +729,13 @@ on_both! {
                     refused!($scope, [now], |tx| tx.free_stuck_jobs(*now).await);
                     refused!($scope, [], |tx| tx.list_orgs_without_pruning(None, 9).await);
                     refused!($scope, [], |tx| tx.list_nodes().await);
-                    refused!($scope, [now], |tx| {
-                        tx.list_orgs_with_key_work(bulkhead_store::seal::RootKey::new([1; 32]).id(), *now, None, 9).await
-                    });
+                    refused!($scope, [sealer, now], |tx| tx.list_orgs_with_key_work(sealer, *now, None, 9).await);
+                    if reason != SystemReason::Admin {
+                        refused!($scope, [], |tx| tx.count_root_uses().await);
+                        refused!($scope, [], |tx| tx.load_root_check().await);
+                        refused!($scope, [sealer, now], |tx| tx.record_root_check(&sealer.base_check(), *now).await);
+                        refused!($scope, [sealer], |tx| tx.tend_people(sealer, None, 9).await);
+                    }
                     refused!($scope, [], |tx| tx.load_shared_clock().await);
                     refused!($scope, [worker], |tx| tx.update_node(*worker, true, 0).await);
                     refused!($scope, [a], |tx| tx.list_grant_versions(&[(a.org, a.installation.id)]).await);

@@ -27,6 +27,7 @@ mod postgres;
 mod prune;
 mod queue;
 mod roles;
+mod roots;
 mod row_security;
 mod schedules;
 mod start;

@@ -581,6 +581,8 @@ pub(crate) fn api_key(ambient: &Ambient, name: &str) -> ApiKey {
         expires_at: Some(ambient.now().plus(Duration::from_mins(1))),
         revoked_at: None,
         owner: None,
+        made_by: None,
+        previous: None,
     }
 }
 
@@ -830,6 +832,7 @@ pub(crate) fn audit(action: EventType, target: &str) -> AuditEvent {
 pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "organization",
     "probe",
+    "root_check",
     "worker",
     "user_account",
     "device",

@@ -243,6 +243,7 @@ events! {
     IpRulesChanged = "ip_rules.changed": Security, Update, Warning;
     KeyRotated = "key.rotated": Security, Update, Notice;
     KeyRetired = "key.retired": Security, Delete, Notice;
+    KeyRotationIncomplete = "key.rotation_incomplete": Security, Detect, Error;
     RowRefused = "audit.row_refused": Security, Detect, Critical;
 
     PayloadsExpired = "audit.payloads_expired": Compliance, Delete, Notice;

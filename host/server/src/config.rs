@@ -305,13 +305,29 @@ impl Default for LogConfig {
 /// Variables of the test suite share the prefix but are no configuration.
 const NOT_CONFIGURATION: &str = "test_";
 
+/// A file with root keys in it is held to what `root.key` is held to.
+fn refuse_readable_by_others(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+    anyhow::ensure!(
+        mode & 0o077 == 0,
+        "{} holds keys.root and can be read by others (mode {mode:o}): run `chmod 600 {0}`",
+        path.display()
+    );
+    Ok(())
+}
+
 impl Config {
     /// Reads the file (if one is named) and the environment over the defaults.
     pub(crate) fn load(file: Option<&Path>) -> Result<Self> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(path) = file {
             anyhow::ensure!(path.is_file(), "there is no configuration file {}", path.display());
-            figment = figment.merge(Toml::file_exact(path));
+            let file = Toml::file_exact(path);
+            if Figment::from(&file).contains("keys.root") {
+                refuse_readable_by_others(path)?;
+            }
+            figment = figment.merge(file);
         }
         let environment =
             Env::prefixed("BULKHEAD_").filter(|key| !key.as_str().to_ascii_lowercase().starts_with(NOT_CONFIGURATION));
@@ -408,6 +424,25 @@ mod tests {
         assert!(with("[]", "https://h.test").counts_nobody_by_address());
         assert!(!with("[]", "http://h.test").counts_nobody_by_address());
         assert!(!with("[\"10.0.0.0/8\"]", "https://h.test").counts_nobody_by_address());
+    }
+
+    #[test]
+    fn a_file_with_root_keys_is_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bulkhead.toml");
+        let write = |text: &str, mode| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let keys = format!("[keys]\nroot = \"{}\"\n", "0123456789abcdef".repeat(4));
+        write(&keys, 0o644);
+        let refused = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(refused.contains("chmod 600") && !refused.contains("0123456789"), "{refused}");
+        write(&keys, 0o600);
+        assert!(Config::load(Some(&path)).unwrap().keys.root.is_some());
+        write("[server]\ndrain_s = 5\n", 0o644);
+        assert_eq!(Config::load(Some(&path)).unwrap().server.drain_s, 5);
     }
 
     #[test]
