@@ -60,7 +60,7 @@ async fn make_key(tx: &mut Tx, making: &Making) -> Result<ApiKey, AppError> {
     tx.begin_policy_epoch(ambient.now()).await?;
     let now = ambient.now();
     if let (Actor::User(user), Some(proof)) = (actor, making.proof) {
-        require_live(tx, *user, proof, now).await?;
+        require_proof(tx, *user, proof, now).await?;
     }
     let rights = Rights::load(tx, actor, now).await?;
     rights.require(Permission::ApiKeysWrite, Within::Organization)?;
@@ -135,7 +135,7 @@ async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, Ap
     tx.begin_policy_epoch(ambient.now()).await?;
     let now = ambient.now();
     if let (Actor::User(user), Some(proof)) = (actor, replacing.proof) {
-        require_live(tx, *user, proof, now).await?;
+        require_proof(tx, *user, proof, now).await?;
     }
     let rights = Rights::load(tx, actor, now).await?;
     rights.require(Permission::ApiKeysWrite, Within::Organization)?;
@@ -166,7 +166,7 @@ async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, Ap
 }
 
 /// Refuses a person whose session has ended since they were known by it, or everything of whom has.
-async fn require_live(tx: &mut Tx, user: UserId, proof: SessionProof, now: Timestamp) -> Result<(), AppError> {
+async fn require_proof(tx: &mut Tx, user: UserId, proof: SessionProof, now: Timestamp) -> Result<(), AppError> {
     let person = tx.load_user(user).await?.filter(|person| person.is_active && person.epoch == proof.epoch);
     let session = tx.load_session(user, proof.session).await?.filter(|session| session.times.is_live(now));
     if person.is_none() || session.is_none() { Err(AppError::Unauthenticated) } else { Ok(()) }

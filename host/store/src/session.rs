@@ -140,16 +140,6 @@ impl Tx {
         self.fetch(sql, binds![user]).await?.iter().map(read).collect()
     }
 
-    /// One of a person's sessions, whether it is past its limits or not.
-    pub async fn load_session(&mut self, user: UserId, id: SessionId) -> Result<Option<Session>, StoreError> {
-        self.require_people()?;
-        let sql = sql!(
-            "select id, user_id, token_hash, device_id, active_org, amr, address, agent, auth_at, expires_at, idle_ms, seen_at,
-                 created_at from session where id = $1 and user_id = $2"
-        );
-        self.fetch_optional(sql, binds![id, user]).await?.map(|row| read(&row)).transpose()
-    }
-
     /// Writes down that a session was used.
     pub async fn touch_session(&mut self, id: SessionId, now: Timestamp) -> Result<bool, StoreError> {
         self.require_people()?;
