@@ -141,13 +141,13 @@ on_both! {
         replace_key_file(&dir, &other);
         let lost = place.operate(&["admin", "keys", "rotate", "acme"]).unwrap_err();
         assert!(lost.contains(&old) && lost.contains("Nothing was changed"), "{lost}");
-        let lost = place.operate(&["migrate"]).unwrap_err();
-        assert!(lost.contains(&old) && lost.contains("Nothing was changed"), "{lost}");
-        replace_key_file(&dir, &both);
         // Not even the password of the role that every other node comes as.
         if let Some(url) = place.database_url() {
+            let lost = place.operate(&["migrate"]).unwrap_err();
+            assert!(lost.contains(&old) && lost.contains("Nothing was changed"), "{lost}");
             comes_as_the_application_role(url, &both);
         }
+        replace_key_file(&dir, &both);
 
         let server = place.start(&sink);
         all_open(&server, &workflows);
