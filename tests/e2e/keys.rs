@@ -70,11 +70,8 @@ fn all_open(server: &Server<'_>, workflows: &[Value]) {
 /// Comes with the password that follows from these root keys.
 fn comes_as_the_application_role(owner_url: &str, roots: &str) {
     let first = RootKeys::parse(roots).unwrap().base().derive("postgresql application role v1");
-    let database = Database::Postgres {
-        url: None,
-        owner_url: Some(owner_url.to_owned()),
-        app_password: first.iter().map(|byte| format!("{byte:02x}")).collect(),
-    };
+    let database =
+        Database::Postgres { url: None, owner_url: Some(owner_url.to_owned()), app_password: hex::encode(first) };
     let looked = async {
         let store = Store::look(StoreConfig { database, connections_max: 1 }).await.unwrap();
         store.close().await;

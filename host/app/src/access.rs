@@ -236,7 +236,7 @@ pub(crate) struct Rights {
 enum RightsOf {
     Member(UserId, Standing),
     /// With what its owner holds, if a person made it.
-    Key(ApiKey, Option<Standing>),
+    Key(Box<ApiKey>, Option<Standing>),
     /// The operator at the console, and the host on his behalf.
     Host,
 }
@@ -259,7 +259,7 @@ impl Rights {
                     }
                     None => None,
                 };
-                RightsOf::Key(key, owner)
+                RightsOf::Key(Box::new(key), owner)
             }
             Actor::System(_) => RightsOf::Host,
         };

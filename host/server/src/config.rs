@@ -310,7 +310,7 @@ fn refuse_readable_by_others(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
     anyhow::ensure!(
-        mode & 0o077 == 0,
+        mode.trailing_zeros() >= 6,
         "{} holds keys.root and can be read by others (mode {mode:o}): run `chmod 600 {0}`",
         path.display()
     );

@@ -220,7 +220,7 @@ impl Worker {
             match tended {
                 Ok(0) => {}
                 Ok(values) => {
-                    tracing::info!(values, "what belongs to people was sealed anew under the root key that wraps")
+                    tracing::info!(values, "what belongs to people was sealed anew under the root key that wraps");
                 }
                 Err(error) => {
                     tracing::warn!(error = &error as &dyn Error, "what belongs to people could not be sealed anew");

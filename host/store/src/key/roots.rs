@@ -171,8 +171,9 @@ impl Tx {
 }
 
 fn count_use(uses: &mut BTreeMap<String, RootUse>, table: &str, begin: &[u8], count: impl FnOnce(&mut RootUse)) {
-    match root_of(begin) {
-        Some(id) => count(uses.entry(id.to_string()).or_insert(RootUse { id, org_keys: 0, people: 0 })),
-        None => tracing::error!(table, "something is sealed under what is no root key: it cannot be opened"),
+    if let Some(id) = root_of(begin) {
+        count(uses.entry(id.to_string()).or_insert(RootUse { id, org_keys: 0, people: 0 }));
+    } else {
+        tracing::error!(table, "something is sealed under what is no root key: it cannot be opened");
     }
 }
