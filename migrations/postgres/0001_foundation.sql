@@ -281,6 +281,8 @@ create table worker (
     slots_system        bigint not null default 0,
     slots_interactive   bigint not null default 0,
     slots_bulk          bigint not null default 0,
+    -- The root keys that it knows, with where each stands (`id=standing`, one behind another).
+    roots               text not null default '',
     started_at          timestamptz not null,
     expires_at          timestamptz not null
 );

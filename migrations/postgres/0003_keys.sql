@@ -47,6 +47,8 @@ create table key_rotation (
     -- What was wrapped or sealed anew so far, and what is left, as last counted.
     done_count   bigint not null,
     left_count   bigint not null,
+    -- Those of them that do not open with the key that they name.
+    broken_count bigint not null,
     created_at   timestamptz not null,
     updated_at   timestamptz not null,
     finished_at  timestamptz,
@@ -68,3 +70,17 @@ create policy key_rotation_of_org on key_rotation using (org_id = (select app_or
 create policy org_key_jobs on org_key for select using ((select app_scope()) = 'jobs');
 create policy data_key_jobs on data_key for select using ((select app_scope()) = 'jobs');
 create policy org_key_admin on org_key for select using ((select app_scope()) = 'admin');
+
+-- Which root key everything comes from that no key wraps (passwords' pepper, links, backups …): one row, kept by the first start, so that
+-- another one in its place is refused and not used.
+create table root_check (
+    id           bigint not null primary key check (id = 1),
+    root_id      text collate "C" not null,
+    check_value  text collate "C" not null,
+    created_at   timestamptz not null
+);
+alter table root_check enable row level security;
+alter table root_check force row level security;
+create policy root_check_admin on root_check using ((select app_scope()) = 'admin') with check ((select app_scope()) = 'admin');
+-- What is under one data key is found, and counted, without reading what is under another.
+create index hook_sealed on hook (org_id, ciphertext);

@@ -283,6 +283,8 @@ create table worker (
     slots_system        integer not null default 0,
     slots_interactive   integer not null default 0,
     slots_bulk          integer not null default 0,
+    -- The root keys that it knows, with where each stands (`id=standing`, one behind another).
+    roots               text not null default '',
     started_at          integer not null,
     expires_at          integer not null
 ) strict;

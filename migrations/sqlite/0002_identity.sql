@@ -15,6 +15,8 @@ create table user_account (
     super_admin          integer not null check (super_admin in (0, 1)),
     -- Rises when everything that was handed out before is to be worth nothing.
     epoch                integer not null,
+    -- The first sign-in of all: until then no browser is news.
+    signed_in_at         integer,
     created_at           integer not null,
     updated_at           integer not null
 ) strict;
@@ -24,6 +26,8 @@ create table member (
     user_id     blob not null references user_account (id),
     role        text not null,
     state       text not null check (state in ('active', 'disabled')),
+    -- As the person's own: whoever asks for a member's rights cannot look at the person.
+    user_state  text not null check (user_state in ('active', 'disabled')),
     created_at  integer not null,
     updated_at  integer not null,
     primary key (org_id, user_id)
@@ -70,11 +74,14 @@ create table user_link (
     user_id     blob references user_account (id),
     -- The address that it proves.
     email       text,
+    -- The person's epoch when it was made: what ended everything else ended it as well.
+    epoch       integer,
     created_at  integer not null,
     expires_at  integer not null,
     used_at     integer
 ) strict;
 create index user_link_user on user_link (user_id, purpose);
+create index user_link_expires on user_link (expires_at);
 
 -- Failures by whoever and from wherever (host/model/src/throttle.rs). The key is a digest: it tells neither names nor addresses.
 create table throttle (
@@ -96,9 +103,12 @@ create table sign_in_attempt (
     device_id   blob,
     address     text not null,
     agent       text not null,
-    created_at  integer not null
+    created_at  integer not null,
+    -- Whether the organizations in which the person works were told of it.
+    told        integer not null check (told in (0, 1))
 ) strict;
 create index sign_in_attempt_user on sign_in_attempt (user_id, id);
+create index sign_in_attempt_untold on sign_in_attempt (id) where told = 0;
 
 -- Somebody who is to join. What is in the link besides the ids is computed.
 create table invitation (
@@ -109,6 +119,8 @@ create table invitation (
     invited_by   text not null,
     -- The link went to the address and to nobody else.
     mailed       integer not null check (mailed in (0, 1)),
+    -- Until when the role is given; for ever without one.
+    valid_until  integer,
     created_at   integer not null,
     expires_at   integer not null,
     accepted_at  integer,
@@ -139,9 +151,13 @@ create table token_family (
     session_id  blob not null references session (id) on delete cascade,
     -- The person's epoch when it began.
     epoch       integer not null,
+    -- What the session had proven then, and when: what it proves later is not the tokens'.
+    amr         text not null,
+    auth_at     integer not null,
     created_at  integer not null,
     expires_at  integer not null
 ) strict;
+create index token_family_user on token_family (user_id);
 create index token_family_session on token_family (session_id);
 create index token_family_expires on token_family (expires_at);
 -- Every one of them, so that one that is used twice is known.
@@ -158,6 +174,8 @@ create table totp (
     id           blob not null primary key,
     user_id      blob not null references user_account (id),
     state        text not null check (state in ('shown', 'verified', 'active')),
+    -- The session that sets it up, and the only one that can go on; none once it counts.
+    session_id   blob,
     -- Sealed (host/store/src/seal.rs).
     secret       blob not null,
     key_version  integer not null,
@@ -172,14 +190,15 @@ create table totp (
 create unique index totp_active on totp (user_id) where state = 'active';
 create unique index totp_set_up on totp (user_id) where state <> 'active';
 
--- One set a person; all of it has one salt, so that an attempt costs one hash.
+-- One set an authenticator app, which it comes and goes with: codes of a set-up count from when the app does. All of a set has one salt, so
+-- that an attempt costs one hash.
 create table backup_code (
-    user_id     blob not null references user_account (id),
+    totp_id     blob not null references totp (id) on delete cascade,
     position    integer not null,
     hash        text not null,
     created_at  integer not null,
     used_at     integer,
-    primary key (user_id, position)
+    primary key (totp_id, position)
 ) strict;
 
 -- Somebody whose password was right, and who has to prove a second factor.
@@ -206,6 +225,12 @@ create table sign_in_policy (
 -- Whose key it is; none for those that the operator or another key made. It ends with what its owner was given.
 alter table api_key add column user_id blob references user_account (id);
 create index api_key_user on api_key (org_id, user_id) where user_id is not null;
+-- The key that made it: what is revoked takes along what came of it.
+alter table api_key add column made_by blob;
+-- While a key's secret is replaced, the one before is good until then.
+alter table api_key add column previous_hash blob;
+alter table api_key add column previous_until integer;
+create index api_key_made_by on api_key (org_id, made_by) where made_by is not null;
 
 -- Roles: who may do what in an organization (host/model/src/role.rs).
 

@@ -47,6 +47,8 @@ create table key_rotation (
     -- What was wrapped or sealed anew so far, and what is left, as last counted.
     done_count   integer not null,
     left_count   integer not null,
+    -- Those of them that do not open with the key that they name.
+    broken_count integer not null,
     created_at   integer not null,
     updated_at   integer not null,
     finished_at  integer,
@@ -54,3 +56,14 @@ create table key_rotation (
     check ((state = 'done') = (finished_at is not null))
 ) strict;
 create unique index key_rotation_running on key_rotation (org_id, level) where state = 'running';
+
+-- Which root key everything comes from that no key wraps (passwords' pepper, links, backups …): one row, kept by the first start, so that
+-- another one in its place is refused and not used.
+create table root_check (
+    id           integer not null primary key check (id = 1),
+    root_id      text not null,
+    check_value  text not null,
+    created_at   integer not null
+) strict;
+-- What is under one data key is found, and counted, without reading what is under another.
+create index hook_sealed on hook (org_id, ciphertext);

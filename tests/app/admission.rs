@@ -227,7 +227,7 @@ async fn a_sender_that_hangs_up_gives_nothing_back_before_its_write_is_over() {
     let limited = app.app.clone().with_start_limits(StartLimits { at_once_max: 1, ..StartLimits::default() });
     let workflow = by_hand(&limited, &acme).await;
     let writer = BusyWriter::new(&app, acme.org).await;
-    hang_up(&app, begin(&limited, &acme, workflow)).await;
+    hang_up(&app, Box::pin(begin(&limited, &acme, workflow))).await;
     for _ in 0..3 {
         assert_eq!(refused(begin(&limited, &acme, workflow).await).0, "too-many-starts");
     }
@@ -256,7 +256,7 @@ async fn a_run_whose_sender_hangs_up_is_carried_out_under_its_first_lease() {
     // What stands in line may be the worker's own: then the sender went too early, and another one comes.
     for _ in 0..10 {
         let writer = BusyWriter::new(&app, acme.org).await;
-        hang_up(&app, begin(&app.app, &acme, workflow)).await;
+        hang_up(&app, Box::pin(begin(&app.app, &acme, workflow))).await;
         writer.open().await;
         if until_async(Duration::from_secs(1), async || app.app.calls_in_flight() == 1).await {
             break;

@@ -161,7 +161,7 @@ on_both! {
             "insert into audit_log select * from as_it_was",
         ];
         // On SQLite each of these is for all organizations.
-        app.tamper(acme.org, &cut.map(|statement| statement.to_owned()).join("; "));
+        app.tamper(acme.org, &cut.map(str::to_owned).join("; "));
         acts(&app, &acme, 1).await;
         let refused = guarded.seal_audit_log(acme.org, true).await.unwrap_err();
         assert!(matches!(&refused, AppError::Store(StoreError::Corrupt { why, .. }) if why.contains("cut off")), "{refused:?}");

@@ -1,18 +1,21 @@
 //! Keys are replaced while everything goes on: by whoever may, by age, and when the operator's root key is another one.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_app::data::{KeyRotation, StoredKey};
-use bulkhead_app::key::{RootMismatch, check_roots};
+use bulkhead_app::key::{RootMismatch, check_roots, keep_root_check};
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
 use bulkhead_app::{App, AppError};
-use bulkhead_keys::{KeyState, Level};
+use bulkhead_keys::{KeyId, KeyState, Level};
 use bulkhead_model::id::InstallationId;
-use bulkhead_model::permission::Permission;
+use bulkhead_model::permission::{Permission, SystemReason, SystemScope};
+use bulkhead_store::key::TendFrom;
 use bulkhead_store::page::PageRequest;
-use bulkhead_store::seal::{KeyPurpose, RootKey, Sealer};
+use bulkhead_store::seal::{KeyPurpose, RootKey, RootKeys, Sealer};
 use bulkhead_test_support::wait::until_async;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -61,6 +64,11 @@ async fn tokens(app: &TestApp, tenant: &Tenant) -> Vec<String> {
     let workflows = app.app.list_workflows(&tenant.caller, tenant.org, PageRequest::default()).await.unwrap();
     let shown = app.app.show_workflow(&tenant.caller, tenant.org, workflows.items[0].id, None).await.unwrap();
     shown.hooks.into_iter().map(|hook| hook.token).collect()
+}
+
+fn spawn(future: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+    #[expect(clippy::disallowed_methods, reason = "a test waits for its tasks itself")]
+    tokio::spawn(future)
 }
 
 fn sorted(mut tokens: Vec<String>) -> Vec<String> {
@@ -150,8 +158,110 @@ on_both! {
         let sealer = |byte| Sealer::new(&RootKey::new([byte; 32]), app.ambient.clone());
         check_roots(&app.store, &sealer(7)).await.unwrap();
         let refused = check_roots(&app.store, &sealer(8)).await.unwrap_err();
-        assert!(matches!(&refused, RootMismatch::Missing { keys: 1, .. }), "{refused:?}");
+        assert!(matches!(&refused, RootMismatch::Missing { keys: 1, people: 0, .. }), "{refused:?}");
         let text = refused.to_string();
         assert!(text.contains(&RootKey::new([7; 32]).id().to_string()) && text.contains("Nothing was changed"), "{text}");
+    }
+
+    /// Also one that wraps nothing any longer is needed: what is not wrapped comes from the first one.
+    async fn another_first_root_key_is_refused(app: TestApp) {
+        let roots = |keys: &[u8]| {
+            let mut keys = keys.iter().map(|byte| RootKey::new([*byte; 32]));
+            let first = RootKeys::single(keys.next().unwrap());
+            let used = |roots: RootKeys, key| roots.with_next(key).unwrap().with_next_in_use().unwrap();
+            Sealer::with_roots(Arc::new(keys.fold(first, used)), app.ambient.clone())
+        };
+        let first_refused = async |keys: &[u8]| {
+            let refused = check_roots(&app.store, &roots(keys)).await.unwrap_err();
+            let text = refused.to_string();
+            assert!(matches!(refused, RootMismatch::First { .. }), "{text}");
+            assert!(text.contains(&RootKey::new([7; 32]).id().to_string()) && text.contains("Nothing was changed"), "{text}");
+        };
+        // Before anybody has a key, and before the first start.
+        check_roots(&app.store, &roots(&[8])).await.unwrap();
+        keep_root_check(&app.store, &roots(&[7]), &app.ambient).await.unwrap();
+        keep_root_check(&app.store, &roots(&[8]), &app.ambient).await.unwrap();
+        first_refused(&[8]).await;
+        let acme = app.tenant("acme").await;
+        sealed_things(&app, &acme).await;
+        let both = roots(&[7, 8]);
+        let scope = SystemScope::new(SystemReason::Worker).for_org(acme.org);
+        let tended = app.store.write_locked(&scope, both.clone(), |tx, both| {
+            Box::pin(async move { tx.tend_keys(both, TendFrom::START, 9).await })
+        });
+        assert_eq!(tended.await.unwrap().org_keys, 1);
+        check_roots(&app.store, &both).await.unwrap();
+        first_refused(&[8]).await;
+        first_refused(&[8, 7]).await;
+        let missing = check_roots(&app.store, &roots(&[7])).await.unwrap_err();
+        assert!(matches!(missing, RootMismatch::Missing { .. }), "{missing:?}");
+    }
+
+    /// One value that is damaged, by whomever, keeps the key that it names; it holds up neither this rotation nor the next one.
+    async fn a_value_that_does_not_open_holds_up_no_rotation(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        sealed_things(&app, &acme).await;
+        let damage = "update hook set ciphertext = substr(ciphertext, 1, 40) || 'AAAA' || substr(ciphertext, 45) where trigger_id = 'hook-3'";
+        app.tamper(acme.org, damage);
+        let first = app.app.rotate_key(&acme.caller, acme.org, Level::Data).await.unwrap();
+        let supervisor = work(&app.app).await;
+        let first = ended(&app, &acme, &first).await;
+        assert_eq!((first.left, first.broken), (1, 1));
+        assert_eq!(tokens(&app, &acme).await.len(), 17, "the others are shown");
+        let told = app.audit(&acme, "key.rotation_incomplete").await;
+        assert_eq!((told.len(), &told[0].detail["broken"]), (1, &json!(1)));
+        let second = app.app.rotate_key(&acme.caller, acme.org, Level::Data).await.unwrap();
+        let second = ended(&app, &acme, &second).await;
+        assert_eq!((second.to_key.as_str(), second.left, second.broken), ("d3", 1, 1));
+        let d2_is_gone = async || keys(&app, &acme).await.iter().any(|key| key.id == KeyId::Data(2) && key.state == KeyState::Retired);
+        assert!(until_async(PATIENCE, d2_is_gone).await);
+        let expected = [
+            ("d3".to_owned(), KeyState::Active), ("d2".to_owned(), KeyState::Retired), ("d1".to_owned(), KeyState::DecryptOnly),
+        ];
+        assert_eq!(of(&keys(&app, &acme).await, KeyPurpose::Field), expected);
+        // The organization's own key is replaced as before, and looks for no further rotation of data keys.
+        let org = app.app.rotate_key(&acme.caller, acme.org, Level::Organization).await.unwrap();
+        ended(&app, &acme, &org).await;
+        let listed = app.app.list_key_rotations(&acme.caller, acme.org, PageRequest::default()).await.unwrap();
+        assert_eq!(listed.items.len(), 3, "{:?}", listed.items);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    /// Addresses are read and opened, while their key is replaced and destroyed again and again.
+    async fn addresses_are_shown_while_their_key_is_replaced(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let (_, addresses) = sealed_things(&app, &acme).await;
+        let workflows = app.app.list_workflows(&acme.caller, acme.org, PageRequest::default()).await.unwrap();
+        let (id, stop, reads) = (workflows.items[0].id, Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let readers: Vec<_> = (0..2).map(|_| {
+            let (app, acme, stop, reads) = (app.app.clone(), acme.clone(), Arc::clone(&stop), Arc::clone(&reads));
+            spawn(async move {
+                while !stop.load(Ordering::SeqCst) {
+                    let shown = app.show_workflow(&acme.caller, acme.org, id, None).await.unwrap();
+                    assert_eq!(shown.hooks.len(), 18);
+                    reads.fetch_add(1, Ordering::SeqCst);
+                }
+            })
+        }).collect();
+        let sealer = Sealer::new(&RootKey::new([7; 32]), app.ambient.clone());
+        let scope = SystemScope::new(SystemReason::Worker).for_org(acme.org);
+        for round in 1..=40_u64 {
+            let replaced = app.store.write_locked(&scope, sealer.clone(), |tx, sealer| {
+                Box::pin(async move { tx.replace_data_key(sealer).await.map(drop) })
+            });
+            replaced.await.unwrap();
+            let tended = app.store.write_locked(&scope, sealer.clone(), |tx, sealer| {
+                Box::pin(async move { tx.tend_keys(sealer, TendFrom::START, 100).await })
+            });
+            assert_eq!(tended.await.unwrap().retired.len(), 1);
+            let going = async || readers.iter().any(tokio::task::JoinHandle::is_finished) || reads.load(Ordering::SeqCst) >= round;
+            assert!(until_async(PATIENCE, going).await);
+            assert!(!readers.iter().any(tokio::task::JoinHandle::is_finished), "a reader failed");
+        }
+        stop.store(true, Ordering::SeqCst);
+        for reader in readers {
+            reader.await.unwrap();
+        }
+        assert_eq!(sorted(tokens(&app, &acme).await), sorted(addresses));
     }
 }

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use bulkhead_store::seal::RootKeys;
+use bulkhead_store::{Database, Store, StoreConfig};
 use bulkhead_test_support::http_sink::Sink;
 use bulkhead_test_support::wait_until;
 use serde_json::{Value, json};
@@ -65,6 +67,18 @@ fn all_open(server: &Server<'_>, workflows: &[Value]) {
     }
 }
 
+/// Comes with the password that follows from these root keys.
+fn comes_as_the_application_role(owner_url: &str, roots: &str) {
+    let first = RootKeys::parse(roots).unwrap().base().derive("postgresql application role v1");
+    let database =
+        Database::Postgres { url: None, owner_url: Some(owner_url.to_owned()), app_password: hex::encode(first) };
+    let looked = async {
+        let store = Store::look(StoreConfig { database, connections_max: 1 }).await.unwrap();
+        store.close().await;
+    };
+    tokio::runtime::Runtime::new().unwrap().block_on(looked);
+}
+
 fn replace_key_file(dir: &Path, text: &str) {
     std::fs::write(dir.join("root.key"), text).unwrap();
 }
@@ -100,6 +114,7 @@ on_both! {
     fn a_root_key_is_replaced_and_a_lost_one_is_said(place: Place) {
         let sink = Sink::start();
         let server = place.start(&sink);
+        assert_eq!(server.core_bytes_max(), "0", "a crash leaves no keys in a file");
         let workflows = with_hooks(&server, 1, 3);
         assert!(said(&keys(&["list"], &place)).contains("active       wraps 1 organization keys"));
         said(&keys(&["add-root"], &place));
@@ -108,6 +123,9 @@ on_both! {
         let id = |row: &str| row.split_whitespace().next().unwrap().to_owned();
         let (old, new) = (id(rows[0]), id(rows[1]));
         assert!(rows[1].contains("next         wraps 0"), "{listed}");
+        // The server has not read it yet: whatever was wrapped with it would be closed to it.
+        let unknown = refusal(&keys(&["use-root"], &place));
+        assert!(unknown.contains(&format!("does not know the root key {new} yet")), "{unknown}");
         assert_eq!(server.stop(), Some(0));
         said(&keys(&["use-root"], &place));
         let too_early = refusal(&keys(&["remove-root", &old], &place));
@@ -120,6 +138,12 @@ on_both! {
         replace_key_file(&dir, &other);
         let lost = place.operate(&["admin", "keys", "rotate", "acme"]).unwrap_err();
         assert!(lost.contains(&old) && lost.contains("Nothing was changed"), "{lost}");
+        // Not even the password of the role that every other node comes as.
+        if let Some(url) = place.database_url() {
+            let lost = place.operate(&["migrate"]).unwrap_err();
+            assert!(lost.contains(&old) && lost.contains("Nothing was changed"), "{lost}");
+            comes_as_the_application_role(url, &both);
+        }
         replace_key_file(&dir, &both);
 
         let server = place.start(&sink);
@@ -138,5 +162,15 @@ on_both! {
         let current = refusal(&keys(&["remove-root", &new], &place));
         assert!(current.contains("still wraps"), "{current}");
         assert_eq!(server.stop(), Some(0));
+        // … and so it stays the first one: everything that is not wrapped would come from another.
+        let text = std::fs::read_to_string(dir.join("root.key")).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for other in [lines[1].to_owned(), format!("{}\n{}\n", lines[1], lines[0])] {
+            replace_key_file(&dir, &other);
+            let refused = place.operate(&["admin", "keys", "rotate", "acme"]).unwrap_err();
+            assert!(refused.contains("stands first") && refused.contains(&old), "{refused}");
+        }
+        replace_key_file(&dir, &text);
+        place.start(&sink).stop();
     }
 }

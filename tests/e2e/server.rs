@@ -220,6 +220,13 @@ impl Server<'_> {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
+    /// Bytes that a crash may leave in a file, as far as the process could allow it.
+    pub(crate) fn core_bytes_max(&self) -> String {
+        let limits = std::fs::read_to_string(format!("/proc/{}/limits", self.child.id())).unwrap();
+        let line = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        line.split_whitespace().nth(5).unwrap().to_owned()
+    }
+
     /// SIGTERM; answers the exit code.
     pub(crate) fn stop(mut self) -> Option<i32> {
         self.signal("-TERM");

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::guests::{asks_for_secret, manifest, package, signs};
 use crate::openapi::{compare_with_file, operations};
+use crate::people::Browser;
 use crate::support::{Answer, Ask, Tenant, TestServer, ask, stops_at_once};
 
 /// Ids of one organization's things, by the path parameter that takes them.
@@ -42,7 +43,9 @@ impl Things {
             member_of: Some((tenant.org.parse().unwrap(), "viewer".to_owned())),
         };
         let (member, _) = server.app.create_user_as_operator(member).await.unwrap();
-        let invited = json!({ "email": "invited@example.com", "role": "viewer" });
+        // The key ends in ninety days, and gives nothing for longer.
+        let invited =
+            json!({ "email": "invited@example.com", "role": "viewer", "valid_until": "2026-12-01T00:00:00Z" });
         let invitation = id(&server.post(tenant, "invitations", &invited).await.json(201));
         let role = json!({ "name": "Private", "permissions": ["leads.read"] });
         let role = server.post(tenant, "roles", &role).await.json(201)["role"].as_str().unwrap().to_owned();
@@ -119,7 +122,7 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "ask_to_verify" => json!({ "email": "x@example.com" }),
         "invite" => json!({ "email": "x@example.com", "role": "viewer" }),
         "switch_org" => json!({ "organization": "acme" }),
-        "rotate_hook" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
+        "rotate_hook" | "rotate_api_key" | "start_run" | "retry_run" | "resume_dead_letter" => json!({}),
         "start_dead_letter_task" => json!({ "action": "resume", "kind": "run" }),
         "create_role" | "replace_role" => json!({ "name": "Taken over", "permissions": ["org.read"] }),
         "assign_role" => json!({ "user": "user_00000000000000000000000001", "role": "viewer" }),
@@ -232,6 +235,50 @@ on_both! {
             assert!(![401, 403].contains(&answer.status.as_u16()), "{at}: {}", answer.text());
             assert!(answer.status.as_u16() < 500, "{at}: {}", answer.text());
         }
+    }
+}
+
+on_both! {
+    /// The same as for keys, by who signed in: each built-in role by session and by access token, and somebody of another organization.
+    async fn sessions_and_tokens_are_refused_what_their_roles_lack(server: TestServer) {
+        server.first_person().await;
+        let (acme, other) = (server.tenant("works").await, server.tenant("other").await);
+        let things = Things::of(&server, &acme).await;
+        let stranger = server.person("stranger@example.com", Some((&other.slug, "admin"))).await;
+        let mut people = Vec::new();
+        for role in ROLES {
+            let email = format!("{role}@example.com");
+            let browser = server.person(&email, Some((&acme.slug, role.as_str()))).await;
+            let tokens = server.send(browser.ask("POST", "/api/v1/me/tokens")).await.json(201);
+            people.push((role, browser, tokens["access_token"].as_str().unwrap().to_owned()));
+        }
+        let before = snapshot(&server, &acme).await;
+        let mut refused = 0;
+        for (method, path, operation) in operations(&bulkhead_http::openapi()) {
+            let Some(permission) = operation["x-bulkhead-permission"].as_str() else { continue };
+            let (at, id) = (format!("{method} {path}"), operation["operationId"].as_str().unwrap());
+            let filled = things.fill(&path, &acme.org);
+            let by_session = |browser: &Browser| complete(browser.ask(&method, &filled), id, &operation);
+            assert_hidden(&server.send(by_session(&stranger)).await, &at);
+            for (role, browser, token) in &people {
+                let by_token = server.send(complete(ask(&method, &*filled).key(token), id, &operation));
+                if !role.permissions().iter().any(|held| held.as_str() == permission) {
+                    for answer in [server.send(by_session(browser)).await, by_token.await] {
+                        assert_eq!(answer.problem(403), "forbidden", "{at} as {role}");
+                        assert!(answer.text().contains(permission), "{at} as {role}: {}", answer.text());
+                        refused += 1;
+                    }
+                } else if operation["x-bulkhead-step-up"] == true {
+                    assert_eq!(by_token.await.problem(403), "session-needed", "{at} as {role}");
+                } else if method == "GET" {
+                    for answer in [server.send(by_session(browser)).await, by_token.await] {
+                        assert!(![401, 403].contains(&answer.status.as_u16()), "{at} as {role}: {}", answer.text());
+                    }
+                }
+            }
+        }
+        assert!(refused > 200, "{refused}");
+        assert_eq!(snapshot(&server, &acme).await, before, "nobody changed anything");
     }
 }
 

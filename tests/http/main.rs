@@ -13,12 +13,14 @@ mod guests;
 
 mod accounts;
 mod allow_list;
+mod api_keys;
 mod blocks;
 mod breakers;
 mod dead_letters;
 mod edge;
 mod hooks;
 mod input;
+mod intruders;
 mod isolation;
 mod keys;
 mod limits;

@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_app::mail::{Post, PostError};
-use bulkhead_model::id::MailId;
+use bulkhead_model::id::{MailId, UserId};
 use bulkhead_model::letter::Written;
+use bulkhead_model::permission::AccountScope;
+use bulkhead_store::StoreError;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
@@ -55,7 +57,7 @@ impl TestServer {
     }
 
     /// The token of the one letter that left with a link for this.
-    async fn mailed_token(&self, purpose: &str) -> String {
+    pub(crate) async fn mailed_token(&self, purpose: &str) -> String {
         let mut letters = self.letters().await;
         letters.retain(|letter| letter.body.contains(&format!("/link#{purpose}=")));
         assert_eq!(letters.len(), 1, "{letters:?}");
@@ -63,19 +65,19 @@ impl TestServer {
     }
 }
 
-fn token_in(letter: &Written, purpose: &str) -> String {
+pub(crate) fn token_in(letter: &Written, purpose: &str) -> String {
     let link = format!("{PUBLIC_URL}/link#{purpose}=");
     let (_, rest) =
         letter.body.split_once(&link).unwrap_or_else(|| panic!("no link of the configured address: {}", letter.body));
     rest.split_whitespace().next().unwrap().to_owned()
 }
 
-async fn join(server: &TestServer, token: &str, name: &str) -> Answer {
+pub(crate) async fn join(server: &TestServer, token: &str, name: &str) -> Answer {
     let body = json!({ "token": token, "name": name, "password": PASSWORD });
     server.send(ask("POST", "/api/v1/auth/join").json(&body)).await
 }
 
-async fn invite(server: &TestServer, by: &Browser, email: &str, role: &str) -> Answer {
+pub(crate) async fn invite(server: &TestServer, by: &Browser, email: &str, role: &str) -> Answer {
     server.send(by.ask("POST", "/api/v1/orgs/acme/invitations").json(&json!({ "email": email, "role": role }))).await
 }
 
@@ -258,11 +260,12 @@ on_both! {
         ada.keep(&proven);
         assert_eq!(server.send(change(&ada, "new@example.com")).await.status.as_u16(), 202);
         let letters = server.letters().await;
-        assert_eq!(letters[0].to.as_str(), "new@example.com");
+        let to_new: Vec<&Written> = letters.iter().filter(|letter| letter.to.as_str() == "new@example.com").collect();
+        assert_eq!((to_new.len(), letters.len()), (1, 2), "and the address of now is told: {letters:?}");
         let me = server.send(ada.ask("GET", "/api/v1/me")).await.json(200);
         assert_eq!(me["user"]["email"], "ada@example.com", "nothing changed yet");
         let verify = |token: &str| ask("POST", "/api/v1/auth/verify-email").json(&json!({ "token": token }));
-        assert_eq!(server.send(verify(&token_in(&letters[0], "verify_email"))).await.status.as_u16(), 204);
+        assert_eq!(server.send(verify(&token_in(to_new[0], "verify_email"))).await.status.as_u16(), 204);
         assert_eq!(server.send(ada.ask("GET", "/api/v1/me")).await.problem(401), "unauthenticated");
         assert_eq!(server.letters().await[0].to.as_str(), "ada@example.com", "the old address is told");
         assert_eq!(Browser::default().sign_in(&server, "ada@example.com", PASSWORD).await.problem(401), "unauthenticated");
@@ -311,11 +314,31 @@ on_both! {
     }
 
     async fn what_ended_is_removed(server: TestServer) {
-        let ada = server.first_person().await;
-        server.ambient.advance(Duration::from_hours(24));
+        let mut ada = server.first_person().await;
+        let id: UserId = server.send(ada.ask("GET", "/api/v1/me")).await.json(200)["user"]["id"].as_str().unwrap().parse().unwrap();
+        server.send(ada.ask("POST", "/api/v1/me/mfa/totp")).await.json(201);
+        let forgot = ask("POST", "/api/v1/auth/password-reset").json(&json!({ "email": "ada@example.com" }));
+        server.send(forgot).await;
+        server.mailed_token("choose_password").await;
+        let rows = async || {
+            let read = server.store.read(&AccountScope::OWN, id, |tx, id| {
+                Box::pin(async move {
+                    let (sessions, set_up) = (tx.list_sessions(*id).await?, tx.load_totp_set_up(*id).await?);
+                    Ok::<_, StoreError>((sessions.len(), set_up.is_some()))
+                })
+            });
+            read.await.unwrap()
+        };
         server.app.tidy_people().await.unwrap();
-        assert_eq!(server.send(ada.ask("GET", "/api/v1/me")).await.problem(401), "unauthenticated");
-        let mut ada = ada;
+        assert_eq!(rows().await, (1, true), "not before their time");
+        server.ambient.advance(Duration::from_hours(24));
+        assert_eq!(rows().await, (1, true));
+        server.app.tidy_people().await.unwrap();
+        assert_eq!(rows().await, (0, false));
+        let links = server.store.write(&AccountScope::OWN, server.ambient.now(), |tx, now| {
+            Box::pin(async move { tx.remove_expired_links(*now).await })
+        });
+        assert_eq!(links.await.unwrap(), 0, "no link is left");
         let me: Value = ada.sign_in(&server, "ada@example.com", PASSWORD).await.json(200);
         assert_eq!(me["user"]["email"], "ada@example.com");
     }

@@ -14,6 +14,7 @@ use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, SandboxParts, StartLimits};
 use bulkhead_http::{ClientAddress, HttpConfig, router};
 use bulkhead_model::ambient::Ambient;
+use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{OrgId, RunId};
 use bulkhead_model::mfa::MfaPolicy;
@@ -65,6 +66,8 @@ const START_MICROS: i64 = 1_795_248_000_000_000;
 /// The role of this suite. Not the one that the store makes for itself, whose password other suites may set.
 const APP_ROLE: &str = "bulkhead_http_suite";
 pub(crate) const PUBLIC_URL: &str = "http://bulkhead.test";
+/// The proxy in front whose word is taken.
+pub(crate) const PROXY: &str = "10.0.0.1";
 
 pub(crate) struct TestServer {
     pub(crate) router: Router,
@@ -254,17 +257,23 @@ impl TestServer {
     }
 
     fn on(store: Store, place: Place) -> Self {
-        let (ambient, supervisor, post) = (ambient(), Supervisor::new(), crate::members::post_box());
+        Self::hashing(store, place, ambient(), HashingLimits { cost: Cost::FLOOR, ..HashingLimits::default() })
+    }
+
+    /// The same with room for so many passwords at once.
+    pub(crate) fn with_hashing(self, limits: HashingLimits) -> Self {
+        let Self { store, ambient, _place: place, .. } = self;
+        Self::hashing(store, place, ambient, limits)
+    }
+
+    fn hashing(store: Store, place: Place, ambient: Ambient, hashing: HashingLimits) -> Self {
+        let (supervisor, post) = (Supervisor::new(), crate::members::post_box());
         let app = App::new(AppParts {
             store: store.clone(),
             sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
             ambient: ambient.clone(),
-            accounts: AccountParts::new(
-                &RootKey::new([7; 32]),
-                HashingLimits { cost: Cost::FLOOR, ..HashingLimits::default() },
-                PUBLIC_URL.to_owned(),
-            )
-            .with_post(Some(Arc::clone(&post) as Arc<dyn Post>)),
+            accounts: AccountParts::new(&RootKey::new([7; 32]), hashing, PUBLIC_URL.to_owned())
+                .with_post(Some(Arc::clone(&post) as Arc<dyn Post>)),
             sandbox: SandboxParts {
                 runtime: runtime(),
                 ceiling: Ceiling::default(),
@@ -406,6 +415,7 @@ pub(crate) fn config() -> HttpConfig {
         cursor_key: [5; 32],
         metrics: Arc::new(|| "bulkhead_up 1\n".to_owned()),
         public_url: PUBLIC_URL.to_owned(),
+        trusted_proxies: TrustedProxies::parse([PROXY]).unwrap(),
         version: "1.2.3",
     }
 }

@@ -134,7 +134,7 @@ on_both! {
         for table in ["audit", "audit_entry", "audit_checkpoint"] {
             for statement in [format!("delete from {table}"), format!("update {table} set org_id = org_id")] {
                 let result = connection.execute(AssertSqlSafe(statement.clone())).await;
-                let code = result.unwrap_err().into_database_error().unwrap().code().map(|code| code.into_owned());
+                let code = result.unwrap_err().into_database_error().unwrap().code().map(std::borrow::Cow::into_owned);
                 assert_eq!(code.as_deref(), Some("42501"), "{statement}");
             }
         }

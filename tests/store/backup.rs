@@ -13,7 +13,7 @@ use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::backup::{self, BackupError, Summary, TABLES, TABLES_LEFT_OUT, TABLES_OF_PEOPLE};
 use bulkhead_store::page::PageRequest;
-use bulkhead_store::seal::RootKey;
+use bulkhead_store::seal::{RootKey, RootKeys};
 use bulkhead_store::{Store, StoreConfig, StoreError};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Row as _};
@@ -22,6 +22,11 @@ use crate::support::{JOBS, TestStore, app_url, job, postgres_config, postgres_da
 
 fn root() -> RootKey {
     RootKey::new([5; 32])
+}
+
+/// The one that seals archives, and the one that the fixtures' organizations have.
+fn roots() -> RootKeys {
+    RootKeys::single(root()).with_next(crate::keys::root(1)).unwrap()
 }
 
 pub(crate) fn config(test: &TestStore) -> StoreConfig {
@@ -37,7 +42,7 @@ async fn create(test: &TestStore) -> Result<(Vec<u8>, Summary), BackupError> {
 }
 
 async fn restore(config: &StoreConfig, archive: &[u8]) -> Result<Summary, BackupError> {
-    backup::restore(config, &root(), &crate::support::ambient(), Cursor::new(archive), &mut |_| {}).await
+    backup::restore(config, &roots(), &crate::support::ambient(), Cursor::new(archive), &mut |_| {}).await
 }
 
 /// Every table's rows as text, the same words on both databases; not read by the code under test.
@@ -167,7 +172,7 @@ on_both! {
         let orgs = filled(&test).await;
         let before = dump(&test, &orgs).await;
         let (archive, made) = create(&test).await.unwrap();
-        assert_eq!(made, backup::verify(Cursor::new(&archive), Some(&root())).unwrap());
+        assert_eq!(made, backup::verify(Cursor::new(&archive), Some(&roots())).unwrap());
         assert_eq!(made.header.database, test.store.database_name());
         assert_round_trip(&TestStore::sqlite().await, &archive, &before, &orgs).await;
         if let Some(target) = TestStore::postgres().await {
@@ -358,11 +363,34 @@ async fn a_damaged_file_is_refused_before_anything_is_made() {
     assert!(matches!(refused(b"PK\x03\x04", &data).await, BackupError::NotABackup));
     assert!(matches!(refused(b"", &data).await, BackupError::NotABackup));
     let other = RootKey::new([6; 32]);
-    let error =
-        backup::restore(&sqlite_config(&data), &other, &source.ambient, Cursor::new(&archive), &mut |_| {}).await;
+    let error = backup::restore(
+        &sqlite_config(&data),
+        &RootKeys::single(other),
+        &source.ambient,
+        Cursor::new(&archive),
+        &mut |_| {},
+    )
+    .await;
     assert!(matches!(error, Err(BackupError::WrongKey)));
     assert!(!data.exists());
     restore(&sqlite_config(&data), &archive).await.unwrap();
+}
+
+/// Whoever holds the root key of the archive alone is told before the rest is in place, and not by a server that does not start.
+#[tokio::test]
+async fn a_backup_that_needs_another_root_key_is_not_restored_without_it() {
+    let source = TestStore::sqlite().await;
+    source.tenant("acme").await;
+    let (archive, _) = create(&source).await.unwrap();
+    let (alone, needed) = (RootKeys::single(root()), crate::keys::root(1).id());
+    let is_told =
+        |error: BackupError| assert!(matches!(error, BackupError::MissingRoot(id) if id == needed), "{error:?}");
+    is_told(backup::verify(Cursor::new(&archive), Some(&alone)).unwrap_err());
+    let target = TestStore::sqlite().await;
+    target.store.close().await;
+    let restored = backup::restore(&config(&target), &alone, &source.ambient, Cursor::new(&archive), &mut |_| {}).await;
+    is_told(restored.unwrap_err());
+    restore(&config(&target), &archive).await.unwrap();
 }
 
 #[tokio::test]

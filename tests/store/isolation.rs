@@ -42,6 +42,9 @@ const WITHOUT_ROWS: &[&str] = &[
     "list_audit_waiting_orgs",
     "list_orgs_with_key_work",
     "count_root_uses",
+    "load_root_check",
+    "record_root_check",
+    "tend_people",
     "claim_jobs",
     "list_held_jobs",
     "list_ready_orgs",
@@ -55,6 +58,7 @@ const WITHOUT_ROWS: &[&str] = &[
     "list_holders",
     "load_queue_slug",
     "update_node_slots",
+    "update_node_roots",
     "list_ready_since",
     "list_overdue_schedules",
     "delete_worker",
@@ -263,6 +267,7 @@ on_both! {
             let (inst, wf, run) = (a.installation.id, a.workflow.id, a.run.id);
             assert!(tx.load_api_key(a.api_key.id).await?.is_none());
             assert!(tx.list_api_keys(page).await?.items.is_empty());
+            assert_eq!(tx.count_valid_api_keys(ambient.now(), 9).await?, 0);
             assert!(tx.load_invitation(a.invitation.id).await?.is_none());
             assert!(tx.list_invitations(page).await?.items.is_empty());
             assert_eq!(tx.count_open_invitations(a.invitation.created_at, 9).await?, 0);
@@ -386,11 +391,13 @@ on_both! {
         assert_eq!((own_letter.len(), own_job.len()), (1, 2));
         tx!(test.write, &scope, [a, now, ended, by_hand, own_letter, own_job], |tx| {
             let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
-            assert!(!tx.revoke_api_key(a.api_key.id, *now).await?);
+            assert_eq!(tx.revoke_api_key(a.api_key.id, *now).await?, []);
+            assert!(!tx.replace_api_key_secret(a.api_key.id, &a.api_key.secret_hash, *now).await?);
             assert_eq!(tx.revoke_keys_of(a.person.user.id, *now).await?, 0);
             assert!(!tx.accept_invitation(a.invitation.id, *now).await?);
             assert!(!tx.revoke_invitation(a.invitation.id, *now).await?);
             assert_eq!(tx.revoke_invitations_to(&a.invitation.email, *now).await?, 0);
+            assert_eq!(tx.revoke_invitations_by(&a.invitation.invited_by, *now).await?, 0);
             assert!(!tx.update_installation(&a.installation, GrantVersion(1)).await?);
             assert!(tx.lock_installation_version(inst).await?.is_none());
             tx.update_secret(&a.secret).await?;
@@ -398,6 +405,7 @@ on_both! {
             assert_eq!(tx.delete_secrets(inst).await?, 0);
             assert!(!tx.update_workflow(&a.workflow, 1).await?);
             assert_eq!(tx.expire_hooks(wf, &a.hook.trigger, *now).await?, 0);
+            assert_eq!(tx.remove_expired_hooks(wf, *now).await?, 0);
             assert!(tx.lock_schedule(wf, &a.schedule.trigger).await?.is_none());
             assert!(!tx.delete_schedule(wf, &a.schedule.trigger).await?);
             assert!(tx.lock_breaker(wf, 1).await?.is_none());
@@ -530,6 +538,7 @@ on_both! {
             assert!(tx.list_members(PageRequest::default()).await?.items.is_empty());
             assert!(!tx.is_active_member(*user).await?);
             assert!(!tx.update_member_state(*user, false, *now).await?);
+            assert!(!tx.update_member_user_state(*user, false).await?);
             assert!(!tx.delete_member(*user).await?);
             assert!(tx.load_membership(*user, tx.org()?).await?.is_none());
             assert_eq!(tx.list_memberships(*user).await?.len(), 1, "what the person may see of themselves");
@@ -560,12 +569,14 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_name(p.user.id, "x", *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_user_state(p.user.id, false, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.raise_user_epoch(p.user.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.mark_first_sign_in(p.user.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.enter_org(*of_a).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_link(&p.link).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_link(p.link.id, p.link.purpose, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_usable_link(p.link.id, p.link.purpose, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_set_up_link(*now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.void_links(p.user.id, p.link.purpose, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_links(*now).await);
         let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
         assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
     }
@@ -575,9 +586,14 @@ on_both! {
         let (p, now, of_a) = (a.person.clone(), test.ambient.now(), a.org);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_session(&p.session).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session_by_token(&p.session.token_hash).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session(p.user.id, p.session.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sessions(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.touch_session(p.session.id, *now).await);
-        refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_session(p.session.id, &p.session.token_hash, &p.session.token_hash, "pwd", *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_session(&p.session.token_hash, &p.session).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_session(p.user.id, p.session.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sessions_here(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_sessions_here(p.user.id, None).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.set_session_device(p.session.id, p.device.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.set_active_org(p.session.id, *of_a).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_session(p.user.id, p.session.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_sessions(p.user.id, None).await);
@@ -586,7 +602,6 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_device_by_token(&p.device.token_hash).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.renew_device(p.device.id, &p.device.token_hash, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.forget_devices(p.user.id, 0).await);
-        refused_without_people!(test, b, [p, now, of_a], |tx| tx.has_devices(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_devices(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_device(p.user.id, p.device.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.lock_failures(&p.attempt.identifier).await);
@@ -594,6 +609,9 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_quiet_failures(*now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.record_sign_in_attempt(&p.attempt).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_sign_in_attempts(p.user.id, PageRequest::default()).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_untold_attempt().await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.mark_attempt_told(p.attempt.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_refused_attempts(p.user.id, p.attempt.id, 9).await);
         let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
         assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
     }
@@ -604,6 +622,7 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_sign_in_attempts(p.attempt.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.enqueue_mail(&p.user.email, &Letter::ResetPassword, &ambient()).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.claim_mail(*now, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.is_mail_full(1).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.finish_mail(MailId::from_uuid(p.user.id.uuid())).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.fail_mail(MailId::from_uuid(p.user.id.uuid()), "x", None).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_failed_mail(MailId::first_at(*now)).await);
@@ -613,6 +632,7 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_refresh_token(&p.session.token_hash, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_token_family(p.family.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_token_families(p.session.id, 9).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_token_sessions(p.user.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_tokens(*now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_memberships(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_membership(p.user.id, *of_a).await);
@@ -636,7 +656,8 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.verify_totp(p.totp.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.activate_totp(p.user.id, p.totp.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_second_factors(p.user.id).await);
-        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_backup_codes(p.user.id, &p.codes, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_backup_codes(p.totp.id, &p.codes, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_totp_set_up(p.user.id, None).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_backup_codes(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_sign_in_step(&p.step).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_sign_in_step(&p.step.token_hash).await);
@@ -662,7 +683,7 @@ on_both! {
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {
         let (a, worker, now) = (test.tenant("a").await, test.worker().await, test.ambient.now());
-        let own = a.org;
+        let (own, sealer) = (a.org, crate::keys::sealer(&test.ambient));
         let minute = Duration::from_mins(1);
         for reason in [SystemReason::SignIn, SystemReason::Admin, SystemReason::Worker, SystemReason::Hook] {
             let system = bulkhead_model::permission::SystemScope::new(reason);
@@ -697,6 +718,7 @@ on_both! {
                     refused!($scope, [own], |tx| tx.load_queue_slug(*own).await);
                     refused!($scope, [a], |tx| tx.find_org_of_run(a.run.id).await);
                     refused!($scope, [worker], |tx| tx.update_node_slots(*worker, NodeSlots::default()).await);
+                    refused!($scope, [worker], |tx| tx.update_node_roots(*worker, &[]).await);
                     refused!($scope, [], |tx| tx.list_ready_since(Lane::Interactive, 9).await);
                     refused!($scope, [own], |tx| tx.is_job_live(*own, "advance_run", "x").await);
                     refused!($scope, [now], |tx| tx.record_probe(*now).await);
@@ -708,9 +730,13 @@ on_both! {
                     refused!($scope, [now], |tx| tx.free_stuck_jobs(*now).await);
                     refused!($scope, [], |tx| tx.list_orgs_without_pruning(None, 9).await);
                     refused!($scope, [], |tx| tx.list_nodes().await);
-                    refused!($scope, [now], |tx| {
-                        tx.list_orgs_with_key_work(bulkhead_store::seal::RootKey::new([1; 32]).id(), *now, None, 9).await
-                    });
+                    refused!($scope, [sealer, now], |tx| tx.list_orgs_with_key_work(sealer, *now, None, 9).await);
+                    if reason != SystemReason::Admin {
+                        refused!($scope, [], |tx| tx.count_root_uses().await);
+                        refused!($scope, [], |tx| tx.load_root_check().await);
+                        refused!($scope, [sealer, now], |tx| tx.record_root_check(&sealer.base_check(), *now).await);
+                        refused!($scope, [sealer], |tx| tx.tend_people(sealer, None, 9).await);
+                    }
                     refused!($scope, [], |tx| tx.load_shared_clock().await);
                     refused!($scope, [worker], |tx| tx.update_node(*worker, true, 0).await);
                     refused!($scope, [a], |tx| tx.list_grant_versions(&[(a.org, a.installation.id)]).await);

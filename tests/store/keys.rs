@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use bulkhead_keys::life::{DATA_KEY_AGE_MAX, USES_MAX, USES_WARN};
 use bulkhead_keys::record::{self, Random};
 use bulkhead_keys::{Context, Key, KeyError, KeyId, KeyState, Level, Purpose, RootProvider as _};
@@ -24,10 +26,14 @@ use sqlx::AssertSqlSafe;
 
 use crate::support::{ADMIN, JOBS, Tenant, TestStore, scope, spawn};
 
-fn root(byte: u8) -> RootKey {
+fn root_bytes(byte: u8) -> [u8; 32] {
     let mut bytes = [0xa7; 32];
     bytes[0] = byte;
-    RootKey::new(bytes)
+    bytes
+}
+
+pub(crate) fn root(byte: u8) -> RootKey {
+    RootKey::new(root_bytes(byte))
 }
 
 pub(crate) fn sealer(ambient: &Ambient) -> Sealer {
@@ -51,6 +57,7 @@ impl KeyRows {
             to_key: "d1".to_owned(),
             done: 3,
             left: 4,
+            broken: 1,
             created_at: now,
             updated_at: now,
             finished_at: None,
@@ -72,10 +79,10 @@ impl KeyRows {
 
 /// A place that no row has.
 pub(crate) fn elsewhere(org: OrgId) -> Place<'static> {
-    Place { table: "nowhere", column: "value", org, row: uuid::Uuid::nil() }
+    Place { table: "secret", column: "ciphertext", org, row: uuid::Uuid::nil() }
 }
 
-fn secret_place(org: OrgId, id: SecretId) -> Place<'static> {
+pub(crate) fn secret_place(org: OrgId, id: SecretId) -> Place<'static> {
     Place { table: "secret", column: "ciphertext", org, row: id.uuid() }
 }
 
@@ -93,7 +100,7 @@ pub(crate) fn foreign_text(org: OrgId) -> String {
 }
 
 /// Past the store, in the organization's context.
-async fn raw(test: &TestStore, org: OrgId, sql: &str) {
+pub(crate) async fn raw(test: &TestStore, org: OrgId, sql: &str) {
     if test.store.is_postgres() {
         let mut conn = test.raw_postgres().await;
         let set = "select set_config('app.org_id', $1, false)";
@@ -138,7 +145,7 @@ async fn open(test: &TestStore, sealer: &Sealer, place: Place<'static>, text: &s
     opened.map(|plain| plain.to_vec())
 }
 
-async fn keys(test: &TestStore, org: OrgId) -> Vec<StoredKey> {
+pub(crate) async fn keys(test: &TestStore, org: OrgId) -> Vec<StoredKey> {
     tx!(test.read, &scope(org), [], |tx| tx.list_keys().await).unwrap()
 }
 
@@ -153,7 +160,7 @@ async fn tend(test: &TestStore, sealer: &Sealer, org: OrgId, from: TendFrom, bat
 }
 
 /// A pass from the beginning to its end, in small batches; answers what it came to in all.
-async fn whole_pass(test: &TestStore, sealer: &Sealer, org: OrgId) -> Tended {
+pub(crate) async fn whole_pass(test: &TestStore, sealer: &Sealer, org: OrgId) -> Tended {
     let (mut all, mut from) = (Tended::default(), TendFrom::START);
     loop {
         let tended = tend(test, sealer, org, from, 2).await.unwrap();
@@ -161,6 +168,9 @@ async fn whole_pass(test: &TestStore, sealer: &Sealer, org: OrgId) -> Tended {
         all.data_keys += tended.data_keys;
         all.values += tended.values;
         all.broken += tended.broken;
+        // Keys are looked at in each batch.
+        all.broken_org_keys = tended.broken_org_keys;
+        all.broken_data_keys = tended.broken_data_keys;
         all.retired.extend(tended.retired);
         match tended.next {
             Some(next) => from = next,
@@ -169,13 +179,13 @@ async fn whole_pass(test: &TestStore, sealer: &Sealer, org: OrgId) -> Tended {
     }
 }
 
-async fn work(test: &TestStore, sealer: &Sealer, org: OrgId) -> KeyWork {
+pub(crate) async fn work(test: &TestStore, sealer: &Sealer, org: OrgId) -> KeyWork {
     tx!(test.read, &scope(org), [sealer], |tx| tx.count_key_work(sealer).await).unwrap()
 }
 
 /// A tenant whose sealed columns hold real values: secrets, hooks, and the key of the audit log.
-struct Filled {
-    tenant: Tenant,
+pub(crate) struct Filled {
+    pub(crate) tenant: Tenant,
     secrets: Vec<Secret>,
     hooks: Vec<Hook>,
 }
@@ -184,7 +194,7 @@ fn plain_of(number: usize) -> String {
     format!("value {number}")
 }
 
-async fn filled(test: &TestStore, slug: &str, count: usize, sealer: &Sealer) -> Filled {
+pub(crate) async fn filled(test: &TestStore, slug: &str, count: usize, sealer: &Sealer) -> Filled {
     let (tenant, ambient) = (test.tenant(slug).await, test.ambient.clone());
     let sample = Secret { ciphertext: String::new(), ..tenant.secret.clone() };
     let mut secrets = vec![sample.clone()];
@@ -230,7 +240,7 @@ async fn filled(test: &TestStore, slug: &str, count: usize, sealer: &Sealer) -> 
 
 impl Filled {
     /// Opens every value as it is stored now.
-    async fn all_open(&self, test: &TestStore, sealer: &Sealer) {
+    pub(crate) async fn all_open(&self, test: &TestStore, sealer: &Sealer) {
         let (org, count) = (self.tenant.org, self.secrets.len());
         let (installation, workflow) = (self.tenant.installation.id, self.tenant.workflow.id);
         let (secrets, hooks, log) = tx!(test.read, &self.tenant.scope(), [installation, workflow], |tx| {
@@ -417,7 +427,10 @@ on_both! {
         assert_eq!(whole_pass(&test, &next, org).await, Tended::default(), "one that waits changes nothing");
         let used = both.with_next_in_use().unwrap();
         let new = Sealer::with_roots(Arc::new(used.clone()), ambient.clone());
-        let uses = async || tx!(test.read, &ADMIN, [], |tx| tx.count_root_uses().await).unwrap();
+        let uses = async || {
+            let uses = tx!(test.read, &ADMIN, [], |tx| tx.count_root_uses().await).unwrap();
+            uses.into_iter().map(|uses| (uses.id, uses.org_keys)).collect::<Vec<_>>()
+        };
         assert_eq!(uses().await, [(root(1).id(), 1)]);
         for refused in [
             tx!(test.read, &scope(org), [], |tx| tx.count_root_uses().await.map(drop)),
@@ -430,8 +443,14 @@ on_both! {
         assert_eq!(whole_pass(&test, &new, org).await, Tended { org_keys: 1, ..Tended::default() });
         assert_eq!(uses().await, [(root(2).id(), 1)], "now the old one may go");
         filled.all_open(&test, &new).await;
-        // A node that was told of the new key, but does not use it yet, still works.
+        // A node that was told of the new key, but does not use it yet, still works, and takes nothing back.
         filled.all_open(&test, &next).await;
+        let (waits, now) = (next.clone(), ambient.now());
+        let due = tx!(test.read, &JOBS, [waits, now], |tx| tx.list_orgs_with_key_work(waits, *now, None, 9).await);
+        assert_eq!(due.unwrap(), []);
+        assert_eq!(work(&test, &next, org).await, KeyWork::default());
+        assert_eq!(whole_pass(&test, &next, org).await, Tended::default());
+        assert_eq!(uses().await, [(root(2).id(), 1)]);
         assert!(!used.standings().is_empty() && used.knows(root(1).id()));
     }
 
@@ -587,8 +606,8 @@ on_both! {
         }
         test.org("empty").await;
         let list = async |root: RootKey| {
-            let (root, now) = (root.id(), ambient.now());
-            tx!(test.read, &JOBS, [root, now], |tx| tx.list_orgs_with_key_work(*root, *now, None, 9).await)
+            let (sealer, now) = (Sealer::new(&root, ambient.clone()), ambient.now());
+            tx!(test.read, &JOBS, [sealer, now], |tx| tx.list_orgs_with_key_work(sealer, *now, None, 9).await)
                 .unwrap()
                 .into_iter()
                 .collect::<BTreeSet<_>>()
@@ -602,8 +621,8 @@ on_both! {
         whole_pass(&test, &sealer, fresh).await;
         assert_eq!(list(root(1)).await, BTreeSet::from([used, aged]));
         let after = used.min(aged);
-        let page = tx!(test.read, &JOBS, [after, ambient], |tx| {
-            tx.list_orgs_with_key_work(root(1).id(), ambient.now(), Some(*after), 9).await
+        let page = tx!(test.read, &JOBS, [after, ambient, sealer], |tx| {
+            tx.list_orgs_with_key_work(sealer, ambient.now(), Some(*after), 9).await
         });
         assert_eq!(page.unwrap(), [used.max(aged)]);
     }
@@ -622,6 +641,8 @@ on_both! {
             tx.update_key_rotation(done).await?;
             assert_eq!(tx.load_key_rotation(rows.id).await?.as_ref(), Some(done));
             assert_eq!(tx.list_running_key_rotations().await?, std::slice::from_ref(of_org));
+            assert_eq!(tx.load_ended_key_rotation(Level::Data).await?.as_ref(), Some(done));
+            assert!(tx.load_ended_key_rotation(Level::Organization).await?.is_none());
             assert!(tx.insert_key_rotation(second).await?);
             let page = tx.list_key_rotations(PageRequest { before: None, limit: 2 }).await?;
             assert_eq!(page.items.len(), 2);
@@ -629,6 +650,18 @@ on_both! {
             Ok(())
         })
         .unwrap();
+    }
+
+    /// What is sealed where rotations do not look is lost with its key: so nothing is sealed there.
+    async fn nothing_is_sealed_where_rotations_would_not_find_it(test: TestStore) {
+        let (org, sealer) = (test.org("a").await, sealer(&test.ambient));
+        for (table, column) in SEALED {
+            seal(&test, &sealer, Place { table, column, ..elsewhere(org) }, b"x").await.unwrap();
+        }
+        for (table, column) in [("workflow", "name"), ("secret", "name"), ("hook", "signing_key"), ("", "")] {
+            let refused = seal(&test, &sealer, Place { table, column, ..elsewhere(org) }, b"x").await;
+            assert!(matches!(refused, Err(StoreError::Misuse(_))), "{table}.{column}: {refused:?}");
+        }
     }
 
     /// A column of sealed values that rotation does not know would keep its key for ever, or lose it.
@@ -661,13 +694,18 @@ on_both! {
         // In the middle of a rotation: some values are under the old key, some under the new one.
         tend(&test, &sealer, org, TendFrom::START, 4).await.unwrap();
         assert_ne!(work(&test, &sealer, org).await, KeyWork::default());
-        for table in backup::TABLES {
-            for column in columns(&test, table).await {
-                let needle = hex::encode(&root(1).derive("root key id v1")[8..]);
-                let hidden = hex::encode([0xa7_u8; 20]);
-                let texts = raw_texts(&test, org, table, &column).await;
-                assert!(texts.iter().all(|text| !text.contains(&needle) && !text.contains(&hidden)), "{table}.{column}");
+        if test.store.is_postgres() {
+            // Columns of bytes are shown as hexadecimal.
+            for table in backup::TABLES {
+                let mut conn = test.raw_postgres().await;
+                let set = "select set_config('app.org_id', $1, false), set_config('app.scope', 'admin', false)";
+                sqlx::query(set).bind(org.uuid().to_string()).execute(&mut conn).await.unwrap();
+                let sql = format!("select t::text from \"{table}\" t");
+                let rows: Vec<String> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(&mut conn).await.unwrap();
+                assert!(rows.iter().all(|row| !holds_root_key(row.as_bytes())), "{table}");
             }
+        } else {
+            no_file_holds_a_root_key(test.dir());
         }
         let config = crate::backup::config(&test);
         let (archive, _) =
@@ -675,7 +713,9 @@ on_both! {
         let target = TestStore::sqlite().await;
         target.store.close().await;
         let place = crate::backup::config(&target);
-        backup::restore(&place, &root(1), &test.ambient, Cursor::new(&archive), &mut |_| {}).await.unwrap();
+        backup::restore(&place, &RootKeys::single(root(1)), &test.ambient, Cursor::new(&archive), &mut |_| {}).await.unwrap();
+        // All that was in the archive lies there now.
+        no_file_holds_a_root_key(target.dir());
         let mut target = target;
         target.reopen().await;
         filled.all_open(&target, &sealer).await;
@@ -683,6 +723,24 @@ on_both! {
         assert_eq!(pass.retired, [KeyId::Data(1), KeyId::Organization(1)], "the rotation goes on where it was restored");
         filled.all_open(&target, &sealer).await;
     }
+}
+
+/// Whether the root key 1 is in there: its bytes, or as a text of one of the usual kinds.
+fn holds_root_key(bytes: &[u8]) -> bool {
+    let key = root_bytes(1);
+    let texts = [STANDARD_NO_PAD.encode(key), URL_SAFE_NO_PAD.encode(key), hex::encode(key), hex::encode_upper(key)];
+    let needles = texts.iter().map(String::as_bytes).chain([&key[..]]);
+    needles.into_iter().any(|needle| bytes.windows(needle.len()).any(|found| found == needle))
+}
+
+fn no_file_holds_a_root_key(dir: &std::path::Path) {
+    let mut looked = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        looked += usize::from(bytes.windows(10).any(|found| found == b"enc:v1:d1:"));
+        assert!(!holds_root_key(&bytes));
+    }
+    assert!(looked > 0, "what is sealed lies there");
 }
 
 async fn columns(test: &TestStore, table: &str) -> Vec<String> {

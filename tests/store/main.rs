@@ -28,6 +28,7 @@ mod prune;
 mod queue;
 mod rates;
 mod roles;
+mod roots;
 mod row_security;
 mod schedules;
 mod start;

@@ -48,16 +48,47 @@ on_both! {
             code.salt = [9; 16];
         }
         let used = tx!(test.write, &PEOPLE, [user, code, renewed, now], |tx| {
-            tx.replace_backup_codes(*user, renewed, *now).await?;
+            let totp = tx.load_totp(*user).await?.unwrap().id;
+            tx.replace_backup_codes(totp, renewed, *now).await?;
             tx.use_backup_code(*user, code, *now).await
         });
         assert!(!used.unwrap());
     }
 
+    async fn a_set_up_ends_with_its_codes_and_no_code_of_it_ever_counts(test: TestStore) {
+        let p = person(&test).await;
+        let (user, id, now) = (p.user.id, TotpId::new(&test.ambient), p.user.created_at);
+        let code = StoredBackupCode { position: 1, hash: p.codes[1].clone() };
+        let end = now.plus(Duration::from_mins(10));
+        let set_up = Totp {
+            id, state: TotpState::Shown, session: Some(p.session.id), expires_at: Some(end), ..p.totp.clone()
+        };
+        tx!(test.write, &PEOPLE, [p, set_up, user, id, code, now, end], |tx| {
+            assert!(tx.delete_second_factors(*user).await?);
+            tx.replace_totp_set_up(set_up).await?;
+            assert!(tx.verify_totp(*id).await?);
+            tx.replace_backup_codes(*id, &p.codes, *now).await?;
+            assert!(tx.list_backup_codes(*user).await?.is_empty());
+            assert!(!tx.use_backup_code(*user, code, *now).await?);
+            assert_eq!(tx.delete_totp_set_up(*user, Some(p.session.id)).await?, 0, "the session's own");
+            tx.remove_expired_steps(*end).await?;
+            assert!(tx.load_totp_set_up(*user).await?.is_none());
+            // Nothing of it is left for another one.
+            tx.replace_totp_set_up(set_up).await?;
+            assert!(tx.verify_totp(*id).await? && tx.activate_totp(*user, *id).await?);
+            assert!(tx.list_backup_codes(*user).await?.is_empty());
+            tx.replace_totp_set_up(&Totp { id: p.totp.id, ..set_up.clone() }).await?;
+            assert_eq!(tx.delete_totp_set_up(*user, None).await?, 1);
+            assert!(tx.load_totp(*user).await?.is_some());
+            Ok(())
+        })
+        .unwrap();
+    }
+
     async fn one_app_counts_and_one_is_set_up_beside_it(test: TestStore) {
         let p = person(&test).await;
         let (user, id, now) = (p.user.id, TotpId::new(&test.ambient), p.user.created_at);
-        let fresh = Totp { id, state: TotpState::Shown, ..p.totp.clone() };
+        let fresh = Totp { id, state: TotpState::Shown, session: Some(p.session.id), ..p.totp.clone() };
         let end = now.plus(Duration::from_mins(10));
         tx!(test.write, &PEOPLE, [p, fresh, user, id, end], |tx| {
             tx.replace_totp_set_up(fresh).await?;
@@ -66,9 +97,16 @@ on_both! {
             assert_eq!(format!("{found:?}"), format!("{fresh:?}"));
             assert!(tx.verify_totp(*id).await?);
             assert!(!tx.verify_totp(*id).await?);
+            // Its codes count from when it does, and those of the other one until then.
+            let mut hashes = p.codes.clone();
+            hashes.truncate(3);
+            tx.replace_backup_codes(*id, &hashes, *end).await?;
+            assert_eq!(tx.list_backup_codes(*user).await?.len(), 10);
             assert!(tx.activate_totp(*user, *id).await?);
             assert_eq!(tx.load_totp(*user).await?.unwrap().id, *id);
             assert!(tx.load_totp_set_up(*user).await?.is_none());
+            assert_eq!(tx.load_totp(*user).await?.unwrap().session, None);
+            assert_eq!(tx.list_backup_codes(*user).await?.len(), 3);
             assert!(!tx.use_totp_step(p.totp.id, 9).await?, "and the old one is gone");
             assert!(tx.fail_totp(*id).await? && tx.fail_totp(*id).await?);
             assert_eq!(tx.load_totp(*user).await?.unwrap().failures, 2);

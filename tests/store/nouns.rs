@@ -11,7 +11,9 @@ use bulkhead_model::name::PluginName;
 use bulkhead_model::permission::{Actor, Permission, SystemReason};
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_model::time::Timestamp;
+use bulkhead_model::token::SecretHash;
 use bulkhead_store::StoreError;
+use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::installation::InstallationState;
 use bulkhead_store::org::Org;
 use bulkhead_store::page::{PAGE_LIMIT_MAX, Page, PageRequest};
@@ -92,6 +94,52 @@ on_both! {
         assert!(matches!(refused, Err(StoreError::Misuse(_))), "{refused:?}");
     }
 
+    async fn a_key_is_revoked_with_all_that_came_of_it(test: TestStore) {
+        let (org, other) = (test.org("acme").await, test.org("other").await);
+        let named = |name: &str, made_by| ApiKey { made_by, ..api_key(&test.ambient, name) };
+        let (first, beside) = (named("first", None), named("beside", None));
+        let second = named("second", Some(first.id));
+        let (third, sibling) = (named("third", Some(second.id)), named("sibling", Some(first.id)));
+        let keys = [&first, &beside, &second, &third, &sibling].map(Clone::clone).to_vec();
+        for org in [org, other] {
+            tx!(test.write, &scope(org), [keys], |tx| {
+                for key in keys {
+                    tx.insert_api_key(key).await?;
+                }
+                Ok(())
+            })
+            .unwrap();
+        }
+        let revoke = async |id: ApiKeyId| {
+            let now = test.ambient.now();
+            tx!(test.write, &scope(org), [id, now], |tx| tx.revoke_api_key(*id, *now).await).unwrap()
+        };
+        assert_eq!(revoke(third.id).await, [third.id]);
+        // Through one that is revoked already, too.
+        let mut both = vec![first.id, sibling.id, second.id];
+        both.sort_unstable();
+        assert_eq!(revoke(first.id).await, both);
+        let valid = async |org: OrgId| {
+            let listed = tx!(test.read, &scope(org), [], |tx| tx.list_api_keys(PageRequest::default()).await).unwrap();
+            listed.items.iter().filter(|key| key.revoked_at.is_none()).count()
+        };
+        assert_eq!((valid(org).await, valid(other).await), (1, 5), "and nobody else's");
+        let (now, later) = (test.ambient.now(), test.ambient.now().plus(Duration::from_hours(1)));
+        let count = async |now: Timestamp, limit: u32| {
+            tx!(test.read, &scope(other), [now, limit], |tx| tx.count_valid_api_keys(*now, *limit).await).unwrap()
+        };
+        assert_eq!((count(now, 9).await, count(now, 3).await, count(later, 9).await), (5, 3, 0));
+        let (id, revoked) = (beside.id, first.id);
+        let hash = SecretHash([9; 32]);
+        let replaced = tx!(test.write, &scope(org), [id, revoked, hash, later], |tx| {
+            assert!(!tx.replace_api_key_secret(*revoked, hash, *later).await?);
+            assert!(tx.replace_api_key_secret(*id, hash, *later).await?);
+            tx.load_api_key(*id).await
+        });
+        let replaced = replaced.unwrap().unwrap();
+        assert_eq!((replaced.secret_hash, replaced.previous), (hash, Some((beside.secret_hash, later))));
+    }
+
     async fn api_keys_round_trip_page_and_are_revoked_once(test: TestStore) {
         let org = test.org("acme").await;
         let scope = scope(org);
@@ -111,12 +159,12 @@ on_both! {
         assert_eq!(walk!(test, scope, |tx, page| tx.list_api_keys(*page).await, |key| key.id), descending(ids.clone()));
 
         let (id, now) = (ids[2], test.ambient.now());
-        assert!(tx!(test.write, &scope, [id, now], |tx| tx.revoke_api_key(*id, *now).await).unwrap());
-        assert!(!tx!(test.write, &scope, [id, now], |tx| tx.revoke_api_key(*id, *now).await).unwrap());
+        assert_eq!(tx!(test.write, &scope, [id, now], |tx| tx.revoke_api_key(*id, *now).await).unwrap(), [id]);
+        assert_eq!(tx!(test.write, &scope, [id, now], |tx| tx.revoke_api_key(*id, *now).await).unwrap(), []);
         let revoked = tx!(test.read, &scope, [id], |tx| tx.load_api_key(*id).await).unwrap().unwrap();
         assert_eq!(revoked.revoked_at, Some(now));
         let unknown = ApiKeyId::new(&test.ambient);
-        assert!(!tx!(test.write, &scope, [unknown, now], |tx| tx.revoke_api_key(*unknown, *now).await).unwrap());
+        assert_eq!(tx!(test.write, &scope, [unknown, now], |tx| tx.revoke_api_key(*unknown, *now).await).unwrap(), []);
         assert!(tx!(test.read, &scope, [unknown], |tx| tx.load_api_key(*unknown).await).unwrap().is_none());
     }
 
@@ -374,6 +422,10 @@ on_both! {
         assert_eq!(loaded.expires_at, Some(end));
         let again = tx!(test.write, &scope, [workflow, end], |tx| tx.expire_hooks(*workflow, "incoming", *end).await);
         assert_eq!(again.unwrap(), 0);
+        let remove = async |now: Timestamp| tx!(test.write, &scope, [workflow, now], |tx| tx.remove_expired_hooks(*workflow, *now).await).unwrap();
+        assert_eq!(remove(test.ambient.now()).await, 0, "it lives until then");
+        assert_eq!((remove(end).await, remove(end).await), (1, 0));
+        assert_eq!(list().await, ["another"]);
         let mut orphan = hook.clone();
         (orphan.id, orphan.workflow) = (bulkhead_model::id::HookId::new(&test.ambient), WorkflowId::new(&test.ambient));
         assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.insert_hook(orphan).await));

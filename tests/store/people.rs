@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use bulkhead_model::id::{MailId, SessionId};
+use bulkhead_model::id::{MailId, SessionId, SignInAttemptId};
 use bulkhead_model::letter::Letter;
+use bulkhead_model::permission::AccountScope;
 use bulkhead_model::throttle::Failures;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::StoreError;
@@ -79,6 +80,11 @@ on_both! {
             Ok((tx.use_refresh_token(hash, *now).await?, tx.use_refresh_token(hash, *now).await?))
         });
         assert_eq!(uses.unwrap(), (true, false));
+        let end = p.family.expires_at;
+        let families = tx!(test.read, &PEOPLE, [p, now, end], |tx| {
+            Ok((tx.list_token_sessions(p.user.id, *now).await?, tx.list_token_sessions(p.user.id, *end).await?))
+        });
+        assert_eq!(families.unwrap(), (vec![(p.session.id, 1)], Vec::new()));
         let kept = tx!(test.write, &PEOPLE, [p, hash], |tx| {
             assert!(!tx.delete_session(p.user.id, SessionId::from_uuid(uuid::Uuid::nil())).await?);
             assert!(tx.load_refresh_token(hash).await?.is_some());
@@ -87,6 +93,8 @@ on_both! {
             tx.load_refresh_token(hash).await
         });
         assert!(kept.unwrap().is_none());
+        let families = tx!(test.read, &PEOPLE, [p, now], |tx| tx.list_token_sessions(p.user.id, *now).await);
+        assert!(families.unwrap().is_empty());
         // A browser that is forgotten ends no session.
         let other = person(&test).await;
         let left = tx!(test.write, &PEOPLE, [other], |tx| {
@@ -94,6 +102,90 @@ on_both! {
             tx.list_sessions(other.user.id).await
         });
         assert_eq!(left.unwrap()[0].device, None);
+    }
+
+    async fn an_organization_sees_and_ends_what_has_it_in_front(test: TestStore) {
+        let (one, two) = (test.tenant("one").await, test.tenant("two").await);
+        let p = person(&test).await;
+        let scopes = [&one, &two].map(|tenant| AccountScope::within(&tenant.scope()));
+        let (user, here, there, id) = (p.user.id, one.org, two.org, p.session.id);
+        let count = async |scope: &AccountScope| {
+            tx!(test.read, scope, [user], |tx| tx.list_sessions_here(*user).await).unwrap().len()
+        };
+        assert_eq!((count(&scopes[0]).await, count(&scopes[1]).await), (1, 1), "none in front: everybody's");
+        tx!(test.write, &PEOPLE, [id, there], |tx| tx.set_active_org(*id, *there).await).unwrap();
+        assert_eq!((count(&scopes[0]).await, count(&scopes[1]).await), (0, 1));
+        for only in [None, Some(id)] {
+            let ended = tx!(test.write, &scopes[0], [user, only], |tx| tx.delete_sessions_here(*user, *only).await);
+            assert_eq!(ended.unwrap(), 0, "{here} ends nothing of {there}");
+        }
+        let ended = tx!(test.write, &scopes[1], [user, id], |tx| tx.delete_sessions_here(*user, Some(*id)).await);
+        assert_eq!(ended.unwrap(), 1);
+    }
+
+    async fn a_refused_attempt_is_told_once_and_the_first_sign_in_is_one(test: TestStore) {
+        let p = person(&test).await;
+        let mut attempt = p.attempt.clone();
+        attempt.id = SignInAttemptId::new(&test.ambient);
+        attempt.is_told = false;
+        let (user, now) = (p.user.id, test.ambient.now());
+        let told = tx!(test.write, &PEOPLE, [attempt, user, now], |tx| {
+            assert!(tx.load_untold_attempt().await?.is_none());
+            tx.record_sign_in_attempt(attempt).await?;
+            assert_eq!(tx.load_untold_attempt().await?.unwrap().id, attempt.id);
+            assert!(tx.mark_first_sign_in(*user, *now).await? && !tx.mark_first_sign_in(*user, *now).await?);
+            let first = SignInAttemptId::first_at(*now);
+            let before = tx.count_refused_attempts(*user, first, 9).await?;
+            let told = (tx.mark_attempt_told(attempt.id).await?, tx.mark_attempt_told(attempt.id).await?);
+            let later = SignInAttemptId::first_at(now.plus(Duration::from_secs(1)));
+            let counts = (
+                tx.count_refused_attempts(*user, first, 9).await? - before,
+                tx.count_refused_attempts(*user, first, 1).await?,
+                tx.count_refused_attempts(*user, later, 9).await?,
+            );
+            Ok((told, counts))
+        });
+        assert_eq!(told.unwrap(), ((true, false), (1, 1, 0)));
+        assert!(tx!(test.read, &PEOPLE, [], |tx| tx.load_untold_attempt().await).unwrap().is_none());
+    }
+
+    async fn links_that_are_over_and_too_many_letters_are_known(test: TestStore) {
+        let p = person(&test).await;
+        let (id, purpose, end) = (p.link.id, p.link.purpose, p.link.expires_at);
+        let early = end.minus(Duration::from_secs(1));
+        let removed = tx!(test.write, &PEOPLE, [id, purpose, end, early], |tx| {
+            let early = (tx.remove_expired_links(*early).await?, tx.load_usable_link(*id, *purpose, *early).await?);
+            assert_eq!((early.0, early.1.is_some()), (0, true));
+            tx.remove_expired_links(*end).await
+        });
+        assert_eq!(removed.unwrap(), 1);
+        let full = tx!(test.read, &PEOPLE, [], |tx| Ok((tx.is_mail_full(1).await?, tx.is_mail_full(2).await?)));
+        assert_eq!(full.unwrap(), (true, false));
+    }
+
+    /// What ends everywhere ends in the last organization as well.
+    async fn all_memberships_are_listed_however_many(test: TestStore) {
+        let p = person(&test).await;
+        let (user, now) = (p.user.id, test.ambient.now());
+        let mut orgs = Vec::new();
+        for at in 0..403 {
+            orgs.push(test.org(&format!("org-{at}")).await);
+        }
+        let to = orgs.clone();
+        tx!(test.write, &PEOPLE, [to, user, now], |tx| {
+            for org in to {
+                tx.enter_org(*org).await?;
+                tx.insert_member(*user, "viewer", *now).await?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        let listed = tx!(test.read, &PEOPLE, [user], |tx| tx.list_memberships(*user).await).unwrap();
+        let mut found: Vec<_> = listed.into_iter().map(|membership| membership.org).collect();
+        assert!(found.is_sorted(), "oldest first");
+        found.sort_unstable();
+        orgs.sort_unstable();
+        assert_eq!(found, orgs);
     }
 
     async fn of_two_who_look_for_letters_one_gets_each(test: TestStore) {

@@ -63,7 +63,7 @@ async fn tables(conn: &mut PgConnection) -> Vec<String> {
 async fn all_tables(conn: &mut PgConnection) -> Vec<String> {
     sqlx::query_scalar(
         "select relname::text from pg_class where relnamespace = current_schema()::regnamespace and relkind in ('r', 'p')
-           and relname not in ('_sqlx_migrations', 'probe', 'worker') order by 1",
+           and relname not in ('_sqlx_migrations', 'probe', 'root_check', 'worker') order by 1",
     )
     .fetch_all(conn)
     .await
@@ -323,5 +323,22 @@ async fn a_context_ends_with_its_transaction() {
             let failed = tx!(test.write, &other.scope(), [], |_tx| Err::<(), _>(bulkhead_store::StoreError::LostLease));
             assert!(failed.is_err());
         }
+    }
+}
+
+/// Which root key stands first is the operator's matter.
+#[tokio::test]
+async fn the_first_root_key_is_looked_at_by_the_operator_alone() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let a = test.tenant("a").await;
+    let (check, now) = (crate::keys::sealer(&test.ambient).base_check(), test.ambient.now());
+    tx!(test.write, &crate::support::ADMIN, [check, now], |tx| tx.record_root_check(check, *now).await).unwrap();
+    let mut conn = test.raw_postgres().await;
+    for (scope, rows) in [("admin", 1), ("", 0), ("jobs", 0), ("accounts", 0), ("worker", 0)] {
+        begin(&mut conn, Some(a.org), scope).await;
+        assert_eq!(count(&mut conn, "root_check", "true").await, rows, "{scope:?}");
+        let deleted = execute(&mut conn, "delete from root_check".to_owned()).await.unwrap();
+        assert_eq!(deleted, u64::try_from(rows).unwrap(), "{scope:?}");
+        end(&mut conn).await;
     }
 }

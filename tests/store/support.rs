@@ -375,6 +375,7 @@ impl Person {
             purpose: Purpose::ChoosePassword,
             user: Some(id),
             email: None,
+            epoch: Some(0),
             created_at: now,
             expires_at: now.plus(Duration::from_hours(1)),
             used_at: None,
@@ -389,12 +390,15 @@ impl Person {
             address: String::new(),
             agent: String::new(),
             created_at: now,
+            is_told: true,
         };
         let family = TokenFamily {
             id: TokenFamilyId::new(ambient),
             user: id,
             session: session.id,
             epoch: 0,
+            amr: "pwd".to_owned(),
+            auth_at: now,
             created_at: now,
             expires_at: now.plus(Duration::from_hours(1)),
         };
@@ -402,6 +406,7 @@ impl Person {
             id: TotpId::new(ambient),
             user: id,
             state: TotpState::Verified,
+            session: None,
             secret: vec![7; 48],
             key_version: 1,
             last_step: 0,
@@ -445,7 +450,7 @@ impl Person {
         tx.insert_refresh_token(&self.session.token_hash, self.family.id, self.family.created_at).await?;
         tx.replace_totp_set_up(&self.totp).await?;
         tx.activate_totp(self.user.id, self.totp.id).await?;
-        tx.replace_backup_codes(self.user.id, &self.codes, self.user.created_at).await?;
+        tx.replace_backup_codes(self.totp.id, &self.codes, self.user.created_at).await?;
         tx.insert_sign_in_step(&self.step).await?;
         tx.enqueue_mail(&self.user.email, &Letter::ResetPassword, &Ambient::manual(self.user.created_at, self.seed))
             .await
@@ -501,6 +506,7 @@ impl Tenant {
                 role: "viewer".to_owned(),
                 invited_by: "key_1".to_owned(),
                 is_mailed: true,
+                valid_until: None,
                 created_at: now,
                 expires_at: now.plus(Duration::from_hours(1)),
                 accepted_at: None,
@@ -588,6 +594,8 @@ pub(crate) fn api_key(ambient: &Ambient, name: &str) -> ApiKey {
         expires_at: Some(ambient.now().plus(Duration::from_mins(1))),
         revoked_at: None,
         owner: None,
+        made_by: None,
+        previous: None,
     }
 }
 
@@ -837,6 +845,7 @@ pub(crate) fn audit(action: EventType, target: &str) -> AuditEvent {
 pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "organization",
     "probe",
+    "root_check",
     "worker",
     "user_account",
     "device",

@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bulkhead_model::id::{ApiKeyId, OrgId, RoleId, TeamId, UserId};
 use bulkhead_model::mfa::{MfaPolicy, is_mfa};
-use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SessionProof, SystemReason, SystemScope};
 use bulkhead_model::role::assignment::{Explanation, Hold, Standing, Within};
 use bulkhead_model::role::{RoleRef, Roles};
+use bulkhead_model::session::SessionLimits;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
 use bulkhead_store::api_key::ApiKey;
@@ -34,6 +35,14 @@ const KEPT_FOR: Duration = Duration::from_mins(10);
 const STANDING_BYTES: usize = 256;
 const ASSIGNMENT_BYTES: usize = 192;
 const ROLE_BYTES: usize = 640;
+
+/// What somebody who has signed in presents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Credential {
+    Session,
+    /// An access token: a machine, which goes on while nobody uses the session that it came from.
+    Token,
+}
 
 /// Whose right is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -144,7 +153,7 @@ pub(crate) async fn load_roles(tx: &mut Tx) -> Result<Roles, AppError> {
     Ok(roles_of(&tx.list_roles().await?))
 }
 
-/// Nothing for somebody who is no member, or disabled.
+/// Nothing for somebody who is no member, or disabled, here or everywhere.
 pub(crate) async fn load_standing(tx: &mut Tx, user: UserId, roles: &Roles) -> Result<Standing, AppError> {
     if !tx.is_active_member(user).await? {
         return Ok(Standing::default());
@@ -225,9 +234,9 @@ pub(crate) struct Rights {
 }
 
 enum RightsOf {
-    Member(Standing),
+    Member(UserId, Standing),
     /// With what its owner holds, if a person made it.
-    Key(ApiKey, Option<Standing>),
+    Key(Box<ApiKey>, Option<Standing>),
     /// The operator at the console, and the host on his behalf.
     Host,
 }
@@ -237,7 +246,7 @@ impl Rights {
         let of = match actor {
             Actor::User(user) => {
                 let roles = load_roles(tx).await?;
-                RightsOf::Member(load_standing(tx, *user, &roles).await?)
+                RightsOf::Member(*user, load_standing(tx, *user, &roles).await?)
             }
             Actor::ApiKey(id) => {
                 let is_valid = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end);
@@ -250,17 +259,26 @@ impl Rights {
                     }
                     None => None,
                 };
-                RightsOf::Key(key, owner)
+                RightsOf::Key(Box::new(key), owner)
             }
             Actor::System(_) => RightsOf::Host,
         };
         Ok(Self { of, now })
     }
 
+    /// Whose a key is that is made by these rights, and the key that makes it.
+    pub(crate) fn maker(&self) -> (Option<UserId>, Option<ApiKeyId>) {
+        match &self.of {
+            RightsOf::Member(user, _) => (Some(*user), None),
+            RightsOf::Key(key, _) => (key.owner, Some(key.id)),
+            RightsOf::Host => (None, None),
+        }
+    }
+
     /// How long all of `wanted` is held there.
     pub(crate) fn hold(&self, wanted: PermissionSet, within: Within) -> Hold {
         match &self.of {
-            RightsOf::Member(standing) => standing.hold(wanted, within, self.now),
+            RightsOf::Member(_, standing) => standing.hold(wanted, within, self.now),
             RightsOf::Key(key, owner) => {
                 let missing = wanted.without(key.permissions);
                 if !missing.is_empty() {
@@ -364,18 +382,37 @@ impl App {
         Caller::from_member(org, user, permissions).with_teams(known.teams(now))
     }
 
-    /// As [`member_caller`](Self::member_caller), for who has signed in: with a second factor, where the organization asks for one.
+    /// As [`member_caller`](Self::member_caller), for who has signed in: with a second factor, where the organization asks for one, and
+    /// within an administrator's limits, also if they became one after the session began.
     ///
     /// # Errors
-    /// [`AppError::MfaRequired`]; the store's.
-    pub(crate) async fn session_caller(&self, org: OrgId, signed_in: &SignedIn) -> Result<Caller, AppError> {
-        let user = &signed_in.user;
+    /// [`AppError::MfaRequired`]; [`AppError::Unauthenticated`] when the session is past the limits of what the person is by now; the
+    /// store's.
+    pub(crate) async fn session_caller(
+        &self,
+        org: OrgId,
+        signed_in: &SignedIn,
+        credential: Credential,
+    ) -> Result<Caller, AppError> {
+        let (user, session) = (&signed_in.user, &signed_in.session);
         let known = self.known_member(org, user.id).await?;
-        let is_admin = user.is_super_admin || known.standing.administers(self.ambient().now());
+        let now = self.ambient().now();
+        let is_admin = user.is_super_admin || known.standing.administers(now);
+        if is_admin {
+            let times = session.times.narrowed(SessionLimits::ADMIN, session.created_at);
+            let lives = match credential {
+                Credential::Session => times.is_live(now),
+                Credential::Token => now < times.expires_at,
+            };
+            if !lives {
+                return Err(AppError::Unauthenticated);
+            }
+        }
         if known.mfa.asks(is_admin) && !is_mfa(&signed_in.session.amr) {
             return Err(AppError::MfaRequired);
         }
-        Ok(self.caller_of(org, user.id, &known))
+        let proof = SessionProof { session: signed_in.session.id, epoch: user.epoch };
+        Ok(self.caller_of(org, user.id, &known).with_proof(proof))
     }
 
     /// Answers up to [`QUESTIONS_MAX`] questions in their order, all at one state of the policy and at one moment.

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
-use bulkhead_model::access_token::LIFETIME;
-use bulkhead_model::id::{TokenFamilyId, UserId};
+use bulkhead_model::access_token::{Bearer, LIFETIME};
+use bulkhead_model::id::{SessionId, TokenFamilyId, UserId};
 use bulkhead_model::permission::{AccountScope, Caller};
 use bulkhead_model::session::BrowserToken;
+use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
-use bulkhead_store::session::Session;
 use bulkhead_store::token::TokenFamily;
 use serde_json::{Value, json};
 
+use crate::access::Credential;
 use crate::account::tell_organizations;
 use crate::auth::OrgRef;
-use crate::sign_in::SignedIn;
+use crate::sign_in::{SignedIn, require_live};
 use crate::{App, AppError};
 
 /// From the first token of a family to the end of the last.
@@ -31,19 +32,27 @@ pub struct Tokens {
     pub refresh: BrowserToken,
 }
 
-/// The live session of a token, and the person if the epoch is still theirs.
-async fn bearer(
-    tx: &mut Tx,
+/// What a token says of the person whom it stands for.
+struct Said {
     user: UserId,
-    session: bulkhead_model::id::SessionId,
+    session: SessionId,
     epoch: i64,
-    now: bulkhead_model::time::Timestamp,
-) -> Result<Option<SignedIn>, AppError> {
+    amr: String,
+    auth_at: Timestamp,
+}
+
+/// The session of a token, which machines may go on from when nobody uses it, and the person if the epoch is still theirs. What was proven is
+/// what the token says: nothing that the person proves later in a browser makes more of it.
+async fn bearer(tx: &mut Tx, said: Said, now: Timestamp) -> Result<Option<SignedIn>, AppError> {
+    let Said { user, session, epoch, amr, auth_at } = said;
     let user = tx.load_user(user).await?.filter(|user| user.is_active && user.epoch == epoch);
     let Some(user) = user else { return Ok(None) };
-    let is_live = |found: &Session| found.id == session && now < found.times.expires_at;
-    let session = tx.list_sessions(user.id).await?.into_iter().find(is_live);
-    Ok(session.map(|session| SignedIn { user, session }))
+    let session = tx.load_session(user.id, session).await?.filter(|found| now < found.times.expires_at);
+    Ok(session.map(|mut session| {
+        session.amr = amr;
+        session.times.auth_at = auth_at;
+        SignedIn { user, session }
+    }))
 }
 
 impl App {
@@ -54,15 +63,17 @@ impl App {
     }
 
     fn access_token(&self, signed_in: &SignedIn) -> String {
-        let (user, session) = (&signed_in.user, signed_in.session.id);
+        let SignedIn { user, session } = signed_in;
         let (jti, now) = (self.ambient().random(), self.ambient().now());
-        self.accounts().tokens.issue(user.id, session, user.epoch, &jti, now)
+        let (auth_at, amr) = (session.times.auth_at, session.amr.as_str());
+        let bearer = Bearer { user: user.id, session: session.id, epoch: user.epoch, auth_at, amr };
+        self.accounts().tokens.issue(&bearer, &jti, now)
     }
 
     /// Hands out tokens that stand for the person and end with the session at the latest.
     ///
     /// # Errors
-    /// [`AppError::StepUp`]; [`AppError::Conflict`] `too-many-tokens`.
+    /// [`AppError::StepUp`]; [`AppError::Conflict`] `too-many-tokens`; [`AppError::Unauthenticated`] when the session has ended meanwhile.
     pub async fn issue_tokens(&self, signed_in: &SignedIn) -> Result<Tokens, AppError> {
         let now = self.ambient().now();
         signed_in.require_fresh(now)?;
@@ -72,15 +83,18 @@ impl App {
             user: signed_in.user.id,
             session: signed_in.session.id,
             epoch: signed_in.user.epoch,
+            amr: signed_in.session.amr.clone(),
+            auth_at: signed_in.session.times.auth_at,
             created_at: now,
             expires_at: now.plus(FAMILY_LIVES).min(signed_in.session.times.expires_at),
         };
         self.store()
             .write(
                 &AccountScope::OWN,
-                (family, refresh.hash(), self.ambient().clone()),
-                |tx, (family, hash, ambient)| {
+                (family, refresh.hash(), signed_in.clone(), self.ambient().clone()),
+                |tx, (family, hash, signed_in, ambient)| {
                     Box::pin(async move {
+                        require_live(tx, signed_in, ambient.now()).await?;
                         if tx.count_token_families(family.session, FAMILIES_MAX).await? >= FAMILIES_MAX as usize {
                             let message =
                                 format!("this session has {FAMILIES_MAX} refresh tokens already: revoke some first");
@@ -127,10 +141,11 @@ impl App {
                     if now >= family.expires_at || !tx.use_refresh_token(presented, now).await? {
                         return Ok(None);
                     }
-                    let Some(signed_in) = bearer(tx, family.user, family.session, family.epoch, now).await? else {
-                        return Ok(None);
-                    };
-                    tx.insert_refresh_token(next, family.id, now).await?;
+                    let (id, amr) = (family.id, family.amr);
+                    let (session, epoch, auth_at) = (family.session, family.epoch, family.auth_at);
+                    let said = Said { user: family.user, session, epoch, amr, auth_at };
+                    let Some(signed_in) = bearer(tx, said, now).await? else { return Ok(None) };
+                    tx.insert_refresh_token(next, id, now).await?;
                     Ok::<_, AppError>(Some(signed_in))
                 })
             })
@@ -145,12 +160,14 @@ impl App {
     /// The store's.
     pub async fn revoke_tokens(&self, presented: &BrowserToken) -> Result<(), AppError> {
         self.store()
-            .write(&AccountScope::OWN, presented.hash(), |tx, presented| {
+            .write(&AccountScope::OWN, (presented.hash(), self.ambient().clone()), |tx, (presented, ambient)| {
                 Box::pin(async move {
-                    if let Some(token) = tx.load_refresh_token(presented).await? {
-                        tx.delete_token_family(token.family.id).await?;
-                    }
-                    Ok(())
+                    let Some(token) = tx.load_refresh_token(presented).await? else { return Ok(()) };
+                    let family = token.family;
+                    tx.delete_token_family(family.id).await?;
+                    let memberships = tx.list_memberships(family.user).await?;
+                    let detail = json!({ "family": family.id, "session": family.session });
+                    tell_organizations(tx, &memberships, family.user, EventType::TokenRevoked, &detail, ambient).await
                 })
             })
             .await
@@ -161,14 +178,21 @@ impl App {
     /// # Errors
     /// [`AppError::Unauthenticated`] for a token that is not ours, over, of a session that has ended or of an earlier epoch;
     /// [`AppError::NotFound`] for an organization that the person does not belong to; [`AppError::MfaRequired`].
-    pub async fn authenticate_token(&self, text: &str, org: Option<OrgRef>) -> Result<(SignedIn, Caller), AppError> {
+    pub async fn authenticate_token(&self, text: &str, org: Option<OrgRef>) -> Result<Caller, AppError> {
         let now = self.ambient().now();
         let claims = self.accounts().tokens.open(text, now).ok_or(AppError::Unauthenticated)?;
         let (signed_in, membership) = self
             .store()
             .read(&AccountScope::OWN, (claims, org, now), |tx, (claims, org, now)| {
                 Box::pin(async move {
-                    let found = bearer(tx, claims.sub, claims.sid, claims.epoch, *now).await?;
+                    let said = Said {
+                        user: claims.sub,
+                        session: claims.sid,
+                        epoch: claims.epoch,
+                        amr: claims.amr.join(" "),
+                        auth_at: Timestamp::from_micros(claims.auth_time.saturating_mul(1_000_000)),
+                    };
+                    let found = bearer(tx, said, *now).await?;
                     let signed_in = found.ok_or(AppError::Unauthenticated)?;
                     let user = signed_in.user.id;
                     let membership = match org {
@@ -182,7 +206,6 @@ impl App {
             .await?;
         let membership = membership.filter(|membership| membership.is_active);
         let membership = membership.ok_or(AppError::NotFound { what: "organization" })?;
-        let caller = self.session_caller(membership.org, &signed_in).await?;
-        Ok((signed_in, caller))
+        self.session_caller(membership.org, &signed_in, Credential::Token).await
     }
 }

@@ -18,6 +18,8 @@ use bulkhead_model::link::{LinkKey, Purpose};
 use bulkhead_model::password::{LEN_MIN_ALONE, Password, StoredPassword, Weak, check};
 use bulkhead_model::permission::{AccountScope, Actor, SystemReason, SystemScope};
 use bulkhead_model::role::BuiltIn;
+use bulkhead_model::role::assignment::Window;
+use bulkhead_model::session::BrowserToken;
 use bulkhead_store::Tx;
 use bulkhead_store::account::User;
 use bulkhead_store::audit::AuditEvent;
@@ -26,12 +28,13 @@ use bulkhead_store::member::Membership;
 use bulkhead_store::seal::RootKey;
 use serde_json::{Value, json};
 
-pub(crate) use self::attempts::Attempt;
+pub(crate) use self::attempts::{Attempt, Source};
 pub use self::hashing::HashingLimits;
 pub(crate) use self::hashing::{Hasher, Verdict};
 pub use self::set_up::SetUp;
 use crate::assignment::join_as;
 use crate::mail::Post;
+use crate::sign_in::{Client, NewDevice};
 use crate::{App, AppError};
 
 /// The role of those who administer an organization, as it is stored.
@@ -149,9 +152,21 @@ pub(crate) async fn tell_organizations(
     detail: &Value,
     ambient: &Ambient,
 ) -> Result<(), AppError> {
+    tell_of(tx, memberships, (user, &Actor::User(user)), action, detail, ambient).await
+}
+
+/// What somebody did about a person, told in each organization that the person works in.
+pub(crate) async fn tell_of(
+    tx: &mut Tx,
+    memberships: &[Membership],
+    (user, actor): (UserId, &Actor),
+    action: EventType,
+    detail: &Value,
+    ambient: &Ambient,
+) -> Result<(), AppError> {
     for membership in memberships.iter().filter(|membership| membership.is_active) {
         tx.enter_org(membership.org).await?;
-        let event = AuditEvent { action, target: user.to_string(), actor: Actor::User(user), detail: detail.clone() };
+        let event = AuditEvent { action, target: user.to_string(), actor: actor.clone(), detail: detail.clone() };
         tx.record_audit(&event, ambient).await?;
     }
     Ok(())
@@ -175,13 +190,14 @@ impl App {
         }
     }
 
-    pub(crate) fn new_link(&self, purpose: Purpose, user: Option<UserId>, email: Option<Email>) -> Link {
+    pub(crate) fn new_link(&self, purpose: Purpose, user: Option<&User>, email: Option<Email>) -> Link {
         let now = self.ambient().now();
         Link {
             id: LinkId::new(self.ambient()),
             purpose,
-            user,
+            user: user.map(|user| user.id),
             email,
+            epoch: user.map(|user| user.epoch),
             created_at: now,
             expires_at: now.plus(purpose.lives_for()),
             used_at: None,
@@ -209,7 +225,7 @@ impl App {
         if let Some((_, role)) = &new.member_of {
             read_role(role)?;
         }
-        let link = self.new_link(Purpose::ChoosePassword, Some(user.id), None);
+        let link = self.new_link(Purpose::ChoosePassword, Some(&user), None);
         let (id, token) = (user.id, self.link_token(&link));
         let args = (user, new.member_of, link, self.ambient().clone());
         self.store()
@@ -224,7 +240,7 @@ impl App {
                         tx.enter_org(*org).await?;
                         tx.insert_member(user.id, role, user.created_at).await?;
                         let admin = Actor::System(SystemReason::Admin);
-                        join_as(tx, user.id, read_role(role)?, &admin, ambient).await?;
+                        join_as(tx, user.id, read_role(role)?, Window::ALWAYS, &admin, ambient).await?;
                         let event = AuditEvent {
                             action: EventType::UserJoined,
                             target: user.id.to_string(),
@@ -260,8 +276,9 @@ impl App {
                         .await?
                         .ok_or(AppError::NotFound { what: "person with this address" })?;
                     tx.void_links(user.id, Purpose::ChoosePassword, now).await?;
-                    tx.insert_link(&Link { user: Some(user.id), ..link.clone() }).await?;
                     let memberships = end_everything(tx, user.id, None, ambient).await?;
+                    let epoch = tx.load_user(user.id).await?.map(|user| user.epoch);
+                    tx.insert_link(&Link { user: Some(user.id), epoch, ..link.clone() }).await?;
                     for key in counters {
                         tx.lock_failures(key).await?;
                         tx.save_failures(key, bulkhead_model::throttle::Failures::NONE).await?;
@@ -311,6 +328,9 @@ impl App {
                     };
                     for membership in memberships {
                         tx.enter_org(membership.org).await?;
+                        // What was worked out of their rights is worth nothing from here on, on every node.
+                        tx.begin_policy_epoch(ambient.now()).await?;
+                        tx.update_member_user_state(user.id, *is_active).await?;
                         let event = AuditEvent {
                             action: if *is_active { EventType::UserEnabled } else { EventType::UserDisabled },
                             target: user.id.to_string(),
@@ -325,41 +345,48 @@ impl App {
             .await
     }
 
-    /// Chooses a password by a link. Every session of the person ends, and so does every other link to do the same.
+    /// Chooses a password by a link. Every session of the person ends, and so does every other link. Answers what the browser is known by from
+    /// now on: whoever has the link proved more than a name, and what strangers try does not keep them out.
     ///
     /// # Errors
     /// [`AppError::Invalid`] `invalid-link`, `invalid-password`; [`AppError::Busy`].
-    pub async fn choose_password(&self, token: &str, password: &str) -> Result<(), AppError> {
+    pub async fn choose_password(
+        &self,
+        token: &str,
+        password: &str,
+        client: &Client,
+    ) -> Result<BrowserToken, AppError> {
         let id = self.open_link(Purpose::ChoosePassword, token)?;
         let user = self
             .store()
             .read(&AccountScope::OWN, (id, self.ambient().now()), |tx, (id, now)| {
                 Box::pin(async move {
                     let link = tx.load_usable_link(*id, Purpose::ChoosePassword, *now).await?;
-                    match link.and_then(|link| link.user) {
-                        Some(user) => Ok::<_, AppError>(tx.load_user(user).await?),
-                        None => Ok(None),
-                    }
+                    let Some((link, user)) = link.and_then(|link| link.user.map(|user| (link, user))) else {
+                        return Ok::<_, AppError>(None);
+                    };
+                    Ok(tx.load_user(user).await?.filter(|user| user.is_active && link.epoch == Some(user.epoch)))
                 })
             })
             .await?
-            .filter(|user| user.is_active)
             .ok_or_else(invalid_link)?;
         let password = read_new_password(password, "/password", &user.email, &user.name)?;
         let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
+        let fresh = NewDevice::generate(self.ambient());
         self.store()
             .write(
                 &AccountScope::OWN,
-                (id, stored, self.sends_mail(), self.ambient().clone()),
-                |tx, (id, stored, sends_mail, ambient)| {
+                (id, stored, (fresh.clone(), client.clone()), self.sends_mail(), self.ambient().clone()),
+                |tx, (id, stored, (fresh, client), sends_mail, ambient)| {
                     Box::pin(async move {
                         let now = ambient.now();
                         let link = tx.use_link(*id, Purpose::ChoosePassword, now).await?.ok_or_else(invalid_link)?;
                         let user = link.user.ok_or_else(invalid_link)?;
-                        let user = tx.load_user(user).await?.filter(|user| user.is_active).ok_or_else(invalid_link)?;
+                        let is_theirs = |user: &User| user.is_active && link.epoch == Some(user.epoch);
+                        let user = tx.load_user(user).await?.filter(is_theirs).ok_or_else(invalid_link)?;
                         tx.update_user_password(user.id, stored, now).await?;
-                        tx.void_links(user.id, Purpose::ChoosePassword, now).await?;
                         let memberships = end_everything(tx, user.id, None, ambient).await?;
+                        tx.insert_device(&fresh.row(user.id, client.agent(), now)).await?;
                         // It came by mail to this very address.
                         if let Some(email) = &link.email {
                             tx.verify_user_email(user.id, email, now).await?;
@@ -372,7 +399,8 @@ impl App {
                     })
                 },
             )
-            .await
+            .await?;
+        Ok(fresh.into_token())
     }
 }
 
@@ -383,8 +411,8 @@ pub(crate) async fn tell_person(tx: &mut Tx, to: &Email, notice: Notice, ambient
     Ok(())
 }
 
-/// Ends what a person was given before, where they work: sessions with their tokens, keys, and whatever looks at the epoch. No browser of
-/// theirs is known any more.
+/// Ends what a person was given before, wherever they work: sessions with their tokens, keys, set-ups of second factors, and whatever looks
+/// at the epoch, as links and letters on their way do. No browser of theirs is known any more.
 pub(crate) async fn end_everything(
     tx: &mut Tx,
     user: UserId,
@@ -393,6 +421,7 @@ pub(crate) async fn end_everything(
 ) -> Result<Vec<Membership>, AppError> {
     let now = ambient.now();
     tx.delete_sessions(user, keep).await?;
+    tx.delete_totp_set_up(user, keep).await?;
     tx.forget_devices(user, 0).await?;
     tx.raise_user_epoch(user, now).await?;
     let memberships = tx.list_memberships(user).await?;
@@ -403,8 +432,17 @@ pub(crate) async fn end_everything(
     Ok(memberships)
 }
 
+/// Ends what a member was given in the transaction's organization: keys, and the sessions that have it (or none) in front, with their tokens.
+/// What they have elsewhere is none of its business.
+pub(crate) async fn end_here(tx: &mut Tx, user: UserId, ambient: &Ambient) -> Result<(), AppError> {
+    tx.delete_sessions_here(user, None).await?;
+    end_keys(tx, user, ambient).await
+}
+
 /// Ends a person's keys in the transaction's organization.
 pub(crate) async fn end_keys(tx: &mut Tx, user: UserId, ambient: &Ambient) -> Result<(), AppError> {
+    // Whoever makes a key at this moment is either before this, or sees it.
+    tx.begin_policy_epoch(ambient.now()).await?;
     let count = tx.revoke_keys_of(user, ambient.now()).await?;
     if count > 0 {
         let event = AuditEvent {

@@ -3,15 +3,22 @@
 use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{ApiKeyId, OrgId, UserId};
-use bulkhead_model::permission::{Caller, OrgScope, Permission, PermissionSet, SystemReason, SystemScope};
+use bulkhead_model::permission::{
+    AccountScope, Actor, Caller, OrgScope, Permission, PermissionSet, SessionProof, SystemReason, SystemScope,
+};
+use bulkhead_model::role::assignment::{Hold, Within};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::{SecretHash, Token};
+use bulkhead_store::Tx;
 use bulkhead_store::api_key::ApiKey;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use serde_json::json;
+use zeroize::Zeroizing;
 
+use crate::access::Rights;
 use crate::{App, AppError};
 
 /// Keys end by default after this many days.
@@ -19,6 +26,12 @@ pub const EXPIRY_DAYS_DEFAULT: u32 = 90;
 /// … and may live at most so long.
 pub const EXPIRY_DAYS_MAX: u32 = 366;
 const NAME_LEN_MAX: usize = 100;
+/// A secret that was replaced is good for so long by default …
+pub const SECRET_GRACE_DEFAULT: Duration = Duration::from_hours(24);
+/// … and at most.
+pub const SECRET_GRACE_MAX: Duration = Duration::from_hours(7 * 24);
+/// Keys of an organization that are valid at once: enough for each of its machines, and few enough to look through.
+pub const KEYS_MAX: u32 = 1_000;
 
 /// What a new key is to be.
 #[derive(Clone, Debug)]
@@ -27,6 +40,136 @@ pub struct NewApiKey {
     pub permissions: PermissionSet,
     /// Days until it ends; `None` is the default.
     pub expires_in_days: Option<u32>,
+}
+
+/// A key in the making.
+struct Making {
+    new: NewApiKey,
+    id: ApiKeyId,
+    secret_hash: SecretHash,
+    actor: Actor,
+    /// The session of the person who makes it.
+    proof: Option<SessionProof>,
+    ambient: Ambient,
+}
+
+/// Makes it by what the rows say in the transaction that stores it: the request that asks for it may be as old as its body was slow.
+async fn make_key(tx: &mut Tx, making: &Making) -> Result<ApiKey, AppError> {
+    let Making { new, actor, ambient, .. } = making;
+    // Whoever takes something away at this moment is either before this, or sees the key.
+    tx.begin_policy_epoch(ambient.now()).await?;
+    let now = ambient.now();
+    if let (Actor::User(user), Some(proof)) = (actor, making.proof) {
+        require_proof(tx, *user, proof, now).await?;
+    }
+    let rights = Rights::load(tx, actor, now).await?;
+    rights.require(Permission::ApiKeysWrite, Within::Organization)?;
+    let end = match rights.hold(new.permissions, Within::Organization) {
+        Hold::Lacks(_) => {
+            let message = "a key cannot hold a permission that its maker does not hold";
+            return Err(AppError::invalid("invalid-permissions", "/permissions", message));
+        }
+        Hold::Until(end) => Some(end),
+        Hold::Forever => None,
+    };
+    if tx.count_valid_api_keys(now, KEYS_MAX).await? >= KEYS_MAX as usize {
+        let message = format!("the organization has {KEYS_MAX} valid API keys: revoke some that nobody uses");
+        return Err(AppError::conflict("too-many-keys", message));
+    }
+    let days = new.expires_in_days.unwrap_or(EXPIRY_DAYS_DEFAULT);
+    let wanted = now.plus(Duration::from_secs(u64::from(days) * 86_400));
+    // Otherwise whoever got hold of a key for an hour could keep what it may do for a year.
+    let expires_at = end.map_or(wanted, |end| wanted.min(end));
+    if new.expires_in_days.is_some() && expires_at < wanted {
+        let message = "a key cannot outlive what its maker holds: ask for fewer days, or leave them out";
+        return Err(AppError::invalid("invalid-expiry", "/expires_in_days", message));
+    }
+    // A key that a key makes is its maker's owner's.
+    let (owner, made_by) = rights.maker();
+    let key = ApiKey {
+        id: making.id,
+        name: new.name.clone(),
+        secret_hash: making.secret_hash,
+        permissions: new.permissions,
+        created_at: now,
+        expires_at: Some(expires_at),
+        revoked_at: None,
+        owner,
+        made_by,
+        previous: None,
+    };
+    tx.insert_api_key(&key).await?;
+    let event = AuditEvent {
+        action: EventType::ApiKeyCreated,
+        target: key.id.to_string(),
+        actor: actor.clone(),
+        detail: json!({
+            "name": key.name,
+            "permissions": key.permissions.iter().collect::<Vec<_>>(),
+            "expires_at": key.expires_at,
+            "made_by": key.made_by,
+        }),
+    };
+    tx.record_audit(&event, ambient).await?;
+    Ok(key)
+}
+
+/// Whether this is a secret of the key's, and the key is not revoked.
+fn is_good(key: &ApiKey, secret: &[u8; 32], now: Timestamp) -> bool {
+    key.revoked_at.is_none() && key.matches(secret, now)
+}
+
+/// A secret in the making, for a key that is there.
+struct Replacing {
+    id: ApiKeyId,
+    secret_hash: SecretHash,
+    grace: Duration,
+    actor: Actor,
+    proof: Option<SessionProof>,
+    ambient: Ambient,
+}
+
+/// Whoever is given a key's secret holds what the key holds: so it takes the same as to make such a key, and a person's key takes the person.
+async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, AppError> {
+    let Replacing { id, actor, ambient, .. } = replacing;
+    tx.begin_policy_epoch(ambient.now()).await?;
+    let now = ambient.now();
+    if let (Actor::User(user), Some(proof)) = (actor, replacing.proof) {
+        require_proof(tx, *user, proof, now).await?;
+    }
+    let rights = Rights::load(tx, actor, now).await?;
+    rights.require(Permission::ApiKeysWrite, Within::Organization)?;
+    let is_valid = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end);
+    let key = tx.load_api_key(*id).await?.filter(is_valid).ok_or(AppError::NotFound { what: "API key" })?;
+    if key.owner.is_some() && key.owner != rights.maker().0 {
+        return Err(AppError::conflict("not-own-key", "a person's key is that person's to renew: revoke it instead"));
+    }
+    let holds = match rights.hold(key.permissions, Within::Organization) {
+        Hold::Lacks(_) => false,
+        Hold::Until(end) => key.expires_at.is_some_and(|key_end| key_end <= end),
+        Hold::Forever => true,
+    };
+    if !holds {
+        let message = "the key holds more than you do, or for longer: make another one, or revoke it";
+        return Err(AppError::conflict("not-own-key", message));
+    }
+    let until = now.plus(replacing.grace);
+    tx.replace_api_key_secret(*id, &replacing.secret_hash, until).await?;
+    let event = AuditEvent {
+        action: EventType::ApiKeyRotated,
+        target: id.to_string(),
+        actor: actor.clone(),
+        detail: json!({ "previous_until": until }),
+    };
+    tx.record_audit(&event, ambient).await?;
+    Ok(ApiKey { secret_hash: replacing.secret_hash, previous: Some((key.secret_hash, until)), ..key })
+}
+
+/// Refuses a person whose session has ended since they were known by it, or everything of whom has.
+async fn require_proof(tx: &mut Tx, user: UserId, proof: SessionProof, now: Timestamp) -> Result<(), AppError> {
+    let person = tx.load_user(user).await?.filter(|person| person.is_active && person.epoch == proof.epoch);
+    let session = tx.load_session(user, proof.session).await?.filter(|session| session.times.is_live(now));
+    if person.is_none() || session.is_none() { Err(AppError::Unauthenticated) } else { Ok(()) }
 }
 
 /// A key that was just made, with the text that is shown once.
@@ -40,7 +183,8 @@ impl App {
     /// ends after 90 days or with the caller's own, whichever is first.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] when it asks for more than the caller holds, for nothing, or for too long a life.
+    /// [`AppError::Invalid`] when it asks for more than the caller holds, for nothing, or for too long a life; [`AppError::Conflict`]
+    /// `too-many-keys`; [`AppError::Unauthenticated`] when what the caller came with has ended since.
     pub async fn create_api_key(&self, caller: &Caller, org: OrgId, new: NewApiKey) -> Result<CreatedApiKey, AppError> {
         let scope = caller.authorize(org, Permission::ApiKeysWrite)?;
         if !new.permissions.is_subset_of(caller.permissions()) {
@@ -50,7 +194,7 @@ impl App {
                 "a key cannot hold a permission that its maker does not hold",
             ));
         }
-        self.insert_api_key(&scope, new, caller.key(), caller.user()).await
+        self.insert_api_key(&scope, caller.proof(), new).await
     }
 
     /// Makes an organization's first key, with every permission. For the operator only.
@@ -58,15 +202,14 @@ impl App {
     /// # Errors
     /// As [`create_api_key`](Self::create_api_key).
     pub async fn create_first_api_key(&self, org: OrgId, new: NewApiKey) -> Result<CreatedApiKey, AppError> {
-        self.insert_api_key(&SystemScope::new(SystemReason::Admin).for_org(org), new, None, None).await
+        self.insert_api_key(&SystemScope::new(SystemReason::Admin).for_org(org), None, new).await
     }
 
     async fn insert_api_key(
         &self,
         scope: &OrgScope,
+        proof: Option<SessionProof>,
         new: NewApiKey,
-        maker: Option<ApiKeyId>,
-        owner: Option<UserId>,
     ) -> Result<CreatedApiKey, AppError> {
         if new.name.trim().is_empty() || new.name.chars().count() > NAME_LEN_MAX {
             return Err(AppError::invalid(
@@ -86,64 +229,24 @@ impl App {
             let message = format!("{foreign} is the platform's: no key of an organization holds it");
             return Err(AppError::invalid("invalid-permissions", "/permissions", message));
         }
-        let days = new.expires_in_days.unwrap_or(EXPIRY_DAYS_DEFAULT);
-        if !(1..=EXPIRY_DAYS_MAX).contains(&days) {
+        if !(1..=EXPIRY_DAYS_MAX).contains(&new.expires_in_days.unwrap_or(EXPIRY_DAYS_DEFAULT)) {
             let message = format!("a key lives 1 to {EXPIRY_DAYS_MAX} days");
             return Err(AppError::invalid("invalid-expiry", "/expires_in_days", message));
         }
-        let (ambient, now) = (self.ambient(), self.ambient().now());
-        let wanted = now.plus(Duration::from_secs(u64::from(days) * 86_400));
-        let (maker_ends, maker_owner) = match maker {
-            Some(maker) => self.maker(scope, maker).await?,
-            None => (None, None),
-        };
-        // Otherwise whoever got hold of a key for an hour could keep what it may do for a year.
-        let expires_at = maker_ends.map_or(wanted, |end| wanted.min(end));
-        if new.expires_in_days.is_some() && expires_at < wanted {
-            let message = "a key cannot outlive the key that makes it: ask for fewer days, or leave them out";
-            return Err(AppError::invalid("invalid-expiry", "/expires_in_days", message));
-        }
+        let ambient = self.ambient();
         let token = Token::<ApiKeyId>::generate(scope.org(), ApiKeyId::new(ambient), ambient);
-        let key = ApiKey {
+        let making = Making {
+            new,
             id: token.row,
-            name: new.name,
             secret_hash: SecretHash::of(&token.secret),
-            permissions: new.permissions,
-            created_at: now,
-            expires_at: Some(expires_at),
-            revoked_at: None,
-            // A key that a key makes is its maker's owner's.
-            owner: owner.or(maker_owner),
-        };
-        let event = AuditEvent {
-            action: EventType::ApiKeyCreated,
-            target: key.id.to_string(),
             actor: scope.actor().clone(),
-            detail: json!({
-                "name": key.name,
-                "permissions": key.permissions.iter().collect::<Vec<_>>(),
-                "expires_at": key.expires_at,
-            }),
+            proof,
+            ambient: ambient.clone(),
         };
-        self.store()
-            .write(scope, (key.clone(), event, ambient.clone()), |tx, (key, event, ambient)| {
-                Box::pin(async move {
-                    tx.insert_api_key(key).await?;
-                    Ok::<_, AppError>(tx.record_audit(event, ambient).await?)
-                })
-            })
-            .await?;
+        let people = AccountScope::within(scope);
+        let made = self.store().write(&people, making, |tx, making| Box::pin(make_key(tx, making)));
+        let key = made.await?;
         Ok(CreatedApiKey { key, secret_text: token.reveal() })
-    }
-
-    /// When the key that makes another one ends, and whose it is.
-    async fn maker(&self, scope: &OrgScope, id: ApiKeyId) -> Result<(Option<Timestamp>, Option<UserId>), AppError> {
-        let key = self
-            .store()
-            .read(scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.load_api_key(*id).await?) }))
-            .await?;
-        let key = key.ok_or(AppError::Unauthenticated)?;
-        Ok((key.expires_at, key.owner))
     }
 
     /// # Errors
@@ -158,7 +261,84 @@ impl App {
         self.store().read(&scope, page, |tx, page| Box::pin(async move { Ok(tx.list_api_keys(*page).await?) })).await
     }
 
-    /// Revokes a key; a second time is no error. The caller's own key is refused, since that locks him out in mid-work.
+    /// Gives a key another secret. The one before is good for `grace` more, at most [`SECRET_GRACE_MAX`], so that whoever uses the key has
+    /// time to take the new one; its end stays.
+    ///
+    /// # Errors
+    /// [`AppError::NotFound`] also for one that is not valid any more; [`AppError::Conflict`] `not-own-key` for somebody else's, or one that
+    /// holds more than the caller; [`AppError::Invalid`] `invalid-grace`.
+    pub async fn rotate_api_key(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        id: ApiKeyId,
+        grace: Duration,
+    ) -> Result<CreatedApiKey, AppError> {
+        let scope = caller.authorize(org, Permission::ApiKeysWrite)?;
+        if grace > SECRET_GRACE_MAX {
+            let message = format!("an old secret lives on for at most {} seconds", SECRET_GRACE_MAX.as_secs());
+            return Err(AppError::invalid("invalid-grace", "/grace_s", message));
+        }
+        let token = Token::<ApiKeyId>::generate(org, id, self.ambient());
+        let replacing = Replacing {
+            id,
+            secret_hash: SecretHash::of(&token.secret),
+            grace,
+            actor: scope.actor().clone(),
+            proof: caller.proof(),
+            ambient: self.ambient().clone(),
+        };
+        let people = AccountScope::within(&scope);
+        let replaced = self.store().write(&people, replacing, |tx, replacing| Box::pin(replace_secret(tx, replacing)));
+        let key = replaced.await?;
+        Ok(CreatedApiKey { key, secret_text: token.reveal() })
+    }
+
+    /// Revokes a key that somebody found where it does not belong, with all that came of it: whoever can say it may end it. What is no key, or
+    /// none that is valid, is no error, and nothing is told about it.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn report_leaked_key(&self, presented: &str) -> Result<(), AppError> {
+        let Some(token) = Token::<ApiKeyId>::parse(presented) else { return Ok(()) };
+        let scope = SystemScope::new(SystemReason::SignIn).for_org(token.org);
+        let args = (token.row, Zeroizing::new(token.secret), self.ambient().clone());
+        // Looked at first: what anybody may send must not keep the writer busy.
+        let found = self.store().read(&scope, args.clone(), |tx, (id, secret, ambient)| {
+            Box::pin(async move {
+                let key = tx.load_api_key(*id).await?;
+                Ok::<_, AppError>(key.is_some_and(|key| is_good(&key, secret, ambient.now())))
+            })
+        });
+        if !found.await? {
+            return Ok(());
+        }
+        self.store()
+            .write(&scope, args, |tx, (id, secret, ambient)| {
+                Box::pin(async move {
+                    tx.begin_policy_epoch(ambient.now()).await?;
+                    let now = ambient.now();
+                    let key = tx.load_api_key(*id).await?.filter(|key| is_good(key, secret, now));
+                    if key.is_none() {
+                        return Ok(());
+                    }
+                    for revoked in tx.revoke_api_key(*id, now).await? {
+                        let leaked = revoked == *id;
+                        let event = AuditEvent {
+                            action: if leaked { EventType::ApiKeyLeaked } else { EventType::ApiKeyRevoked },
+                            target: revoked.to_string(),
+                            actor: Actor::System(SystemReason::SignIn),
+                            detail: if leaked { json!({}) } else { json!({ "with": id }) },
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                    }
+                    Ok(())
+                })
+            })
+            .await
+    }
+
+    /// Revokes a key and all that came of it, those that it made and those that they made; a second time is no error. The caller's own key is refused, since that locks him out in mid-work.
     ///
     /// # Errors
     /// [`AppError::NotFound`]; [`AppError::Conflict`] `own-key`.
@@ -179,20 +359,23 @@ impl App {
     }
 
     async fn revoke_key_in(&self, scope: &OrgScope, id: ApiKeyId) -> Result<(), AppError> {
-        let event = AuditEvent {
-            action: EventType::ApiKeyRevoked,
-            target: id.to_string(),
-            actor: scope.actor().clone(),
-            detail: json!({}),
-        };
         self.store()
-            .write(scope, (id, event, self.ambient().clone()), |tx, (id, event, ambient)| {
+            .write(scope, (id, scope.actor().clone(), self.ambient().clone()), |tx, (id, actor, ambient)| {
                 Box::pin(async move {
+                    // Whoever makes a key with this one at this moment is either before this, or sees it.
+                    tx.begin_policy_epoch(ambient.now()).await?;
                     if tx.load_api_key(*id).await?.is_none() {
                         return Err(AppError::NotFound { what: "API key" });
                     }
-                    if tx.revoke_api_key(*id, ambient.now()).await? {
-                        tx.record_audit(event, ambient).await?;
+                    for revoked in tx.revoke_api_key(*id, ambient.now()).await? {
+                        let with = (revoked != *id).then_some(*id);
+                        let event = AuditEvent {
+                            action: EventType::ApiKeyRevoked,
+                            target: revoked.to_string(),
+                            actor: actor.clone(),
+                            detail: with.map_or_else(|| json!({}), |with| json!({ "with": with })),
+                        };
+                        tx.record_audit(&event, ambient).await?;
                     }
                     Ok(())
                 })

@@ -116,24 +116,30 @@ pub(crate) async fn give(
     Ok(assignment)
 }
 
-/// The role that somebody becomes a member with, in the transaction that makes him one.
+/// The role that somebody becomes a member with, in the transaction that makes him one. `actor` is who gives it.
 pub(crate) async fn join_as(
     tx: &mut Tx,
     user: UserId,
     role: BuiltIn,
+    window: Window,
     actor: &Actor,
     ambient: &Ambient,
 ) -> Result<(), AppError> {
     let now = ambient.now();
     tx.begin_policy_epoch(now).await?;
-    let (role, team, window) = (RoleRef::BuiltIn(role), None, Window::ALWAYS);
+    let (role, team) = (RoleRef::BuiltIn(role), None);
     let assignment = StoredAssignment {
         given: Assignment { id: AssignmentId::new(ambient), user, role, team, window },
         granted_by: actor.to_string(),
         reason: "joined".to_owned(),
         created_at: now,
     };
-    Ok(tx.insert_assignment(&assignment).await?)
+    tx.insert_assignment(&assignment).await?;
+    let mut detail = told(&assignment.given);
+    detail["reason"] = json!(assignment.reason);
+    let target = assignment.given.id.to_string();
+    let action = EventType::RoleAssigned;
+    Ok(tx.record_audit(&AuditEvent { action, target, actor: actor.clone(), detail }, ambient).await?)
 }
 
 impl App {

@@ -79,10 +79,10 @@ impl App {
             self.record_refused_key(org.id, key.id, refusal);
             AppError::Unauthenticated
         };
-        if !key.secret_hash.matches(&token.secret) {
+        let now = self.ambient().now();
+        if !key.matches(&token.secret, now) {
             return Err(refused(KeyRefusal::Secret));
         }
-        let now = self.ambient().now();
         let caller = Caller::from_verified_key(org.id, key.id, key.permissions, key.expires_at, key.revoked_at, now)
             .map_err(|_| refused(if key.revoked_at.is_some() { KeyRefusal::Revoked } else { KeyRefusal::Expired }))?;
         Ok(Identity { caller, org })

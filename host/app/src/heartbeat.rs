@@ -58,9 +58,10 @@ impl Heartbeat {
     /// Renews the heartbeat. `Ok(false)` when the row had expired: it is registered anew, and everything that was held under
     /// the old one is lost.
     pub(crate) async fn renew(&self, store: &Store) -> Result<bool, StoreError> {
-        let args = (self.id, self.name.clone(), self.slots, self.app.ambient().clone());
+        let roots = self.app.sealer().root_standings();
+        let args = (self.id, self.name.clone(), self.slots, roots, self.app.ambient().clone());
         store
-            .write_locked(&SCOPE, args, |tx, (id, name, slots, ambient)| {
+            .write_locked(&SCOPE, args, |tx, (id, name, slots, roots, ambient)| {
                 Box::pin(async move {
                     if tx.renew_worker(*id, ambient.now(), LEASE_TTL).await? {
                         return Ok(true);
@@ -68,6 +69,7 @@ impl Heartbeat {
                     tx.delete_worker(*id).await?;
                     tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
                     tx.update_node_slots(*id, *slots).await?;
+                    tx.update_node_roots(*id, roots).await?;
                     Ok(false)
                 })
             })

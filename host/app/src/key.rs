@@ -5,6 +5,8 @@
 //! the job's lease. What is left to do is read from the rows, so whoever goes on after a crash needs to know nothing. A key is retired, and its
 //! bytes destroyed, when a count finds no reference to it.
 
+mod roots;
+
 use std::time::{Duration, Instant};
 
 use bulkhead_audit::taxonomy::EventType;
@@ -25,6 +27,7 @@ use bulkhead_store::seal::{KeyPurpose, Sealer};
 use bulkhead_store::{Store, StoreError, Tx};
 use serde_json::json;
 
+pub use self::roots::{RootMismatch, check_roots, count_root_uses, keep_root_check, look_before_opening};
 use crate::engine::{ATTEMPT_DEADLINE, Left};
 use crate::in_flight::Leash;
 use crate::{App, AppError};
@@ -77,15 +80,53 @@ impl Due {
     }
 }
 
+/// What an organization's keys and rotations look like.
+struct Looked {
+    keys: Vec<StoredKey>,
+    running: Vec<KeyRotation>,
+    /// The newest rotation of data keys that has ended …
+    ended: Option<KeyRotation>,
+    /// … and of the root key.
+    ended_root: Option<KeyRotation>,
+}
+
+impl Looked {
+    async fn load(tx: &mut Tx) -> Result<Self, StoreError> {
+        Ok(Self {
+            keys: tx.list_keys().await?,
+            running: tx.list_running_key_rotations().await?,
+            ended: tx.load_ended_key_rotation(Level::Data).await?,
+            ended_root: tx.load_ended_key_rotation(Level::Root).await?,
+        })
+    }
+
+    /// Whether a rotation has seen to all that opens under this data key: what is left under it opens for nobody.
+    fn is_seen_to(&self, key: &StoredKey) -> bool {
+        match (key.id, self.ended.as_ref().and_then(|ended| KeyId::parse(&ended.to_key))) {
+            (KeyId::Data(version), Some(KeyId::Data(to))) => version < to,
+            _ => false,
+        }
+    }
+
+    /// How many organization keys the last rotation to this root key had to leave as they are.
+    fn left_by_root(&self, root: RootId) -> u64 {
+        let to = KeyId::Root(root).to_string();
+        self.ended_root.as_ref().filter(|ended| ended.to_key == to).map_or(0, |ended| ended.broken)
+    }
+}
+
 /// Rotations that are due, the outer level first.
-fn due(keys: &[StoredKey], running: &[KeyRotation], root: RootId, now: Timestamp) -> Vec<Due> {
+fn due(looked: &Looked, sealer: &Sealer, now: Timestamp) -> Vec<Due> {
+    let Looked { keys, running, .. } = looked;
     let is_running = |level| running.iter().any(|rotation| rotation.level == level);
     let active = |purpose| keys.iter().find(|key| key.purpose == purpose && key.state == KeyState::Active);
     let mut due = Vec::new();
-    let under_another_root = |key: &StoredKey| {
-        key.purpose == KeyPurpose::Organization && key.wrapped_by.is_some_and(|by| by != KeyId::Root(root))
+    let settled = sealer.settled_roots();
+    let under_another_root = |key: &&StoredKey| {
+        let stays = |by| settled.iter().any(|root| KeyId::Root(*root) == by);
+        key.purpose == KeyPurpose::Organization && key.wrapped_by.is_some_and(|by| !stays(by))
     };
-    if keys.iter().any(under_another_root) {
+    if keys.iter().filter(under_another_root).count() as u64 > looked.left_by_root(sealer.root()) {
         // The operator did it, in the server's configuration.
         due.push(Due { replaced: true, ..Due::new(Level::Root, RotationReason::Root) });
     }
@@ -94,7 +135,9 @@ fn due(keys: &[StoredKey], running: &[KeyRotation], root: RootId, now: Timestamp
     }
     if let Some(key) = active(KeyPurpose::Field) {
         let (uses, age) = (key.uses.unwrap_or(0), now.since(key.created_at));
-        let only_opens = |key: &StoredKey| key.purpose == KeyPurpose::Field && key.state == KeyState::DecryptOnly;
+        let only_opens = |key: &StoredKey| {
+            key.purpose == KeyPurpose::Field && key.state == KeyState::DecryptOnly && !looked.is_seen_to(key)
+        };
         if keys.iter().any(only_opens) && !is_running(Level::Data) {
             // A transaction used it up, and replaced it there and then.
             due.push(Due { replaced: true, ..Due::new(Level::Data, RotationReason::Uses) });
@@ -136,6 +179,7 @@ async fn begin_rotation(
         to_key: to_key.to_string(),
         done: 0,
         left: left_of(level, &tx.count_key_work(sealer).await?),
+        broken: 0,
         created_at: now,
         updated_at: now,
         finished_at: None,
@@ -177,31 +221,79 @@ fn done_of(level: Level, tended: &Tended) -> u64 {
     })
 }
 
-/// One batch, under the lease. At the end of a pass it ends the rotations that have nothing left, and the job.
+/// Where a pass over an organization's keys and values stands.
+#[derive(Clone, Copy, Debug)]
+struct Pass {
+    from: TendFrom,
+    /// Values that did not open, in this pass so far.
+    broken: u64,
+    /// Whether anything was done in it that is not done again by the next one.
+    came_on: bool,
+}
+
+impl Pass {
+    const START: Self = Self { from: TendFrom::START, broken: 0, came_on: false };
+
+    fn broken_of(self, level: Level, tended: &Tended) -> u64 {
+        match level {
+            Level::Root => u64::from(tended.broken_org_keys),
+            Level::Organization => u64::from(tended.broken_data_keys),
+            Level::Data => self.broken + u64::from(tended.broken),
+        }
+    }
+}
+
+/// How far a rotation is after a batch. All is counted at the end of a pass alone, since it costs as much as there is; in between what was
+/// done is taken off. It ends with a pass that left nothing but what does not open: that holds up neither it nor the next one.
+fn advance(rotation: &mut KeyRotation, pass: Pass, tended: &Tended, work: Option<&KeyWork>, now: Timestamp) {
+    let (done, broken) = (done_of(rotation.level, tended), pass.broken_of(rotation.level, tended));
+    rotation.done += done;
+    rotation.updated_at = now;
+    match work {
+        Some(work) => {
+            rotation.left = left_of(rotation.level, work);
+            if rotation.left <= broken {
+                rotation.broken = rotation.left;
+                rotation.finished_at = Some(now);
+            }
+        }
+        None => rotation.left = rotation.left.saturating_sub(done),
+    }
+}
+
+/// One batch, under the lease. At the end of a pass it ends the rotations that have nothing left that could follow, and the job.
 async fn tend_batch(
     tx: &mut Tx,
     lease: &Lease,
-    from: TendFrom,
+    pass: Pass,
     sealer: &Sealer,
     ambient: &Ambient,
 ) -> Result<Tended, StoreError> {
     let now = ambient.now();
     tx.hold_lease(lease, ATTEMPT_DEADLINE, now).await?;
     let system = Actor::System(SystemReason::Worker);
-    if from == TendFrom::START {
-        let (keys, running) = (tx.list_keys().await?, tx.list_running_key_rotations().await?);
-        for due in due(&keys, &running, sealer.root(), now) {
+    if pass.from == TendFrom::START {
+        for due in due(&Looked::load(tx).await?, sealer, now) {
             begin_rotation(tx, due, &system, sealer, ambient).await?;
         }
     }
-    let tended = tx.tend_keys(sealer, from, BATCH).await?;
-    let work = tx.count_key_work(sealer).await?;
-    for mut rotation in tx.list_running_key_rotations().await? {
-        rotation.done += done_of(rotation.level, &tended);
-        rotation.left = left_of(rotation.level, &work);
-        rotation.updated_at = now;
-        rotation.finished_at = (tended.next.is_none() && rotation.left == 0).then_some(now);
+    let tended = tx.tend_keys(sealer, pass.from, BATCH).await?;
+    let running = tx.list_running_key_rotations().await?;
+    let work = if tended.next.is_none() && !running.is_empty() { Some(tx.count_key_work(sealer).await?) } else { None };
+    for mut rotation in running {
+        advance(&mut rotation, pass, &tended, work.as_ref(), now);
         tx.update_key_rotation(&rotation).await?;
+        if rotation.broken > 0 {
+            let event = AuditEvent {
+                action: EventType::KeyRotationIncomplete,
+                target: tx.org()?.to_string(),
+                actor: system.clone(),
+                detail: json!({
+                    "rotation": rotation.id, "level": rotation.level.as_str(), "to": rotation.to_key, "broken": rotation.broken,
+                }),
+            };
+            tx.record_audit(&event, ambient).await?;
+        }
     }
     for key in &tended.retired {
         let event = AuditEvent {
@@ -306,11 +398,11 @@ impl App {
     pub(crate) async fn arm_key_work(&self) -> Result<usize, StoreError> {
         let (mut after, mut armed) = (None, 0);
         loop {
-            let args = (self.sealer().root(), self.ambient().now(), after);
+            let args = (self.sealer().clone(), self.ambient().now(), after);
             let listed = self
                 .store()
-                .read(&SystemScope::new(SystemReason::Jobs), args, |tx, (root, now, after)| {
-                    Box::pin(async move { tx.list_orgs_with_key_work(*root, *now, *after, ORGS_PAGE).await })
+                .read(&SystemScope::new(SystemReason::Jobs), args, |tx, (sealer, now, after)| {
+                    Box::pin(async move { tx.list_orgs_with_key_work(sealer, *now, *after, ORGS_PAGE).await })
                 })
                 .await?;
             for org in &listed {
@@ -340,21 +432,25 @@ impl App {
     /// Sees to the organization's keys while its job is held.
     pub(crate) async fn tend_keys(&self, lease: &Lease, leash: &Leash) -> Left {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let (began, mut from) = (Instant::now(), TendFrom::START);
+        let (began, mut pass) = (Instant::now(), Pass::START);
         loop {
-            let args = (lease.clone(), from, self.sealer().clone(), self.ambient().clone());
+            let args = (lease.clone(), pass, self.sealer().clone(), self.ambient().clone());
             let tended = self
                 .store()
                 // Rows of keys are locked by whoever makes or uses one; a value is replaced only if it is the one that was read.
-                .write_locked(&scope, args, |tx, (lease, from, sealer, ambient)| {
-                    Box::pin(async move { tend_batch(tx, lease, *from, sealer, ambient).await })
+                .write_locked(&scope, args, |tx, (lease, pass, sealer, ambient)| {
+                    Box::pin(async move { tend_batch(tx, lease, *pass, sealer, ambient).await })
                 })
                 .await;
             match tended {
                 Ok(tended) => {
                     count(&tended);
                     let Some(next) = tended.next else { return Left::Settled };
-                    from = next;
+                    pass = Pass {
+                        from: next,
+                        broken: pass.broken + u64::from(tended.broken),
+                        came_on: pass.came_on || tended.values + tended.data_keys + tended.org_keys > 0,
+                    };
                 }
                 Err(StoreError::LostLease) => return Left::Lost,
                 Err(error) => {
@@ -365,7 +461,8 @@ impl App {
             if leash.hand_back() {
                 return self.release(lease, Duration::ZERO, Attempt::DoesNotCount, None).await;
             }
-            if began.elapsed() >= SLICE {
+            // The next slice begins at the first value again: one that saw only such as do not open would begin there for ever.
+            if pass.came_on && began.elapsed() >= SLICE {
                 return self.release(lease, Duration::ZERO, Attempt::StartsAnew, None).await;
             }
             tokio::time::sleep(BATCH_PAUSE).await;
@@ -382,19 +479,6 @@ fn count(tended: &Tended) {
     ] {
         metrics::counter!("bulkhead_keys_tended_total", "what" => what).increment(u64::from(count));
     }
-}
-
-/// Why root keys and database do not fit.
-#[derive(Debug, thiserror::Error)]
-pub enum RootMismatch {
-    /// The database holds keys that only a root key opens which is not there. Nothing was changed.
-    #[error(
-        "{keys} organization keys in the database are wrapped under the root key {id}, which is not among the server's root keys: \
-         restore it from your backup of the keys. Nothing was changed"
-    )]
-    Missing { id: RootId, keys: u64 },
-    #[error("the database cannot be looked at")]
-    Store(#[source] StoreError),
 }
 
 async fn keys_in(store: &Store, scope: &OrgScope) -> Result<KeysDetail, StoreError> {
@@ -420,32 +504,12 @@ pub async fn look_at_keys(store: &Store, slug: Slug) -> Result<Option<KeysDetail
     }
 }
 
-/// Counts what each root key wraps, over all organizations. For the operator only.
-///
-/// # Errors
-/// The store's.
-pub async fn count_root_uses(store: &Store) -> Result<Vec<(RootId, u64)>, StoreError> {
-    store
-        .read(&SystemScope::new(SystemReason::Admin), (), |tx, ()| Box::pin(async move { tx.count_root_uses().await }))
-        .await
-}
-
-/// Refuses root keys that lack one which the database needs: looked at before anything is served or written.
-///
-/// # Errors
-/// [`RootMismatch`].
-pub async fn check_roots(store: &Store, sealer: &Sealer) -> Result<(), RootMismatch> {
-    let uses = count_root_uses(store).await.map_err(RootMismatch::Store)?;
-    match uses.into_iter().find(|(id, _)| !sealer.knows_root(*id)) {
-        Some((id, keys)) => Err(RootMismatch::Missing { id, keys }),
-        None => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
-    use bulkhead_keys::RootKey;
+    use bulkhead_keys::{RootKey, RootKeys};
 
     fn key(id: KeyId, purpose: KeyPurpose, uses: u64) -> StoredKey {
         StoredKey {
@@ -462,14 +526,24 @@ mod tests {
 
     #[test]
     fn keys_are_due_by_age_by_use_and_when_the_root_is_another() {
-        let root = RootKey::new([1; 32]).id();
+        let root = &RootKey::new([1; 32]);
         let org = StoredKey {
-            wrapped_by: Some(KeyId::Root(root)),
+            wrapped_by: Some(KeyId::Root(root.id())),
             ..key(KeyId::Organization(1), KeyPurpose::Organization, 0)
         };
         let field = |uses| key(KeyId::Data(1), KeyPurpose::Field, uses);
         let index = key(KeyId::Data(2), KeyPurpose::Index, 0);
         let at = |days: u64| Timestamp::from_micros(0).plus(Duration::from_hours(24 * days));
+        let looked = |keys: &[StoredKey], running: &[KeyRotation]| Looked {
+            keys: keys.to_vec(),
+            running: running.to_vec(),
+            ended: None,
+            ended_root: None,
+        };
+        let sealer = |roots: RootKeys| Sealer::with_roots(Arc::new(roots), Ambient::manual(at(0), 1));
+        let due = |keys: &[StoredKey], running: &[KeyRotation], root: &RootKey, now| {
+            super::due(&looked(keys, running), &sealer(RootKeys::single(root.clone())), now)
+        };
         let due_at = |uses, days| due(&[org.clone(), field(uses), index.clone()], &[], root, at(days));
         assert_eq!(due_at(0, 89), []);
         assert_eq!(due_at(0, 90), [Due::new(Level::Data, RotationReason::Age)]);
@@ -479,8 +553,8 @@ mod tests {
         assert_eq!(due_at(0, 365), both);
         let used_up = StoredKey { state: KeyState::DecryptOnly, ..field(USES_WARN) };
         let follows = Due { replaced: true, ..Due::new(Level::Data, RotationReason::Uses) };
-        assert_eq!(due(&[used_up, field(0)], &[], root, at(1)), [follows]);
-        let other = RootKey::new([2; 32]).id();
+        assert_eq!(due(&[used_up.clone(), field(0)], &[], root, at(1)), [follows]);
+        let other = &RootKey::new([2; 32]);
         assert_eq!(
             due(std::slice::from_ref(&org), &[], other, at(0)),
             [Due { replaced: true, ..Due::new(Level::Root, RotationReason::Root) }]
@@ -495,10 +569,62 @@ mod tests {
             to_key: String::new(),
             done: 0,
             left: 1,
+            broken: 0,
             created_at: at(0),
             updated_at: at(0),
             finished_at: None,
         };
-        assert_eq!(due(&[org, field(USES_WARN)], &[running], root, at(1)), []);
+        assert_eq!(due(&[org.clone(), field(USES_WARN)], std::slice::from_ref(&running), root, at(1)), []);
+        // What another node put under a root key that waits here stays there.
+        let waits = sealer(RootKeys::single(other.clone()).with_next(root.clone()).unwrap());
+        assert_eq!(super::due(&looked(std::slice::from_ref(&org), &[]), &waits, at(0)), []);
+        // What no rotation could open is no reason for another one; the key of a later one is.
+        let active = StoredKey { id: KeyId::Data(2), ..field(0) };
+        let mut seen = looked(&[used_up.clone(), active.clone()], &[]);
+        seen.ended = Some(KeyRotation { to_key: "d2".to_owned(), finished_at: Some(at(0)), ..running.clone() });
+        let sealer = sealer(RootKeys::single(root.clone()));
+        assert_eq!(super::due(&seen, &sealer, at(1)), []);
+        let next = StoredKey { id: KeyId::Data(2), ..used_up };
+        seen.keys = vec![next, StoredKey { id: KeyId::Data(3), ..active }];
+        assert_eq!(super::due(&seen, &sealer, at(1)), [follows]);
+        // The same of organization keys and the root key.
+        let by_other = StoredKey { wrapped_by: Some(KeyId::Root(other.id())), ..org };
+        seen.keys = vec![by_other.clone()];
+        let to_key = KeyId::Root(root.id()).to_string();
+        seen.ended_root =
+            Some(KeyRotation { level: Level::Root, to_key, broken: 1, finished_at: Some(at(0)), ..running });
+        assert_eq!(super::due(&seen, &sealer, at(1)), []);
+        seen.keys.push(by_other);
+        assert_eq!(super::due(&seen, &sealer, at(1)).len(), 1);
+    }
+
+    #[test]
+    fn a_rotation_ends_when_nothing_is_left_that_opens() {
+        let begun = KeyRotation {
+            id: KeyRotationId::from_uuid(uuid::Uuid::nil()),
+            level: Level::Data,
+            reason: RotationReason::Asked,
+            actor: String::new(),
+            to_key: "d2".to_owned(),
+            done: 0,
+            left: 30,
+            broken: 0,
+            created_at: Timestamp::from_micros(0),
+            updated_at: Timestamp::from_micros(0),
+            finished_at: None,
+        };
+        let now = Timestamp::from_micros(9);
+        let after = |pass: Pass, values, broken, left: Option<u64>| {
+            let (mut rotation, tended) = (begun.clone(), Tended { values, broken, ..Tended::default() });
+            let work = left.map(|values| KeyWork { values, ..KeyWork::default() });
+            advance(&mut rotation, pass, &tended, work.as_ref(), now);
+            (rotation.done, rotation.left, rotation.broken, rotation.finished_at.is_some())
+        };
+        let later = Pass { broken: 2, came_on: true, ..Pass::START };
+        assert_eq!(after(Pass::START, 19, 1, None), (19, 11, 0, false), "in the middle of a pass");
+        assert_eq!(after(Pass::START, 0, 0, Some(0)), (0, 0, 0, true));
+        assert_eq!(after(later, 5, 1, Some(3)), (5, 3, 3, true), "what is left opens for nobody");
+        assert_eq!(after(later, 5, 1, Some(4)), (5, 4, 0, false), "one came up meanwhile that opens");
+        assert_eq!(after(later, 5, 1, Some(1)), (5, 1, 1, true), "some were mended or removed meanwhile");
     }
 }

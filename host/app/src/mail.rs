@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{MailId, SignInAttemptId, UserId};
 use bulkhead_model::letter::{self, Letter, Written};
 use bulkhead_model::link::Purpose;
-use bulkhead_model::permission::AccountScope;
+use bulkhead_model::permission::{AccountScope, Actor, SystemReason};
 use bulkhead_store::link::Link;
 use bulkhead_store::mail::Mail;
 use futures_util::future::BoxFuture;
+use serde_json::json;
 
+use crate::account::tell_of;
 use crate::supervise::Supervisor;
 use crate::{App, AppError};
 
@@ -67,13 +70,16 @@ impl App {
         format!("{}/link#{}={token}", self.accounts().public_url, purpose.as_str())
     }
 
-    /// Sends letters and removes what people leave behind, until shutdown.
+    /// Sends letters, tells of refused sign-ins, and removes what people leave behind, until shutdown.
     pub fn start_mail(&self, supervisor: &Supervisor) {
         let (app, stop) = (self.clone(), supervisor.stop_token());
         supervisor.spawn_loop("mail", move || {
             let (app, stop) = (app.clone(), stop.clone());
             async move {
                 while !stop.is_cancelled() {
+                    if let Err(error) = app.tell_refused_attempts().await {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "refused sign-ins were not told of");
+                    }
                     if let Some(post) = app.accounts().post.clone()
                         && let Err(error) = app.send_due_mail(&*post).await
                     {
@@ -114,6 +120,7 @@ impl App {
                     tx.remove_expired_tokens(*now).await?;
                     tx.remove_expired_sessions(*now).await?;
                     tx.remove_expired_steps(*now).await?;
+                    tx.remove_expired_links(*now).await?;
                     tx.remove_quiet_failures(now.minus(COUNTERS_KEPT)).await?;
                     tx.remove_failed_mail(MailId::first_at(now.minus(FAILED_KEPT))).await?;
                     tx.remove_sign_in_attempts(SignInAttemptId::first_at(now.minus(ATTEMPTS_KEPT))).await?;
@@ -183,11 +190,11 @@ impl App {
         let link = match &letter {
             Letter::ResetPassword => {
                 let fresh = self.new_link(Purpose::ChoosePassword, None, Some(to.clone()));
-                self.keep_link(fresh, None).await?
+                self.keep_link(fresh, None, mail.attempts == 1).await?
             }
-            Letter::VerifyEmail { user } => {
-                let fresh = self.new_link(Purpose::VerifyEmail, Some(*user), Some(to.clone()));
-                self.keep_link(fresh, Some(*user)).await?
+            Letter::VerifyEmail { user, epoch } => {
+                let fresh = self.new_link(Purpose::VerifyEmail, None, Some(to.clone()));
+                self.keep_link(fresh, Some((*user, *epoch)), false).await?
             }
             Letter::Invitation { org, invitation, .. } => {
                 let token = self.accounts().links.reveal(Purpose::Join, &[&org.uuid(), &invitation.uuid()]);
@@ -198,21 +205,33 @@ impl App {
         Ok(link.map(|link| letter::write(&letter, to, &link)))
     }
 
-    /// Keeps a link for the person of this id, or of the link's address; `None` when there is no such person, or none who may sign in.
-    async fn keep_link(&self, link: Link, user: Option<UserId>) -> Result<Option<String>, AppError> {
-        let args = (link.clone(), user, self.ambient().now());
+    /// Keeps a link for the person of this id and epoch, or of the link's address; `None` when there is no such person any more, or none who
+    /// may sign in. `tells`: that somebody asked for another password is told here, where it is known who is meant.
+    async fn keep_link(
+        &self,
+        link: Link,
+        user: Option<(UserId, i64)>,
+        tells: bool,
+    ) -> Result<Option<String>, AppError> {
+        let args = (link.clone(), user, tells, self.ambient().clone());
         let kept = self
             .store()
-            .write(&AccountScope::OWN, args, |tx, (link, user, now)| {
+            .write(&AccountScope::OWN, args, |tx, (link, user, tells, ambient)| {
                 Box::pin(async move {
                     let found = match (user, &link.email) {
-                        (Some(user), _) => tx.load_user(*user).await?,
+                        (Some((user, epoch)), _) => tx.load_user(*user).await?.filter(|user| user.epoch == *epoch),
                         (None, Some(email)) => tx.load_user_by_email(email).await?,
                         (None, None) => None,
                     };
                     let Some(user) = found.filter(|user| user.is_active) else { return Ok::<_, AppError>(false) };
-                    tx.void_links(user.id, link.purpose, *now).await?;
-                    tx.insert_link(&Link { user: Some(user.id), ..link.clone() }).await?;
+                    tx.void_links(user.id, link.purpose, ambient.now()).await?;
+                    tx.insert_link(&Link { user: Some(user.id), epoch: Some(user.epoch), ..link.clone() }).await?;
+                    if *tells {
+                        let memberships = tx.list_memberships(user.id).await?;
+                        let asked = (user.id, &Actor::System(SystemReason::Accounts));
+                        let (action, detail) = (EventType::PasswordResetRequested, json!({}));
+                        tell_of(tx, &memberships, asked, action, &detail, ambient).await?;
+                    }
                     Ok(true)
                 })
             })

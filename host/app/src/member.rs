@@ -5,19 +5,21 @@ use bulkhead_model::id::{InvitationId, OrgId, SessionId, UserId};
 use bulkhead_model::letter::Letter;
 use bulkhead_model::link::Purpose;
 use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
-use bulkhead_model::role::assignment::keep_an_admin;
+use bulkhead_model::role::assignment::{GrantRefused, Window, Within, keep_an_admin};
+use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::invitation::Invitation;
 use bulkhead_store::member::Member;
 use bulkhead_store::page::{Page, PageRequest};
-use bulkhead_store::session::Session;
 use serde_json::json;
 
-use crate::account::{end_everything, invalid_link, read_email, read_name, read_new_password, read_role};
+use crate::access::Rights;
+use crate::account::{Source, end_here, invalid_link, read_email, read_name, read_new_password, read_role};
 use crate::assignment::join_as;
-use crate::sign_in::SignedIn;
+use crate::role::exceeds;
+use crate::sign_in::{ListedSession, SignedIn, list_live, require_live};
 use crate::{App, AppError};
 
 /// Invitations of an organization that can be accepted at once.
@@ -28,6 +30,29 @@ const OPEN_INVITATIONS_MAX: u32 = 200;
 pub struct NewInvitation {
     pub email: String,
     pub role: String,
+    /// Until when the role is to be theirs; for ever if left out.
+    pub valid_until: Option<Timestamp>,
+}
+
+/// Whoever invites holds what the invitation gives, and for as long: by the rows, when it is made and once more when it is accepted.
+async fn require_giver(tx: &mut Tx, invitation: &Invitation, giver: &Actor, now: Timestamp) -> Result<(), AppError> {
+    let rights = Rights::load(tx, giver, now).await?;
+    rights.require(Permission::UsersInvite, Within::Organization)?;
+    let hold = rights.hold(read_role(&invitation.role)?.permissions(), Within::Organization);
+    hold.may_give(invitation.valid_until).map_err(|refused| {
+        let path = match refused {
+            GrantRefused::Lacks(_) => "/role",
+            GrantRefused::Outlives(_) => "/valid_until",
+        };
+        exceeds(&refused, path)
+    })
+}
+
+/// Takes back what this member invited others to, and what others invited them to.
+async fn end_invitations(tx: &mut Tx, member: &Member, now: Timestamp) -> Result<(), AppError> {
+    tx.revoke_invitations_by(&Actor::User(member.user).to_string(), now).await?;
+    tx.revoke_invitations_to(&member.email, now).await?;
+    Ok(())
 }
 
 /// An invitation that was just made.
@@ -73,8 +98,8 @@ impl App {
         found.await?.ok_or_else(no_member)
     }
 
-    /// Disables a member or enables them again. Disabling ends everything that the person was given before: sessions, and what looks at
-    /// their epoch.
+    /// Disables a member or enables them again. Disabling ends what the person was given here: keys, invitations, and sessions with this
+    /// organization in front. What they have in others is theirs.
     ///
     /// # Errors
     /// A refusal; [`AppError::NotFound`]; [`AppError::Conflict`] `own-membership`, `last-admin`.
@@ -103,9 +128,8 @@ impl App {
                     }
                     if tx.update_member_state(*user, *is_active, now).await? {
                         if !is_active {
-                            let org = tx.org()?;
-                            end_everything(tx, *user, None, ambient).await?;
-                            tx.enter_org(org).await?;
+                            end_here(tx, *user, ambient).await?;
+                            end_invitations(tx, &member, now).await?;
                         }
                         let event = AuditEvent {
                             action: if *is_active { EventType::UserEnabled } else { EventType::UserDisabled },
@@ -121,7 +145,7 @@ impl App {
             .await
     }
 
-    /// Takes somebody out of the organization. What they were given before ends.
+    /// Takes somebody out of the organization. What they were given here ends, as with who is disabled.
     ///
     /// # Errors
     /// A refusal; [`AppError::NotFound`]; [`AppError::Conflict`] `own-membership`, `last-admin`.
@@ -139,9 +163,8 @@ impl App {
                     Box::pin(async move {
                         let member = tx.load_member(*user).await?.ok_or_else(no_member)?;
                         require_another_admin(tx, *user, ambient.now()).await?;
-                        let org = tx.org()?;
-                        end_everything(tx, *user, None, ambient).await?;
-                        tx.enter_org(org).await?;
+                        end_here(tx, *user, ambient).await?;
+                        end_invitations(tx, &member, ambient.now()).await?;
                         tx.delete_member(*user).await?;
                         let event = AuditEvent {
                             action: EventType::UserRemoved,
@@ -156,7 +179,7 @@ impl App {
             .await
     }
 
-    /// Where a member is signed in.
+    /// Where a member is signed in with this organization, or none, in front. Where they work otherwise is told to nobody here.
     ///
     /// # Errors
     /// A refusal; [`AppError::NotFound`].
@@ -165,19 +188,21 @@ impl App {
         caller: &Caller,
         org: OrgId,
         user: UserId,
-    ) -> Result<Vec<Session>, AppError> {
+    ) -> Result<Vec<ListedSession>, AppError> {
         let scope = AccountScope::within(&caller.authorize(org, Permission::SessionsRead)?);
         let now = self.ambient().now();
-        let listed = self.store().read(&scope, user, |tx, user| {
-            Box::pin(async move {
-                tx.load_member(*user).await?.ok_or_else(no_member)?;
-                Ok::<_, AppError>(tx.list_sessions(*user).await?)
+        self.store()
+            .read(&scope, (user, now), |tx, (user, now)| {
+                Box::pin(async move {
+                    tx.load_member(*user).await?.ok_or_else(no_member)?;
+                    let sessions = tx.list_sessions_here(*user).await?;
+                    list_live(tx, *user, sessions, *now).await
+                })
             })
-        });
-        Ok(listed.await?.into_iter().filter(|session| session.times.is_live(now)).collect())
+            .await
     }
 
-    /// Ends a member's session, or all of them.
+    /// Ends a member's session, or all of them that are shown here.
     ///
     /// # Errors
     /// A refusal; [`AppError::NotFound`].
@@ -194,14 +219,9 @@ impl App {
             .write(&AccountScope::within(&scope), args, |tx, (user, session, actor, ambient)| {
                 Box::pin(async move {
                     tx.load_member(*user).await?.ok_or_else(no_member)?;
-                    match session {
-                        Some(session) if !tx.delete_session(*user, *session).await? => {
-                            return Err(AppError::NotFound { what: "session" });
-                        }
-                        Some(_) => {}
-                        None => {
-                            tx.delete_sessions(*user, None).await?;
-                        }
+                    let ended = tx.delete_sessions_here(*user, *session).await?;
+                    if session.is_some() && ended == 0 {
+                        return Err(AppError::NotFound { what: "session" });
                     }
                     let event = AuditEvent {
                         action: EventType::SessionRevoked,
@@ -215,18 +235,16 @@ impl App {
             .await
     }
 
-    /// Invites somebody. What was sent to the address before is worth nothing from here on.
+    /// Invites somebody: to nothing that the inviter does not hold, and for no longer. What was sent to the address before is worth nothing from
+    /// here on. An address gets three letters in an hour, and then one in twenty minutes.
     ///
     /// # Errors
-    /// A refusal; [`AppError::Invalid`] `invalid-email`, `invalid-role`; [`AppError::Conflict`] `already-member`,
-    /// `too-many-invitations`.
+    /// A refusal; [`AppError::Invalid`] `invalid-email`, `invalid-role`, `invalid-window`, `exceeds-own-rights`; [`AppError::Conflict`]
+    /// `already-member`, `too-many-invitations`; [`AppError::TooMany`] `too-many-attempts`.
     pub async fn invite(&self, caller: &Caller, org: OrgId, new: NewInvitation) -> Result<Invited, AppError> {
         let scope = caller.authorize(org, Permission::UsersInvite)?;
         let email = read_email(&new.email)?;
-        // Nobody gives what they do not hold.
-        if !read_role(&new.role)?.permissions().is_subset_of(caller.permissions()) {
-            return Err(AppError::invalid("invalid-role", "/role", "the role holds permissions that you do not hold"));
-        }
+        read_role(&new.role)?;
         let (now, is_mailed) = (self.ambient().now(), self.sends_mail());
         let invitation = Invitation {
             id: InvitationId::new(self.ambient()),
@@ -234,16 +252,23 @@ impl App {
             role: new.role,
             invited_by: scope.actor().to_string(),
             is_mailed,
+            valid_until: new.valid_until,
             created_at: now,
             expires_at: now.plus(Purpose::Join.lives_for()),
             accepted_at: None,
             revoked_at: None,
         };
-        let args = (invitation.clone(), caller.user(), scope.actor().clone(), self.ambient().clone());
+        if new.valid_until.is_some_and(|end| end <= now) {
+            return Err(AppError::invalid("invalid-window", "/valid_until", "the time is over already"));
+        }
+        let who = format!("invitation to {} into {org}", invitation.email);
+        let attempt = self.attempt(Guarded::Mail, &who, Source::Stranger(None));
+        let args = (invitation.clone(), attempt, caller.user(), scope.actor().clone(), self.ambient().clone());
         self.store()
-            .write(&AccountScope::within(&scope), args, |tx, (invitation, inviter, actor, ambient)| {
+            .write(&AccountScope::within(&scope), args, |tx, (invitation, attempt, inviter, actor, ambient)| {
                 Box::pin(async move {
                     let now = ambient.now();
+                    require_giver(tx, invitation, actor, now).await?;
                     if let Some(user) = tx.load_user_by_email(&invitation.email).await?
                         && tx.load_member(user.id).await?.is_some()
                     {
@@ -256,6 +281,7 @@ impl App {
                     }
                     tx.insert_invitation(invitation).await?;
                     if invitation.is_mailed {
+                        attempt.begin(tx, ambient).await?;
                         let inviter = match inviter {
                             Some(inviter) => tx.load_user(*inviter).await?.map(|user| user.name),
                             None => None,
@@ -273,7 +299,11 @@ impl App {
                         action: EventType::UserInvited,
                         target: invitation.id.to_string(),
                         actor: actor.clone(),
-                        detail: json!({ "email": invitation.email, "role": invitation.role }),
+                        detail: json!({
+                            "email": invitation.email,
+                            "role": invitation.role,
+                            "valid_until": invitation.valid_until,
+                        }),
                     };
                     Ok(tx.record_audit(&event, ambient).await?)
                 })
@@ -311,10 +341,10 @@ impl App {
                     let invitation = tx.load_invitation(*id).await?.ok_or(AppError::NotFound { what: "invitation" })?;
                     if tx.revoke_invitation(*id, ambient.now()).await? {
                         let event = AuditEvent {
-                            action: EventType::UserUpdated,
+                            action: EventType::InvitationRevoked,
                             target: id.to_string(),
                             actor: actor.clone(),
-                            detail: json!({ "email": invitation.email, "revoked": true }),
+                            detail: json!({ "email": invitation.email }),
                         };
                         tx.record_audit(&event, ambient).await?;
                     }
@@ -325,10 +355,12 @@ impl App {
     }
 
     /// Joins by an invitation: as the person who is signed in, if the invitation is to their address, or as somebody new. An address that
-    /// somebody has is joined by that person alone, whoever has the link.
+    /// somebody has is joined by that person alone, whoever has the link. An invitation is worth what its inviter could still give at this
+    /// moment: nothing, once they may not invite or lack what it gives.
     ///
     /// # Errors
-    /// [`AppError::Invalid`] `invalid-link`, `invalid-name`, `invalid-password`; [`AppError::Conflict`] `sign-in-first`; [`AppError::Busy`].
+    /// [`AppError::Invalid`] `invalid-link`, `invalid-name`, `invalid-password`; [`AppError::Conflict`] `sign-in-first`; [`AppError::Busy`];
+    /// [`AppError::Unauthenticated`] when the session has ended meanwhile.
     pub async fn join(
         &self,
         token: &str,
@@ -374,12 +406,26 @@ impl App {
         };
         let joins = fresh.as_ref().map(|user| user.id).or(signed_in.map(|signed_in| signed_in.user.id));
         let joins = joins.ok_or_else(sign_in_first)?;
+        let args = (id, invitation, fresh, joins, signed_in.cloned(), self.ambient().clone());
         self.store()
-            .write(&scope, (id, invitation, fresh, joins, self.ambient().clone()), |tx, args| {
+            .write(&scope, args, |tx, args| {
                 Box::pin(async move {
-                    let (id, invitation, fresh, joins, ambient) = args;
+                    let (id, invitation, fresh, joins, signed_in, ambient) = args;
                     let now = ambient.now();
+                    if let Some(signed_in) = signed_in {
+                        require_live(tx, signed_in, now).await?;
+                    }
                     if !tx.accept_invitation(*id, now).await? {
+                        return Err(invalid_link());
+                    }
+                    let inviter: Actor = invitation.invited_by.parse().map_err(|_| invalid_link())?;
+                    match require_giver(tx, invitation, &inviter, now).await {
+                        Err(AppError::Store(error)) => return Err(AppError::Store(error)),
+                        Err(_) => return Err(invalid_link()),
+                        Ok(()) => {}
+                    }
+                    let window = Window { from: None, until: invitation.valid_until };
+                    if window.check(now).is_err() {
                         return Err(invalid_link());
                     }
                     if let Some(user) = fresh {
@@ -394,8 +440,7 @@ impl App {
                         }
                     }
                     if tx.insert_member(*joins, &invitation.role, now).await? {
-                        let inviter = Actor::System(SystemReason::Accounts);
-                        join_as(tx, *joins, read_role(&invitation.role)?, &inviter, ambient).await?;
+                        join_as(tx, *joins, read_role(&invitation.role)?, window, &inviter, ambient).await?;
                     }
                     let event = AuditEvent {
                         action: EventType::UserJoined,

@@ -26,8 +26,10 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::access::{load_roles, load_standing};
-use crate::account::{Attempt, end_everything, read_email, tell_organizations, tell_person};
-use crate::sign_in::{Client, NewSession, Opened, SignedIn, begin_session, known_device, ledger};
+use crate::account::{Attempt, Source, end_everything, read_email, tell_organizations, tell_person};
+use crate::sign_in::{
+    Client, NewDevice, NewSession, Opened, SignedIn, begin_session, keep_browser, known_device, ledger, require_live,
+};
 use crate::{App, AppError};
 
 /// What authenticator apps show above the code.
@@ -42,6 +44,12 @@ pub enum Proof {
 }
 
 impl Proof {
+    /// What somebody typed as a code. A backup code is told apart by its form: nobody has to know which of two fields is meant.
+    #[must_use]
+    pub fn of_code(text: String) -> Self {
+        if BackupCode::parse(&text).is_some() { Self::BackupCode(text) } else { Self::Code(text) }
+    }
+
     const fn guarded(&self) -> Guarded {
         match self {
             Self::Code(_) => Guarded::Code,
@@ -89,7 +97,7 @@ pub struct MfaStatus {
     /// Its codes were wrong too often: a backup code lets them count again.
     pub is_locked: bool,
     pub backup_codes_left: usize,
-    /// A set-up that waits, how far it is, and when it ends.
+    /// A set-up that the session began, how far it is, and when it ends.
     pub set_up: Option<(TotpState, Timestamp)>,
 }
 
@@ -107,6 +115,19 @@ fn place(id: TotpId) -> Place<'static> {
 
 fn wrong_code(path: &str) -> AppError {
     AppError::invalid("wrong-code", path, "the code is not right, or was used before")
+}
+
+fn is_wrong_code(error: &AppError) -> bool {
+    matches!(error, AppError::Invalid { code: "wrong-code", .. })
+}
+
+/// The set-up that this session began, while its time is not over. No other session goes on with it.
+async fn load_own_set_up(tx: &mut Tx, signed_in: &SignedIn, now: Timestamp) -> Result<Option<Totp>, AppError> {
+    let found = tx.load_totp_set_up(signed_in.user.id).await?;
+    let is_own = |totp: &Totp| {
+        totp.session == Some(signed_in.session.id) && totp.expires_at.is_some_and(|expires_at| now < expires_at)
+    };
+    Ok(found.filter(is_own))
 }
 
 fn no_set_up() -> AppError {
@@ -140,21 +161,13 @@ impl App {
     }
 
     /// Counts an attempt with a second factor, and finds what it is judged by.
-    async fn begin_factor(
-        &self,
-        tx: &mut Tx,
-        user: User,
-        proof: &Proof,
-        client: &Client,
-        is_set_up: bool,
-    ) -> Result<Factors, AppError> {
-        let device = known_device(tx, client.device.as_ref().map(BrowserToken::hash), Some(user.id)).await?;
-        let device = device.map(|device| device.id);
-        let attempt = self.attempt(proof.guarded(), user.email.as_str(), device, client.address);
+    async fn begin_factor(&self, tx: &mut Tx, user: User, proof: &Proof, source: Source) -> Result<Factors, AppError> {
+        let attempt = self.attempt(proof.guarded(), user.email.as_str(), source);
         attempt.begin(tx, self.ambient()).await?;
-        let totp = if is_set_up { tx.load_totp_set_up(user.id).await? } else { tx.load_totp(user.id).await? };
+        let totp = tx.load_totp(user.id).await?;
         let codes = match proof {
             Proof::Code(_) => Vec::new(),
+            // Of the app that counts: without one no backup code is worth anything.
             Proof::BackupCode(_) => tx.list_backup_codes(user.id).await?,
         };
         Ok(Factors { user, attempt, totp, codes })
@@ -170,6 +183,9 @@ impl App {
                 Ok(step.filter(|step| is_open && *step > totp.last_step).map(|step| Right::Step(totp.id, step)))
             }
             Proof::BackupCode(text) => {
+                if factors.totp.is_none() {
+                    return Ok(None);
+                }
                 let presented = BackupCode::parse(text).and_then(|code| Password::new(code.canonical()));
                 let hashes: Vec<_> = factors.codes.iter().map(|code| code.hash.clone()).collect();
                 let found = self.accounts().hasher.find(presented, &hashes).await?;
@@ -253,11 +269,15 @@ impl App {
                     let step = step.filter(|step| app.ambient().now() < step.expires_at);
                     let step = step.ok_or(AppError::Unauthenticated)?;
                     let user = require_same(tx, &step).await?;
-                    Ok::<_, AppError>((step, app.begin_factor(tx, user, proof, client, false).await?))
+                    let device = client.device.as_ref().map(BrowserToken::hash);
+                    let device = known_device(tx, device, Some(user.id)).await?.map(|device| device.id);
+                    let source = Source::new(device, client.address);
+                    Ok::<_, AppError>((step, app.begin_factor(tx, user, proof, source).await?))
                 })
             })
             .await?;
-        let Some(right) = self.judge(&factors, proof).await? else {
+        let judged = self.judge(&factors, proof).await;
+        let Some(right) = self.judged(&factors.attempt, judged).await? else {
             self.refuse_factor(&factors, proof, client).await?;
             return Err(wrong_code(proof.path()));
         };
@@ -269,18 +289,22 @@ impl App {
                 Box::pin(async move {
                     // Disabled, or another password, between the steps.
                     let user = require_same(tx, step).await?;
-                    if !spend(tx, user.id, right, app.ambient().now()).await? || !tx.use_sign_in_step(step.id).await? {
-                        return Ok(None);
+                    // An error takes back what was spent: of two requests with one sign-in the second one spends nothing.
+                    if !tx.use_sign_in_step(step.id).await? {
+                        return Err(AppError::Unauthenticated);
+                    }
+                    if !spend(tx, user.id, right, app.ambient().now()).await? {
+                        return Err(wrong_code(proof.path()));
                     }
                     app.accept_factor(tx, factors, proof, client).await?;
-                    begin_session(tx, app, user, client, step.device, fresh, AMR_MFA).await.map(Some)
+                    begin_session(tx, app, user, client, step.device, fresh, AMR_MFA).await
                 })
             })
-            .await?;
-        let Some(signed_in) = signed_in else {
+            .await;
+        if signed_in.as_ref().is_err_and(is_wrong_code) {
             self.refuse_factor(&factors, proof, client).await?;
-            return Err(wrong_code(proof.path()));
-        };
+        }
+        let signed_in = signed_in?;
         metrics::counter!("bulkhead_sign_ins_total", "outcome" => "passed").increment(1);
         Ok(fresh.opened(signed_in))
     }
@@ -306,19 +330,21 @@ impl App {
             let message = "say a code of your authenticator app or a backup code as well";
             return Err(AppError::invalid("second-factor-required", "/code", message));
         };
-        self.prove_factor(user, proof, client).await?;
+        self.prove_factor(signed_in, proof, client).await?;
         Ok(AMR_MFA.to_owned())
     }
 
-    async fn prove_factor(&self, user: &User, proof: &Proof, client: &Client) -> Result<(), AppError> {
-        let args = (self.clone(), user.clone(), proof.clone(), client.clone());
+    async fn prove_factor(&self, signed_in: &SignedIn, proof: &Proof, client: &Client) -> Result<(), AppError> {
+        let args = (self.clone(), signed_in.clone(), proof.clone());
         let factors = self
             .store()
-            .write_locked(&AccountScope::OWN, args, |tx, (app, user, proof, client)| {
-                Box::pin(async move { app.begin_factor(tx, user.clone(), proof, client, false).await })
+            .write_locked(&AccountScope::OWN, args, |tx, (app, signed_in, proof)| {
+                let source = Source::Session(signed_in.session.id);
+                Box::pin(async move { app.begin_factor(tx, signed_in.user.clone(), proof, source).await })
             })
             .await?;
-        let Some(right) = self.judge(&factors, proof).await? else {
+        let judged = self.judge(&factors, proof).await;
+        let Some(right) = self.judged(&factors.attempt, judged).await? else {
             self.refuse_factor(&factors, proof, client).await?;
             return Err(wrong_code(proof.path()));
         };
@@ -347,22 +373,16 @@ impl App {
     /// # Errors
     /// The store's.
     pub async fn show_mfa(&self, signed_in: &SignedIn) -> Result<MfaStatus, AppError> {
-        let args = (signed_in.user.id, self.ambient().now());
         self.store()
-            .read(&AccountScope::OWN, args, |tx, (user, now)| {
+            .read(&AccountScope::OWN, (signed_in.clone(), self.ambient().now()), |tx, (signed_in, now)| {
                 Box::pin(async move {
-                    let totp = tx.load_totp(*user).await?;
-                    let set_up = tx.load_totp_set_up(*user).await?;
-                    let backup_codes_left = if totp.is_some() { tx.list_backup_codes(*user).await?.len() } else { 0 };
-                    let waits = |set_up: Totp| {
-                        let expires_at = set_up.expires_at.filter(|expires_at| now < expires_at)?;
-                        Some((set_up.state, expires_at))
-                    };
+                    let totp = tx.load_totp(signed_in.user.id).await?;
+                    let set_up = load_own_set_up(tx, signed_in, *now).await?;
                     Ok(MfaStatus {
                         active_since: totp.as_ref().map(|totp| totp.created_at),
                         is_locked: totp.as_ref().is_some_and(|totp| totp.failures >= FAILURES_MAX),
-                        backup_codes_left,
-                        set_up: set_up.and_then(waits),
+                        backup_codes_left: tx.list_backup_codes(signed_in.user.id).await?.len(),
+                        set_up: set_up.and_then(|totp| totp.expires_at.map(|expires_at| (totp.state, expires_at))),
                     })
                 })
             })
@@ -370,10 +390,10 @@ impl App {
     }
 
     /// Begins to set an authenticator app up, instead of the one that counts if there is one: that goes on counting until the end. Makes the
-    /// secret; nobody else may choose it.
+    /// secret; nobody else may choose it. Only this session goes on with it.
     ///
     /// # Errors
-    /// [`AppError::StepUp`].
+    /// [`AppError::StepUp`]; [`AppError::Unauthenticated`] when the session has ended meanwhile.
     pub async fn begin_totp(&self, signed_in: &SignedIn) -> Result<TotpShown, AppError> {
         let now = self.ambient().now();
         signed_in.require_fresh(now)?;
@@ -383,6 +403,7 @@ impl App {
             id,
             user: signed_in.user.id,
             state: TotpState::Shown,
+            session: Some(signed_in.session.id),
             secret: self.sealer().seal(&place(id), secret.bytes()),
             key_version: KEY_VERSION,
             last_step: 0,
@@ -390,8 +411,15 @@ impl App {
             created_at: now,
             expires_at: Some(expires_at),
         };
-        let kept = self.store().write(&AccountScope::OWN, row, |tx, row| {
-            Box::pin(async move { tx.replace_totp_set_up(row).await.map_err(AppError::from) })
+        let args = (row, signed_in.clone(), self.ambient().clone());
+        let kept = self.store().write(&AccountScope::OWN, args, |tx, (row, signed_in, ambient)| {
+            Box::pin(async move {
+                require_live(tx, signed_in, ambient.now()).await?;
+                tx.replace_totp_set_up(row).await?;
+                let memberships = tx.list_memberships(row.user).await?;
+                let detail = json!({ "method": "otp" });
+                tell_organizations(tx, &memberships, row.user, EventType::MfaSetUpBegun, &detail, ambient).await
+            })
         });
         kept.await?;
         let uri = secret.uri(ISSUER, signed_in.user.email.as_str());
@@ -399,60 +427,58 @@ impl App {
         Ok(TotpShown { secret: secret.base32(), uri, qr_svg, expires_at })
     }
 
-    /// Proves that the app shows the right codes; answers ten backup codes, shown once. Those of before are worth nothing from here on.
+    /// Proves that the app shows the right codes; answers ten backup codes, shown once. They count from when the app does; those of an app that
+    /// counts already do so until then.
     ///
     /// # Errors
-    /// [`AppError::Conflict`] `no-set-up`; [`AppError::Invalid`] `wrong-code`; [`AppError::TooMany`], [`AppError::Busy`].
+    /// [`AppError::StepUp`]; [`AppError::Unauthenticated`] when the session has ended meanwhile; [`AppError::Conflict`] `no-set-up`; [`AppError::Invalid`] `wrong-code`; [`AppError::TooMany`], [`AppError::Busy`].
     pub async fn verify_totp(
         &self,
         signed_in: &SignedIn,
         code: &str,
         client: &Client,
     ) -> Result<Vec<BackupCode>, AppError> {
+        signed_in.require_fresh(self.ambient().now())?;
         let proof = Proof::Code(code.to_owned());
-        let args = (self.clone(), signed_in.user.clone(), proof.clone(), client.clone());
+        let args = (self.clone(), signed_in.clone(), proof.clone());
         let factors = self
             .store()
-            .write_locked(&AccountScope::OWN, args, |tx, (app, user, proof, client)| {
+            .write_locked(&AccountScope::OWN, args, |tx, (app, signed_in, proof)| {
                 Box::pin(async move {
-                    let factors = app.begin_factor(tx, user.clone(), proof, client, true).await?;
-                    let now = app.ambient().now();
-                    let waits = |totp: &Totp| {
-                        totp.state == TotpState::Shown && totp.expires_at.is_some_and(|expires_at| now < expires_at)
-                    };
-                    if !factors.totp.as_ref().is_some_and(waits) {
-                        return Err(no_set_up());
-                    }
-                    Ok(factors)
+                    let set_up = load_own_set_up(tx, signed_in, app.ambient().now()).await?;
+                    let set_up = set_up.filter(|totp| totp.state == TotpState::Shown).ok_or_else(no_set_up)?;
+                    let source = Source::Session(signed_in.session.id);
+                    let factors = app.begin_factor(tx, signed_in.user.clone(), proof, source).await?;
+                    Ok::<_, AppError>(Factors { totp: Some(set_up), ..factors })
                 })
             })
             .await?;
-        let Some(right) = self.judge(&factors, &proof).await? else {
+        let judged = self.judge(&factors, &proof).await;
+        let Some(right) = self.judged(&factors.attempt, judged).await? else {
             self.refuse_factor(&factors, &proof, client).await?;
             return Err(wrong_code("/code"));
         };
-        let (codes, hashes) = self.new_backup_codes().await?;
-        let args = (self.clone(), factors, right, hashes);
-        let is_first = self
-            .store()
-            .write(&AccountScope::OWN, args, |tx, (app, factors, right, hashes)| {
+        let made = self.new_backup_codes().await;
+        let (codes, hashes) = self.judged(&factors.attempt, made).await?;
+        let args = (self.clone(), signed_in.clone(), factors, right, hashes);
+        self.store()
+            .write(&AccountScope::OWN, args, |tx, (app, signed_in, factors, right, hashes)| {
                 Box::pin(async move {
                     let (user, now) = (factors.user.id, app.ambient().now());
-                    let Some(totp) = &factors.totp else { return Ok(false) };
+                    require_live(tx, signed_in, now).await?;
+                    let totp = factors.totp.as_ref().ok_or_else(no_set_up)?;
                     if !spend(tx, user, right, now).await? || !tx.verify_totp(totp.id).await? {
-                        return Ok(false);
+                        return Err(no_set_up());
                     }
                     factors.attempt.succeed(tx).await?;
-                    tx.replace_backup_codes(user, hashes, now).await?;
+                    tx.replace_backup_codes(totp.id, hashes, now).await?;
                     let memberships = tx.list_memberships(user).await?;
                     let detail = json!({ "count": hashes.len() });
-                    tell_organizations(tx, &memberships, user, EventType::BackupCodesMade, &detail, app.ambient())
-                        .await?;
-                    Ok::<_, AppError>(true)
+                    tell_organizations(tx, &memberships, user, EventType::BackupCodesMade, &detail, app.ambient()).await
                 })
             })
             .await?;
-        if is_first { Ok(codes) } else { Err(no_set_up()) }
+        Ok(codes)
     }
 
     async fn new_backup_codes(&self) -> Result<(Vec<BackupCode>, Vec<StoredPassword>), AppError> {
@@ -463,11 +489,12 @@ impl App {
     }
 
     /// Ends a set-up: the person says that the backup codes are kept. From here on the app is asked for. Every other session ends, and this
-    /// one's token changes.
+    /// one's token changes; when the person last proved who they are does not.
     ///
     /// # Errors
-    /// [`AppError::Conflict`] `no-set-up`; [`AppError::Unauthenticated`] when the session has ended meanwhile.
+    /// [`AppError::StepUp`]; [`AppError::Conflict`] `no-set-up`; [`AppError::Unauthenticated`] when the session has ended meanwhile.
     pub async fn activate_totp(&self, signed_in: &SignedIn) -> Result<Opened, AppError> {
+        signed_in.require_fresh(self.ambient().now())?;
         self.change_factors(signed_in, Change::Activate).await
     }
 
@@ -482,19 +509,17 @@ impl App {
     }
 
     async fn change_factors(&self, signed_in: &SignedIn, change: Change) -> Result<Opened, AppError> {
-        let token = BrowserToken::generate(self.ambient());
-        let args = (signed_in.clone(), token.hash(), change, self.sends_mail(), self.ambient().clone());
+        let (token, device) = (BrowserToken::generate(self.ambient()), NewDevice::generate(self.ambient()));
+        let args =
+            (signed_in.clone(), (token.hash(), device.clone()), change, self.sends_mail(), self.ambient().clone());
         let signed_in = self
             .store()
-            .write(&AccountScope::OWN, args, |tx, (signed_in, hash, change, sends_mail, ambient)| {
+            .write(&AccountScope::OWN, args, |tx, (signed_in, (hash, device), change, sends_mail, ambient)| {
                 Box::pin(async move {
                     let (now, session, user) = (ambient.now(), &signed_in.session, &signed_in.user);
                     let (amr, notice, action) = match change {
                         Change::Activate => {
-                            let set_up = tx.load_totp_set_up(user.id).await?;
-                            let set_up =
-                                set_up.filter(|totp| totp.expires_at.is_some_and(|expires_at| now < expires_at));
-                            let set_up = set_up.ok_or_else(no_set_up)?;
+                            let set_up = load_own_set_up(tx, signed_in, now).await?.ok_or_else(no_set_up)?;
                             if !tx.activate_totp(user.id, set_up.id).await? {
                                 return Err(no_set_up());
                             }
@@ -508,45 +533,55 @@ impl App {
                             (AMR_PASSWORD, Notice::MfaDisabled, EventType::MfaDisabled)
                         }
                     };
-                    if !tx.renew_session(session.id, &session.token_hash, hash, amr, now).await? {
+                    let mut renewed = signed_in.with_token(*hash, now);
+                    amr.clone_into(&mut renewed.session.amr);
+                    if !tx.renew_session(&session.token_hash, &renewed.session).await? {
                         return Err(AppError::Unauthenticated);
                     }
                     let memberships = end_everything(tx, user.id, Some(session.id), ambient).await?;
+                    keep_browser(tx, &mut renewed, device, now).await?;
                     if *sends_mail {
                         tell_person(tx, &user.email, notice, ambient).await?;
                     }
                     let detail = json!({ "method": "otp" });
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
-                    let mut renewed = signed_in.clone();
-                    renewed.session.token_hash = *hash;
-                    amr.clone_into(&mut renewed.session.amr);
-                    (renewed.session.times.auth_at, renewed.session.times.seen_at) = (now, now);
                     renewed.user.epoch += 1;
                     Ok(renewed)
                 })
             })
             .await?;
-        Ok(Opened { signed_in, token, device: None })
+        Ok(Opened { signed_in, token, device: Some(device.into_token()) })
     }
 
-    /// Makes ten new backup codes; the old ones are worth nothing from here on.
+    /// Makes ten new backup codes; the old ones are worth nothing from here on. They are dear to hash and each time a letter goes out: three
+    /// times in an hour, and then one in twenty minutes.
     ///
     /// # Errors
-    /// [`AppError::StepUp`]; [`AppError::Conflict`] `no-set-up` without an authenticator app; [`AppError::Busy`].
+    /// [`AppError::StepUp`]; [`AppError::Conflict`] `no-set-up` without an authenticator app; [`AppError::TooMany`], [`AppError::Busy`];
+    /// [`AppError::Unauthenticated`] when the session has ended meanwhile.
     pub async fn renew_backup_codes(&self, signed_in: &SignedIn) -> Result<Vec<BackupCode>, AppError> {
         signed_in.require_fresh(self.ambient().now())?;
         if self.show_mfa(signed_in).await?.active_since.is_none() {
             return Err(no_set_up());
         }
-        let (codes, hashes) = self.new_backup_codes().await?;
-        let args = (signed_in.user.clone(), hashes, self.sends_mail(), self.ambient().clone());
+        let who = format!("backup codes of {}", signed_in.user.id);
+        let attempt = self.attempt(Guarded::Mail, &who, Source::Stranger(None));
+        let counted = self.store().write_locked(
+            &AccountScope::OWN,
+            (attempt.clone(), self.ambient().clone()),
+            |tx, (attempt, ambient)| Box::pin(async move { attempt.begin(tx, ambient).await }),
+        );
+        counted.await?;
+        let made = self.new_backup_codes().await;
+        let (codes, hashes) = self.judged(&attempt, made).await?;
+        let args = (signed_in.clone(), hashes, self.sends_mail(), self.ambient().clone());
         self.store()
-            .write(&AccountScope::OWN, args, |tx, (user, hashes, sends_mail, ambient)| {
+            .write(&AccountScope::OWN, args, |tx, (signed_in, hashes, sends_mail, ambient)| {
                 Box::pin(async move {
-                    if tx.load_totp(user.id).await?.is_none() {
-                        return Err(no_set_up());
-                    }
-                    tx.replace_backup_codes(user.id, hashes, ambient.now()).await?;
+                    let user = &signed_in.user;
+                    require_live(tx, signed_in, ambient.now()).await?;
+                    let totp = tx.load_totp(user.id).await?.ok_or_else(no_set_up)?;
+                    tx.replace_backup_codes(totp.id, hashes, ambient.now()).await?;
                     if *sends_mail {
                         tell_person(tx, &user.email, Notice::BackupCodesMade, ambient).await?;
                     }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use bulkhead_model::id::{InstallationId, OrgId, RunId, WorkerId};
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_store::node::Node;
-use bulkhead_store::{Listener, StoreError};
+use bulkhead_store::{Listener, Store, StoreError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -120,6 +120,14 @@ impl NodeState {
     fn worker(&self) -> Option<WorkerId> {
         *lock(&self.0.worker)
     }
+}
+
+/// The serving processes of the database, oldest first, as [`App::list_nodes`], beside a running server. For the operator only.
+///
+/// # Errors
+/// The store's.
+pub async fn list_nodes_as_operator(store: &Store) -> Result<Vec<Node>, StoreError> {
+    store.read(&SCOPE, (), |tx, ()| Box::pin(async move { tx.list_nodes().await })).await
 }
 
 impl App {

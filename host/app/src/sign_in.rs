@@ -12,7 +12,7 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, SignInStepId, UserId};
 use bulkhead_model::letter::Notice;
 use bulkhead_model::mfa::{AMR_PASSWORD, is_mfa};
-use bulkhead_model::password::Password;
+use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Caller};
 use bulkhead_model::session::{BrowserToken, STEP_UP_WINDOW, SessionLimits, SessionTimes};
 use bulkhead_model::throttle::Guarded;
@@ -27,14 +27,17 @@ use bulkhead_store::session::{Device, Session};
 use bulkhead_store::throttle::SignInAttempt;
 use serde_json::json;
 
-use crate::access::administers;
-use crate::account::{Attempt, Verdict, end_everything, read_new_password, tell_organizations, tell_person};
+use crate::access::{Credential, administers};
+use crate::account::{Attempt, Source, Verdict, end_everything, read_new_password, tell_organizations, tell_person};
 use crate::auth::OrgRef;
 use crate::mfa::Proof;
 use crate::{App, AppError};
 
 /// Browsers that are remembered for each person.
 const DEVICES_MAX: u32 = 10;
+/// Refused attempts within a day of which the person is told.
+const MANY: u32 = 10;
+const MANY_WITHIN: Duration = Duration::from_hours(24);
 /// Characters of a browser's own name that are kept.
 const AGENT_LEN_MAX: usize = 200;
 
@@ -49,7 +52,7 @@ pub struct Client {
 }
 
 impl Client {
-    fn agent(&self) -> String {
+    pub(crate) fn agent(&self) -> String {
         self.agent.chars().filter(|letter| !letter.is_control()).take(AGENT_LEN_MAX).collect()
     }
 
@@ -76,6 +79,49 @@ impl SignedIn {
         }
         Err(AppError::StepUp { max_age_s: STEP_UP_WINDOW.as_secs() })
     }
+
+    /// As the session is with another token, from now on.
+    pub(crate) fn with_token(&self, hash: SecretHash, now: Timestamp) -> Self {
+        let mut renewed = self.clone();
+        renewed.session.token_hash = hash;
+        renewed.session.times.seen_at = now;
+        renewed
+    }
+}
+
+/// Looks again whether the session lives, in the transaction that hands something out because of it: its request may have been let in long
+/// before the rest of it came, and everything that the person was given may have ended meanwhile.
+///
+/// # Errors
+/// [`AppError::Unauthenticated`].
+pub(crate) async fn require_live(tx: &mut Tx, signed_in: &SignedIn, now: Timestamp) -> Result<(), AppError> {
+    let (user, session) = (&signed_in.user, &signed_in.session);
+    let found = tx.load_session(user.id, session.id).await?;
+    let lives = found.is_some_and(|found| found.token_hash == session.token_hash && found.times.is_live(now));
+    let current = tx.load_user(user.id).await?;
+    let is_same = current.is_some_and(|current| current.is_active && current.epoch == user.epoch);
+    if lives && is_same { Ok(()) } else { Err(AppError::Unauthenticated) }
+}
+
+/// A session as lists show it.
+#[derive(Clone, Debug)]
+pub struct ListedSession {
+    pub session: Session,
+    /// Families of refresh tokens that came from it and go on, also when nobody uses the session itself any more.
+    pub tokens: u32,
+}
+
+/// Those of a person's sessions that can be used, or that tokens go on from.
+pub(crate) async fn list_live(
+    tx: &mut Tx,
+    user: UserId,
+    sessions: Vec<Session>,
+    now: Timestamp,
+) -> Result<Vec<ListedSession>, AppError> {
+    let families = tx.list_token_sessions(user, now).await?;
+    let tokens = |session: &Session| families.iter().find(|(id, _)| *id == session.id).map_or(0, |(_, count)| *count);
+    let listed = sessions.into_iter().map(|session| ListedSession { tokens: tokens(&session), session });
+    Ok(listed.filter(|listed| listed.session.times.is_live(now) || listed.tokens > 0).collect())
 }
 
 /// A session that was just begun or renewed, with the tokens that are shown once.
@@ -101,19 +147,53 @@ pub enum SignInOutcome {
 /// How long a sign-in waits for its second factor.
 const STEP_LIVES: Duration = Duration::from_mins(5);
 
-/// The random parts of a session that is about to begin, made beforehand, since a transaction may run again.
+/// The random parts of a browser that is about to be known, made beforehand, since a transaction may run again.
+#[derive(Clone)]
+pub(crate) struct NewDevice {
+    token: BrowserToken,
+    id: DeviceId,
+}
+
+impl NewDevice {
+    pub(crate) fn generate(ambient: &Ambient) -> Self {
+        Self { token: BrowserToken::generate(ambient), id: DeviceId::new(ambient) }
+    }
+
+    pub(crate) fn row(&self, user: UserId, agent: String, now: Timestamp) -> Device {
+        Device { id: self.id, user, token_hash: self.token.hash(), agent, created_at: now, seen_at: now }
+    }
+
+    pub(crate) fn into_token(self) -> BrowserToken {
+        self.token
+    }
+}
+
+/// Lets the browser of a session be known under a new token, after everything else of the person has ended.
+pub(crate) async fn keep_browser(
+    tx: &mut Tx,
+    signed_in: &mut SignedIn,
+    fresh: &NewDevice,
+    now: Timestamp,
+) -> Result<(), AppError> {
+    let session = &mut signed_in.session;
+    tx.insert_device(&fresh.row(session.user, session.agent.clone(), now)).await?;
+    tx.set_session_device(session.id, fresh.id).await?;
+    session.device = Some(fresh.id);
+    Ok(())
+}
+
+/// … and of a session.
 #[derive(Clone)]
 pub(crate) struct NewSession {
     token: BrowserToken,
     id: SessionId,
-    device_token: BrowserToken,
-    device: DeviceId,
+    device: NewDevice,
 }
 
 impl NewSession {
     pub(crate) fn generate(ambient: &Ambient) -> Self {
-        let (token, device_token) = (BrowserToken::generate(ambient), BrowserToken::generate(ambient));
-        Self { token, id: SessionId::new(ambient), device_token, device: DeviceId::new(ambient) }
+        let token = BrowserToken::generate(ambient);
+        Self { token, id: SessionId::new(ambient), device: NewDevice::generate(ambient) }
     }
 
     fn step(&self, user: &User, device: Option<DeviceId>, now: Timestamp) -> SignInStep {
@@ -129,7 +209,7 @@ impl NewSession {
     }
 
     pub(crate) fn opened(self, signed_in: SignedIn) -> Opened {
-        Opened { signed_in, token: self.token, device: Some(self.device_token) }
+        Opened { signed_in, token: self.token, device: Some(self.device.into_token()) }
     }
 }
 
@@ -145,23 +225,16 @@ pub(crate) async fn begin_session(
 ) -> Result<SignedIn, AppError> {
     let now = app.ambient().now();
     let memberships = tx.list_memberships(user.id).await?;
-    let device_hash = fresh.device_token.hash();
+    let is_first = tx.mark_first_sign_in(user.id, now).await?;
     let device = match known {
-        Some(device) if tx.renew_device(device, &device_hash, now).await? => device,
+        Some(device) if tx.renew_device(device, &fresh.device.token.hash(), now).await? => device,
         // Forgotten meanwhile, or never known.
         Some(_) | None => {
-            // The first browser of all is no news.
-            if app.sends_mail() && tx.has_devices(user.id).await? {
+            // The first browser of all is no news. One after everything was forgotten is.
+            if app.sends_mail() && !is_first {
                 tell_person(tx, &user.email, Notice::NewDevice, app.ambient()).await?;
             }
-            let row = Device {
-                id: fresh.device,
-                user: user.id,
-                token_hash: device_hash,
-                agent: client.agent(),
-                created_at: now,
-                seen_at: now,
-            };
+            let row = fresh.device.row(user.id, client.agent(), now);
             tx.insert_device(&row).await?;
             tx.forget_devices(user.id, DEVICES_MAX).await?;
             row.id
@@ -213,6 +286,8 @@ pub(crate) fn ledger(
         address: client.address(),
         agent: client.agent(),
         created_at: app.ambient().now(),
+        // A loop tells of what was refused to nobody knows whom, so that the refusal takes the same time whoever is meant.
+        is_told: passed || method != AMR_PASSWORD,
     }
 }
 
@@ -256,18 +331,19 @@ impl App {
         let found = self.begin_attempt(email.as_ref(), client).await?;
         let stored = found.user.as_ref().filter(|user| user.is_active).and_then(|user| user.password.clone());
         let presented = Password::new(password);
-        let verdict = self.accounts().hasher.verify(presented.clone(), stored.as_ref()).await?;
+        let verdict = self.accounts().hasher.verify(presented.clone(), stored.as_ref()).await;
+        let verdict = self.judged(&found.attempt, verdict).await?;
         let (Some(user), Verdict::Right { is_outdated }) = (found.user.as_ref(), verdict) else {
             metrics::counter!("bulkhead_sign_ins_total", "outcome" => "refused").increment(1);
-            self.tell_refusal(&found, client).await?;
+            self.record_refusal_of(&found, client).await?;
             return Err(AppError::Unauthenticated);
         };
-        if is_outdated && let (Some(presented), Some(before)) = (presented, &stored) {
-            let after = self.accounts().hasher.hash(presented, self.ambient()).await?;
-            let replaced = self.store().write(&AccountScope::OWN, (user.id, before.clone(), after), |tx, args| {
-                Box::pin(async move { tx.replace_user_hash(args.0, &args.1, &args.2).await.map_err(AppError::from) })
-            });
-            replaced.await?;
+        if is_outdated
+            && let (Some(presented), Some(before)) = (presented, &stored)
+            && let Err(error) = self.rehash(user.id, presented, before).await
+        {
+            // The password was right: a better hash of it can wait for the next time.
+            tracing::debug!(error = &error as &dyn std::error::Error, "a password was not hashed anew");
         }
         let outcome = self.open_session(user, client, &found).await?;
         let name = match &outcome {
@@ -278,7 +354,15 @@ impl App {
         Ok(outcome)
     }
 
-    /// Counts the attempt, and looks who is meant.
+    async fn rehash(&self, user: UserId, password: Password, before: &StoredPassword) -> Result<bool, AppError> {
+        let after = self.accounts().hasher.hash(password, self.ambient()).await?;
+        let replaced = self.store().write(&AccountScope::OWN, (user, before.clone(), after), |tx, args| {
+            Box::pin(async move { tx.replace_user_hash(args.0, &args.1, &args.2).await.map_err(AppError::from) })
+        });
+        replaced.await
+    }
+
+    /// Counts the attempt, and looks who is meant: the same statements whoever it is.
     async fn begin_attempt(&self, email: Option<&Email>, client: &Client) -> Result<Found, AppError> {
         let device_hash = client.device.as_ref().map(BrowserToken::hash);
         let args = (self.clone(), email.cloned(), device_hash, client.address);
@@ -293,7 +377,7 @@ impl App {
                     let device = device.map(|device| device.id);
                     // What is no address is somebody as well, all of it together.
                     let identifier = email.as_ref().map_or("", Email::as_str);
-                    let attempt = app.attempt(Guarded::Password, identifier, device, *address);
+                    let attempt = app.attempt(Guarded::Password, identifier, Source::new(device, *address));
                     attempt.begin(tx, app.ambient()).await?;
                     Ok(Found { user, device, attempt })
                 })
@@ -301,21 +385,53 @@ impl App {
             .await
     }
 
-    /// Writes a refused attempt down, for nobody as well, and tells it where the person works. It is bounded: attempts have to wait.
-    async fn tell_refusal(&self, found: &Found, client: &Client) -> Result<(), AppError> {
+    /// Writes a refused attempt down, for nobody as well. It is bounded: attempts have to wait.
+    async fn record_refusal_of(&self, found: &Found, client: &Client) -> Result<(), AppError> {
         let user = found.user.as_ref().map(|user| user.id);
         let row = ledger(self, &found.attempt, user, found.device, false, client, AMR_PASSWORD);
         self.store()
-            .write(&AccountScope::OWN, (row, self.ambient().clone()), |tx, (row, ambient)| {
-                Box::pin(async move {
-                    tx.record_sign_in_attempt(row).await?;
-                    let Some(user) = row.user else { return Ok(()) };
-                    let memberships = tx.list_memberships(user).await?;
-                    let detail = json!({ "method": row.method, "address": row.address });
-                    tell_organizations(tx, &memberships, user, EventType::SessionRefused, &detail, ambient).await
-                })
+            .write_locked(&AccountScope::OWN, row, |tx, row| {
+                Box::pin(async move { tx.record_sign_in_attempt(row).await.map_err(AppError::from) })
             })
             .await
+    }
+
+    /// Tells of refused attempts where the person works whom somebody tried to be, and the person of many; answers of how many attempts. Not
+    /// while they are refused: that would take longer for who exists, and works in many places.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn tell_refused_attempts(&self) -> Result<usize, AppError> {
+        let mut told = 0;
+        loop {
+            let untold = self.store().read(&AccountScope::OWN, (), |tx, ()| {
+                Box::pin(async move { Ok::<_, AppError>(tx.load_untold_attempt().await?) })
+            });
+            let Some(row) = untold.await? else { return Ok(told) };
+            let args = (row, self.sends_mail(), self.ambient().clone());
+            let one = self.store().write(&AccountScope::OWN, args, |tx, (row, sends_mail, ambient)| {
+                Box::pin(async move {
+                    if !tx.mark_attempt_told(row.id).await? {
+                        return Ok(());
+                    }
+                    let Some(user) = row.user else { return Ok(()) };
+                    let memberships = tx.list_memberships(user).await?;
+                    let detail = json!({ "method": row.method, "address": row.address, "at": row.created_at });
+                    tell_organizations(tx, &memberships, user, EventType::SessionRefused, &detail, ambient).await?;
+                    let since = SignInAttemptId::first_at(ambient.now().minus(MANY_WITHIN));
+                    // At exactly so many: one letter for a storm of them.
+                    if *sends_mail
+                        && tx.count_refused_attempts(user, since, MANY + 1).await? == MANY as usize
+                        && let Some(user) = tx.load_user(user).await?.filter(|user| user.is_active)
+                    {
+                        tell_person(tx, &user.email, Notice::ManyFailures, ambient).await?;
+                    }
+                    Ok::<_, AppError>(())
+                })
+            });
+            one.await?;
+            told += 1;
+        }
     }
 
     /// Begins a session for somebody whose password was right, unless they have a second factor: then it waits for that.
@@ -378,20 +494,25 @@ impl App {
                 })
             })
             .await?;
-        if signed_in.session.times.is_seen_due(now) {
+        let caller = match membership.filter(|membership| membership.is_active) {
+            Some(membership) => Some(self.session_caller(membership.org, &signed_in, Credential::Session).await),
+            None => None,
+        };
+        if let Some(Err(AppError::Unauthenticated)) = caller {
+            // Past what it may last for who the person is by now. No other use brings it back.
+            self.end_session(signed_in.user.id, signed_in.session.id).await?;
+        } else if signed_in.session.times.is_seen_due(now) {
             let touched =
                 self.store().write_locked(&AccountScope::OWN, (signed_in.session.id, now), |tx, (id, now)| {
                     Box::pin(async move { tx.touch_session(*id, *now).await.map_err(AppError::from) })
                 });
             touched.await?;
         }
-        if org.is_none() {
-            return Ok((signed_in, None));
+        match (org, caller) {
+            (None, _) => Ok((signed_in, None)),
+            (Some(_), Some(caller)) => Ok((signed_in, Some(caller?))),
+            (Some(_), None) => Err(AppError::NotFound { what: "organization" }),
         }
-        let membership =
-            membership.filter(|membership| membership.is_active).ok_or(AppError::NotFound { what: "organization" })?;
-        let caller = self.session_caller(membership.org, &signed_in).await?;
-        Ok((signed_in, Some(caller)))
     }
 
     /// Ends the session.
@@ -441,16 +562,19 @@ impl App {
             .await
     }
 
-    /// The person's live sessions, newest first.
+    /// The person's sessions that can be used or that tokens go on from, newest first.
     ///
     /// # Errors
     /// The store's.
-    pub async fn list_own_sessions(&self, signed_in: &SignedIn) -> Result<Vec<Session>, AppError> {
-        let listed = self.store().read(&AccountScope::OWN, signed_in.user.id, |tx, user| {
-            Box::pin(async move { tx.list_sessions(*user).await.map_err(AppError::from) })
-        });
-        let now = self.ambient().now();
-        Ok(listed.await?.into_iter().filter(|session| session.times.is_live(now)).collect())
+    pub async fn list_own_sessions(&self, signed_in: &SignedIn) -> Result<Vec<ListedSession>, AppError> {
+        self.store()
+            .read(&AccountScope::OWN, (signed_in.user.id, self.ambient().now()), |tx, (user, now)| {
+                Box::pin(async move {
+                    let sessions = tx.list_sessions(*user).await?;
+                    list_live(tx, *user, sessions, *now).await
+                })
+            })
+            .await
     }
 
     /// The browsers that the person signed in with before, the one that was used last first.
@@ -513,8 +637,9 @@ impl App {
     /// # Errors
     /// [`AppError::NotFound`] for one that they do not belong to.
     pub async fn switch_org(&self, signed_in: &SignedIn, org: OrgRef) -> Result<Membership, AppError> {
+        let args = (signed_in.user.id, signed_in.session.id, org, self.ambient().clone());
         self.store()
-            .write(&AccountScope::OWN, (signed_in.user.id, signed_in.session.id, org), |tx, (user, session, org)| {
+            .write(&AccountScope::OWN, args, |tx, (user, session, org, ambient)| {
                 Box::pin(async move {
                     let membership = match org {
                         OrgRef::Id(id) => tx.load_membership(*user, *id).await?,
@@ -523,19 +648,35 @@ impl App {
                     let membership = membership.filter(|membership| membership.is_active);
                     let membership = membership.ok_or(AppError::NotFound { what: "organization" })?;
                     tx.set_active_org(*session, membership.org).await?;
+                    let detail = json!({ "session": session });
+                    let here = std::slice::from_ref(&membership);
+                    tell_organizations(tx, here, *user, EventType::SessionSwitched, &detail, ambient).await?;
                     Ok(membership)
                 })
             })
             .await
     }
 
-    /// Judges the password of somebody who is signed in, under the same counters as a sign-in.
+    /// Judges the password of somebody who is signed in. Counted by the session: what others try under the name delays nobody in it.
     async fn prove_password(&self, signed_in: &SignedIn, password: &str, client: &Client) -> Result<(), AppError> {
-        let found = self.begin_attempt(Some(&signed_in.user.email), client).await?;
-        let stored = found.user.as_ref().filter(|user| user.is_active).and_then(|user| user.password.as_ref());
-        let verdict = self.accounts().hasher.verify(Password::new(password), stored).await?;
+        let user = &signed_in.user;
+        let attempt = self.attempt(Guarded::Password, user.email.as_str(), Source::Session(signed_in.session.id));
+        let args = (user.id, attempt.clone(), self.ambient().clone());
+        let current = self
+            .store()
+            .write_locked(&AccountScope::OWN, args, |tx, (user, attempt, ambient)| {
+                Box::pin(async move {
+                    attempt.begin(tx, ambient).await?;
+                    Ok::<_, AppError>(tx.load_user(*user).await?.filter(|user| user.is_active))
+                })
+            })
+            .await?;
+        let stored = current.as_ref().and_then(|user| user.password.as_ref());
+        let verdict = self.accounts().hasher.verify(Password::new(password), stored).await;
+        let verdict = self.judged(&attempt, verdict).await?;
+        let found = Found { user: current, device: signed_in.session.device, attempt };
         let Verdict::Right { .. } = verdict else {
-            self.tell_refusal(&found, client).await?;
+            self.record_refusal_of(&found, client).await?;
             return Err(AppError::invalid("wrong-password", "/password", "this is not your password"));
         };
         let given_back = self.store().write_locked(&AccountScope::OWN, found.attempt.clone(), |tx, attempt| {
@@ -565,13 +706,12 @@ impl App {
             .write(&AccountScope::OWN, args, |tx, (signed_in, hash, amr, ambient)| {
                 Box::pin(async move {
                     let (now, session) = (ambient.now(), &signed_in.session);
-                    if !tx.renew_session(session.id, &session.token_hash, hash, amr, now).await? {
+                    let mut renewed = signed_in.with_token(*hash, now);
+                    amr.clone_into(&mut renewed.session.amr);
+                    renewed.session.times.auth_at = now;
+                    if !tx.renew_session(&session.token_hash, &renewed.session).await? {
                         return Err(AppError::Unauthenticated);
                     }
-                    let mut renewed = signed_in.clone();
-                    renewed.session.token_hash = *hash;
-                    amr.clone_into(&mut renewed.session.amr);
-                    (renewed.session.times.auth_at, renewed.session.times.seen_at) = (now, now);
                     let memberships = tx.list_memberships(signed_in.user.id).await?;
                     let detail = json!({ "session": session.id });
                     tell_organizations(tx, &memberships, signed_in.user.id, EventType::StepUpPassed, &detail, ambient)
@@ -603,32 +743,35 @@ impl App {
         }
         self.prove_password(signed_in, current, client).await?;
         let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
-        let token = BrowserToken::generate(self.ambient());
-        let args = (signed_in.clone(), stored, token.hash(), self.sends_mail(), self.ambient().clone());
+        let (token, device) = (BrowserToken::generate(self.ambient()), NewDevice::generate(self.ambient()));
+        let args =
+            (signed_in.clone(), stored, (token.hash(), device.clone()), self.sends_mail(), self.ambient().clone());
         let signed_in = self
             .store()
-            .write(&AccountScope::OWN, args, |tx, (signed_in, stored, hash, sends_mail, ambient)| {
+            .write(&AccountScope::OWN, args, |tx, (signed_in, stored, (hash, device), sends_mail, ambient)| {
                 Box::pin(async move {
                     let (now, session, user) = (ambient.now(), &signed_in.session, signed_in.user.id);
-                    if !tx.renew_session(session.id, &session.token_hash, hash, &session.amr, now).await? {
+                    let mut renewed = signed_in.with_token(*hash, now);
+                    // Of two factors only one was proven again.
+                    if !is_mfa(&session.amr) {
+                        renewed.session.times.auth_at = now;
+                    }
+                    if !tx.renew_session(&session.token_hash, &renewed.session).await? {
                         return Err(AppError::Unauthenticated);
                     }
                     tx.update_user_password(user, stored, now).await?;
                     let memberships = end_everything(tx, user, Some(session.id), ambient).await?;
-                    tx.void_links(user, bulkhead_model::link::Purpose::ChoosePassword, now).await?;
+                    keep_browser(tx, &mut renewed, device, now).await?;
                     if *sends_mail {
                         tell_person(tx, &signed_in.user.email, Notice::PasswordChanged, ambient).await?;
                     }
                     tell_organizations(tx, &memberships, user, EventType::PasswordChanged, &json!({}), ambient).await?;
-                    let mut renewed = signed_in.clone();
-                    renewed.session.token_hash = *hash;
-                    (renewed.session.times.auth_at, renewed.session.times.seen_at) = (now, now);
                     // By the password and by what ended with the old one.
                     renewed.user.epoch += 2;
                     Ok(renewed)
                 })
             })
             .await?;
-        Ok(Opened { signed_in, token, device: None })
+        Ok(Opened { signed_in, token, device: Some(device.into_token()) })
     }
 }

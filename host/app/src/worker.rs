@@ -196,13 +196,14 @@ impl App {
             interactive: slots(config.slots.interactive),
             bulk: slots(config.slots.bulk),
         };
-        let args = (id, config.name.clone(), told, self.ambient().clone());
+        let args = (id, config.name.clone(), told, self.sealer().root_standings(), self.ambient().clone());
         let recovered = self
             .store()
-            .write_locked(&SCOPE, args, |tx, (id, name, told, ambient)| {
+            .write_locked(&SCOPE, args, |tx, (id, name, told, roots, ambient)| {
                 Box::pin(async move {
                     tx.insert_worker(*id, name, ambient.now(), LEASE_TTL).await?;
                     tx.update_node_slots(*id, *told).await?;
+                    tx.update_node_roots(*id, roots).await?;
                     tx.recover_jobs(*id, ambient.now()).await
                 })
             })

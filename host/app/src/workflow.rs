@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
+use bulkhead_keys::KeyError;
 use bulkhead_model::id::{HookId, OrgId, WorkflowId};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_model::token::{SecretHash, Token};
@@ -96,6 +97,45 @@ async fn reveal_hook(tx: &mut Tx, sealer: &Sealer, hook: &Hook) -> Result<HookAd
     let token =
         String::from_utf8(plain.to_vec()).map_err(|_| StoreError::Corrupt { what: "hook", why: "not text".into() })?;
     Ok(HookAddress { trigger: hook.trigger.clone(), token })
+}
+
+/// Whether a caller is shown addresses: whoever knows one may start runs.
+fn sees_hooks(caller: &Caller) -> bool {
+    caller.permissions().contains(Permission::WorkflowsActivate)
+}
+
+/// The addresses in the store, opened in the transaction that reads them: in a later one a rotation may have sealed them anew and
+/// removed the key that these texts need. None for a caller who does not see them.
+async fn hooks_in_store(
+    tx: &mut Tx,
+    sealer: &Sealer,
+    id: WorkflowId,
+    sees: bool,
+) -> Result<Vec<HookAddress>, StoreError> {
+    let mut shown = Vec::new();
+    if sees {
+        for hook in tx.list_hooks(id).await? {
+            match reveal_hook(tx, sealer, &hook).await {
+                Ok(address) => shown.push(address),
+                // A damaged one is left out: rotating it gives the trigger another, and the workflow can be saved meanwhile.
+                Err(StoreError::Keys(
+                    error @ (KeyError::DoesNotOpen | KeyError::NotSealed | KeyError::UnknownFormat),
+                )) => {
+                    tracing::error!(workflow = %id, hook = %hook.id, %error, "a webhook address cannot be shown");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(shown)
+}
+
+/// Those in the store, and those that were made with them; none for a caller who does not see them.
+fn shown_with(caller: &Caller, mut present: Vec<HookAddress>, new: Vec<NewHook>) -> Vec<HookAddress> {
+    if sees_hooks(caller) {
+        present.extend(new.into_iter().map(NewHook::shown));
+    }
+    present
 }
 
 struct Checked {
@@ -212,34 +252,6 @@ impl App {
         NewHook { hook, token: token.reveal().clone() }
     }
 
-    /// Addresses for a caller who may activate, none for others: whoever knows one may start runs. Those in the store come first.
-    async fn hooks_shown(
-        &self,
-        caller: &Caller,
-        scope: &OrgScope,
-        present: Vec<Hook>,
-        new: Vec<NewHook>,
-    ) -> Result<Vec<HookAddress>, AppError> {
-        if !caller.permissions().contains(Permission::WorkflowsActivate) {
-            return Ok(Vec::new());
-        }
-        let mut shown = Vec::with_capacity(present.len() + new.len());
-        if !present.is_empty() {
-            let opened = self.store().read(scope, (present, self.sealer().clone()), |tx, (present, sealer)| {
-                Box::pin(async move {
-                    let mut shown = Vec::with_capacity(present.len());
-                    for hook in present {
-                        shown.push(reveal_hook(tx, sealer, hook).await?);
-                    }
-                    Ok::<_, StoreError>(shown)
-                })
-            });
-            shown.extend(opened.await?);
-        }
-        shown.extend(new.into_iter().map(NewHook::shown));
-        Ok(shown)
-    }
-
     /// New addresses for webhook triggers that have none.
     fn missing_hooks(
         &self,
@@ -324,7 +336,7 @@ impl App {
             .await?;
         let mut notes = checked.notes;
         sort_missing(problems, false, &mut notes)?;
-        let hooks = self.hooks_shown(caller, &scope, Vec::new(), hooks).await?;
+        let hooks = shown_with(caller, Vec::new(), hooks);
         Ok(WorkflowDetail { workflow, version, hooks, notes, breakers: Vec::new() })
     }
 
@@ -355,67 +367,72 @@ impl App {
             new_hooks.clone(),
             author,
             actor,
-            now,
+            (now, sees_hooks(caller)),
             self.sealer().clone(),
             self.ambient().clone(),
         );
-        let (workflow, version, problems) = self
+        let (workflow, version, problems, present) = self
             .store()
-            .write(&scope, args, |tx, (id, seen, save, definition, hooks, author, actor, now, sealer, ambient)| {
-                Box::pin(async move {
-                    let before = tx.require_workflow(*id).await?;
-                    if before.revision != *seen {
-                        return Err(AppError::StaleVersion);
-                    }
-                    if let Some(other) = tx.load_workflow_by_name(&definition.name).await?
-                        && other.id != *id
-                    {
-                        let message =
-                            format!("there is a workflow named {:?} already: choose another name", definition.name);
-                        return Err(AppError::conflict("workflow-exists", message));
-                    }
-                    let problems = missing_uses(tx, definition).await?;
-                    sort_missing(problems.clone(), before.active, &mut Vec::new())?;
-                    let version = WorkflowVersion {
-                        version: before.current_version + 1,
-                        definition: save.definition.clone(),
-                        summary: save.summary.clone(),
-                        author: author.clone(),
-                        created_at: *now,
-                    };
-                    tx.insert_workflow_version(*id, &version).await?;
-                    for hook in hooks {
-                        insert_hook(tx, sealer, hook).await?;
-                    }
-                    let next = Workflow {
-                        name: definition.name.clone(),
-                        current_version: version.version,
-                        revision: seen + 1,
-                        updated_at: *now,
-                        ..before.clone()
-                    };
-                    if !tx.update_workflow(&next, *seen).await? {
-                        return Err(AppError::StaleVersion);
-                    }
-                    let event = AuditEvent {
-                        action: EventType::WorkflowUpdated,
-                        target: id.to_string(),
-                        actor: actor.clone(),
-                        detail: json!({
-                            "name": { "before": before.name, "after": next.name },
-                            "version": { "before": before.current_version, "after": next.current_version },
-                            "digest": crate::digest_hex(&save.definition),
-                        }),
-                    };
-                    tx.record_audit(&event, ambient).await?;
-                    schedule::arm(tx, &next, definition, ambient).await?;
-                    Ok((next, version, problems))
-                })
-            })
+            .write(
+                &scope,
+                args,
+                |tx, (id, seen, save, definition, hooks, author, actor, (now, sees), sealer, ambient)| {
+                    Box::pin(async move {
+                        let before = tx.require_workflow(*id).await?;
+                        if before.revision != *seen {
+                            return Err(AppError::StaleVersion);
+                        }
+                        let present = hooks_in_store(tx, sealer, *id, *sees).await?;
+                        if let Some(other) = tx.load_workflow_by_name(&definition.name).await?
+                            && other.id != *id
+                        {
+                            let message =
+                                format!("there is a workflow named {:?} already: choose another name", definition.name);
+                            return Err(AppError::conflict("workflow-exists", message));
+                        }
+                        let problems = missing_uses(tx, definition).await?;
+                        sort_missing(problems.clone(), before.active, &mut Vec::new())?;
+                        let version = WorkflowVersion {
+                            version: before.current_version + 1,
+                            definition: save.definition.clone(),
+                            summary: save.summary.clone(),
+                            author: author.clone(),
+                            created_at: *now,
+                        };
+                        tx.insert_workflow_version(*id, &version).await?;
+                        for hook in hooks {
+                            insert_hook(tx, sealer, hook).await?;
+                        }
+                        let next = Workflow {
+                            name: definition.name.clone(),
+                            current_version: version.version,
+                            revision: seen + 1,
+                            updated_at: *now,
+                            ..before.clone()
+                        };
+                        if !tx.update_workflow(&next, *seen).await? {
+                            return Err(AppError::StaleVersion);
+                        }
+                        let event = AuditEvent {
+                            action: EventType::WorkflowUpdated,
+                            target: id.to_string(),
+                            actor: actor.clone(),
+                            detail: json!({
+                                "name": { "before": before.name, "after": next.name },
+                                "version": { "before": before.current_version, "after": next.current_version },
+                                "digest": crate::digest_hex(&save.definition),
+                            }),
+                        };
+                        tx.record_audit(&event, ambient).await?;
+                        schedule::arm(tx, &next, definition, ambient).await?;
+                        Ok((next, version, problems, present))
+                    })
+                },
+            )
             .await?;
         let mut notes = checked.notes;
         sort_missing(problems, workflow.active, &mut notes)?;
-        let hooks = self.hooks_shown(caller, &scope, present, new_hooks).await?;
+        let hooks = shown_with(caller, present, new_hooks);
         Ok(WorkflowDetail { workflow, version, hooks, notes, breakers: breakers_shown(caller, breakers) })
     }
 
@@ -480,9 +497,10 @@ impl App {
         version: Option<i64>,
     ) -> Result<WorkflowDetail, AppError> {
         let scope = caller.authorize(org, Permission::WorkflowsRead)?;
+        let args = (id, version, sees_hooks(caller), self.sealer().clone());
         let (workflow, version, hooks, breakers) = self
             .store()
-            .read(&scope, (id, version), |tx, (id, version)| {
+            .read(&scope, args, |tx, (id, version, sees, sealer)| {
                 Box::pin(async move {
                     let workflow = tx.require_workflow(*id).await?;
                     let number = version.unwrap_or(workflow.current_version);
@@ -490,13 +508,12 @@ impl App {
                         .load_workflow_version(*id, number)
                         .await?
                         .ok_or(AppError::NotFound { what: "workflow version" })?;
-                    let hooks = tx.list_hooks(*id).await?;
+                    let hooks = hooks_in_store(tx, sealer, *id, *sees).await?;
                     let breakers = tx.list_breakers(*id).await?;
                     Ok::<_, AppError>((workflow, version, hooks, breakers))
                 })
             })
             .await?;
-        let hooks = self.hooks_shown(caller, &scope, hooks, Vec::new()).await?;
         Ok(WorkflowDetail { workflow, version, hooks, notes: Vec::new(), breakers: breakers_shown(caller, breakers) })
     }
 
@@ -621,6 +638,8 @@ impl App {
             .write(&scope, args, |tx, (id, hook, ends_at, event, sealer, ambient)| {
                 Box::pin(async move {
                     tx.require_workflow(*id).await?;
+                    // Those of earlier rotations: nobody is let in by them, and each costs every rotation of keys a seal.
+                    tx.remove_expired_hooks(*id, ambient.now()).await?;
                     if tx.expire_hooks(*id, &hook.hook.trigger, *ends_at).await? == 0 {
                         return Err(AppError::NotFound { what: "webhook trigger" });
                     }

@@ -159,8 +159,11 @@ events! {
     SessionRevoked = "session.revoked": Authentication, Revoke, Notice;
     TokenIssued = "token.issued": Authentication, SignIn, Info;
     TokenReused = "token.reused": Security, Detect, Critical;
+    SessionSwitched = "session.switched": Authentication, Update, Info;
+    TokenRevoked = "token.revoked": Authentication, Revoke, Notice;
     StepUpPassed = "step_up.passed": Authentication, SignIn, Info;
     StepUpRefused = "step_up.refused": Authentication, Refuse, Warning;
+    MfaSetUpBegun = "mfa.set_up_begun": Authentication, Create, Info;
     MfaEnrolled = "mfa.enrolled": Authentication, Create, Notice;
     MfaPassed = "mfa.passed": Authentication, SignIn, Info;
     MfaRefused = "mfa.refused": Authentication, Refuse, Warning;
@@ -172,6 +175,7 @@ events! {
     PasswordChanged = "password.changed": Authentication, Update, Notice;
     PasswordResetRequested = "password.reset_requested": Authentication, Update, Notice;
     PasswordReset = "password.reset": Authentication, Update, Warning;
+    EmailChangeRequested = "email.change_requested": Authentication, Update, Notice;
     EmailChanged = "email.changed": Authentication, Update, Warning;
     EmailVerified = "email.verified": Authentication, Attest, Info;
     DeviceTrusted = "device.trusted": Authentication, Create, Notice;
@@ -209,6 +213,7 @@ events! {
     OrgShareSet = "org.share_set": Configuration, Update, Notice;
     OrgQuotaSet = "org.quota_set": Configuration, Update, Notice;
     UserInvited = "user.invited": Configuration, Create, Notice;
+    InvitationRevoked = "invitation.revoked": Configuration, Revoke, Notice;
     UserJoined = "user.joined": Configuration, Create, Notice;
     UserUpdated = "user.updated": Configuration, Update, Notice;
     UserDisabled = "user.disabled": Configuration, Revoke, Warning;
@@ -238,6 +243,7 @@ events! {
     IpRulesChanged = "ip_rules.changed": Security, Update, Warning;
     KeyRotated = "key.rotated": Security, Update, Notice;
     KeyRetired = "key.retired": Security, Delete, Notice;
+    KeyRotationIncomplete = "key.rotation_incomplete": Security, Detect, Error;
     RowRefused = "audit.row_refused": Security, Detect, Critical;
 
     PayloadsExpired = "audit.payloads_expired": Compliance, Delete, Notice;

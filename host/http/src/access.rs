@@ -20,7 +20,7 @@ use utoipa_axum::router::UtoipaMethodRouter;
 use crate::HttpState;
 use crate::limit::{CLASS_KEY, limit_caller};
 use crate::page::{NoFilter, filter};
-use crate::problem::Problem;
+use crate::problem::{Kind, Problem};
 use crate::session::{client_address, has_session, session_token};
 
 /// In the OpenAPI document: the permission that an operation needs, or null.
@@ -45,6 +45,41 @@ struct Required {
 /// … and that a person has to have proven within the last ten minutes who they are.
 pub(crate) const STEP_UP_KEY: &str = "x-bulkhead-step-up";
 
+/// What the caller can prove of who they are, for operations that ask only sometimes. After [`OrgCaller`] among a handler's arguments.
+#[derive(Clone, Debug)]
+pub(crate) enum Proven {
+    /// A key is no person: what it may do was decided when it was made.
+    Key,
+    /// An access token proves what was proven when it was given, and no more when the person steps up in a browser.
+    Token,
+    Session(Box<SignedIn>),
+}
+
+impl Proven {
+    /// Asks for a proof of the last ten minutes.
+    ///
+    /// # Errors
+    /// `step-up-required`; `session-needed` by access token.
+    pub(crate) fn require_fresh(&self, state: &HttpState) -> Result<(), Problem> {
+        match self {
+            Self::Key => Ok(()),
+            Self::Token => {
+                let detail = "this asks a person for a fresh proof of who they are, which no access token carries: use a session, or an API key";
+                Err(Problem::new(Kind::SessionNeeded, detail))
+            }
+            Self::Session(signed_in) => Ok(state.app.require_fresh(signed_in)?),
+        }
+    }
+}
+
+impl FromRequestParts<HttpState> for Proven {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| Problem::internal(&NoPermissionDeclared))
+    }
+}
+
 /// In the OpenAPI document: why a route needs a session and no permission.
 pub(crate) const PERSONAL_KEY: &str = "x-bulkhead-personal";
 
@@ -54,7 +89,7 @@ pub(crate) fn guarded(permission: Permission, routes: UtoipaMethodRouter<HttpSta
 }
 
 /// As [`guarded`] for what gives rights, makes credentials or takes data out: a person's session proves who it is within ten minutes before.
-/// A key is no person: what it may do was decided when it was made.
+/// An access token proves nothing anew and is refused.
 pub(crate) fn guarded_fresh(
     permission: Permission,
     routes: UtoipaMethodRouter<HttpState>,
@@ -135,7 +170,7 @@ impl FromRequestParts<HttpState> for OrgCaller {
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
         let Required { permission, is_in_team, takes_query, is_fresh } =
             *parts.extensions.get::<Required>().ok_or_else(|| Problem::internal(&NoPermissionDeclared))?;
-        let (caller, person) = if parts.headers.contains_key(header::AUTHORIZATION) {
+        let (caller, proven) = if parts.headers.contains_key(header::AUTHORIZATION) {
             by_key(parts, state).await?
         } else {
             by_session(parts, state).await?
@@ -150,9 +185,10 @@ impl FromRequestParts<HttpState> for OrgCaller {
             state.app.record_refusal(&caller, permission, within, &operation).await;
             return Err(AppError::Forbidden(permission).into());
         }
-        if let Some(person) = person.filter(|_| is_fresh) {
-            state.app.require_fresh(&person)?;
+        if is_fresh {
+            proven.require_fresh(state)?;
         }
+        parts.extensions.insert(proven);
         if !takes_query {
             filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;
         }
@@ -161,8 +197,8 @@ impl FromRequestParts<HttpState> for OrgCaller {
     }
 }
 
-/// Who calls, and the person behind it if it is one.
-type Called = (Caller, Option<SignedIn>);
+/// Who calls, and what stands behind it.
+type Called = (Caller, Proven);
 
 /// The caller that an API key stands for.
 async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Called, Problem> {
@@ -179,16 +215,16 @@ async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Called, Problem>
     record(&identity.caller);
     let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
     identity.resolve(&named)?;
-    Ok((identity.caller, None))
+    Ok((identity.caller, Proven::Key))
 }
 
 /// The caller that an access token stands for.
 async fn by_token(parts: &mut Parts, state: &HttpState, presented: &str) -> Result<Called, Problem> {
     // A name that is none is looked at after who asks, as with a session.
     let named = path_param(parts, state, "org").await?.parse::<OrgRef>().ok();
-    let (person, caller) = state.app.authenticate_token(presented, named).await?;
+    let caller = state.app.authenticate_token(presented, named).await?;
     record(&caller);
-    Ok((caller, Some(person)))
+    Ok((caller, Proven::Token))
 }
 
 /// The caller that a member's session stands for.
@@ -203,7 +239,7 @@ async fn by_session(parts: &mut Parts, state: &HttpState) -> Result<Called, Prob
     let (person, caller) = state.app.resume(&token, Some(named)).await?;
     let caller = caller.ok_or(AppError::NotFound { what: "organization" })?;
     record(&caller);
-    Ok((caller, Some(person)))
+    Ok((caller, Proven::Session(Box::new(person))))
 }
 
 fn record(caller: &Caller) {

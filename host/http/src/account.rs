@@ -9,7 +9,7 @@ use bulkhead_app::account::SetUp;
 use bulkhead_app::auth::OrgRef;
 use bulkhead_app::data::{Device, Membership, Session, SignInAttempt, User};
 use bulkhead_app::member::Newcomer;
-use bulkhead_app::sign_in::{Opened, SignInOutcome};
+use bulkhead_app::sign_in::{ListedSession, Opened, SignInOutcome};
 use bulkhead_model::id::{DeviceId, OrgId, SessionId, UserId};
 use bulkhead_model::name::Slug;
 use bulkhead_model::time::Timestamp;
@@ -22,7 +22,7 @@ use crate::extract::{In, Input, NoInput};
 use crate::mfa::read_proof;
 use crate::org::OrgView;
 use crate::problem::Problem;
-use crate::session::{MaybePerson, Person, Visitor, no_session_cookie, session_cookies, waiting_cookie};
+use crate::session::{MaybePerson, Person, Visitor, device_cookie, no_session_cookie, session_cookies, waiting_cookie};
 use crate::view::line;
 
 /// A person.
@@ -268,7 +268,7 @@ pub(crate) async fn sign_out(person: Person, State(state): State<HttpState>, _: 
 #[schema(as = StepUp)]
 pub(crate) struct StepUpInput {
     password: String,
-    /// Six digits that the authenticator app shows.
+    /// Six digits that the authenticator app shows; a backup code is taken here as well.
     #[serde(default)]
     code: Option<String>,
     /// … or a backup code.
@@ -307,7 +307,7 @@ pub(crate) struct ChoosePasswordInput {
     password: String,
 }
 
-/// Chooses a password with the token of a link. Every session of the person ends.
+/// Chooses a password with the token of a link. Every session of the person ends, and the browser is one that they are known by.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/choose-password",
@@ -319,12 +319,12 @@ pub(crate) struct ChoosePasswordInput {
     ]))),
 )]
 pub(crate) async fn choose_password(
-    _: Visitor,
+    Visitor(client): Visitor,
     State(state): State<HttpState>,
     Input(input): Input<ChoosePasswordInput>,
-) -> Result<StatusCode, Problem> {
-    state.app.choose_password(&input.token, &input.password).await?;
-    Ok(StatusCode::NO_CONTENT)
+) -> Result<Response, Problem> {
+    let device = state.app.choose_password(&input.token, &input.password, &client).await?;
+    Ok((StatusCode::NO_CONTENT, device_cookie(&device)).into_response())
 }
 
 /// Shows who is signed in.
@@ -370,20 +370,35 @@ pub(crate) async fn change_password(
     opened_answer(&state, opened).await
 }
 
+/// A session in a list.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ListedSession)]
+pub(crate) struct ListedSessionView {
+    #[serde(flatten)]
+    session: SessionView,
+    /// Refresh tokens that came from it and can be used: they go on without anybody at the browser, until `expires_at`.
+    tokens: u32,
+}
+
 /// A person's live sessions.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Sessions)]
 pub(crate) struct SessionsView {
-    items: Vec<SessionView>,
+    items: Vec<ListedSessionView>,
 }
 
 impl SessionsView {
-    pub(crate) fn new(items: Vec<SessionView>) -> Self {
-        Self { items }
+    /// `current` is the session that asks, if it is one of them.
+    pub(crate) fn new(sessions: Vec<ListedSession>, current: Option<SessionId>) -> Self {
+        let view = |listed: ListedSession| ListedSessionView {
+            session: SessionView::new(listed.session, current),
+            tokens: listed.tokens,
+        };
+        Self { items: sessions.into_iter().map(view).collect() }
     }
 }
 
-/// Lists the person's sessions, newest first.
+/// Lists the person's sessions, newest first: those that can be used, and those that tokens go on from.
 #[utoipa::path(get, path = "/api/v1/me/sessions", tag = "accounts", responses((status = 200, body = SessionsView)))]
 pub(crate) async fn list_sessions(
     person: Person,
@@ -391,7 +406,7 @@ pub(crate) async fn list_sessions(
 ) -> Result<Json<SessionsView>, Problem> {
     let current = Some(person.signed_in.session.id);
     let sessions = state.app.list_own_sessions(&person.signed_in).await?;
-    Ok(Json(SessionsView { items: sessions.into_iter().map(|session| SessionView::new(session, current)).collect() }))
+    Ok(Json(SessionsView::new(sessions, current)))
 }
 
 /// Ends one of the person's sessions.
@@ -560,7 +575,7 @@ pub(crate) struct EmailInput {
     request_body = EmailInput,
     responses((status = 202)),
     extensions(("x-bulkhead-problems" = json!([
-        "no-mail", "too-many-attempts", "foreign-origin", "unavailable", "invalid-query",
+        "no-mail", "too-many-attempts", "busy", "foreign-origin", "unavailable", "invalid-query",
     ]))),
 )]
 pub(crate) async fn ask_for_reset(
@@ -572,7 +587,8 @@ pub(crate) async fn ask_for_reset(
     Ok(StatusCode::ACCEPTED)
 }
 
-/// Asks for a letter that proves the person's address, or another one to change to, which needs a fresh proof of who it is.
+/// Asks for a letter that proves the person's address, or another one to change to, which needs a fresh proof of who it is and is told to the
+/// address of now.
 #[utoipa::path(
     put,
     path = "/api/v1/me/email",
@@ -586,7 +602,7 @@ pub(crate) async fn ask_to_verify(
     State(state): State<HttpState>,
     Input(input): Input<EmailInput>,
 ) -> Result<StatusCode, Problem> {
-    state.app.ask_to_verify(&person.signed_in, &input.email, &person.client).await?;
+    state.app.ask_to_verify(&person.signed_in, &input.email).await?;
     Ok(StatusCode::ACCEPTED)
 }
 

@@ -1,11 +1,13 @@
 //! API keys: made, listed, revoked. The secret is in the answer that made it and never again.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::api_key::{NewApiKey, SECRET_GRACE_DEFAULT};
 use bulkhead_app::data::ApiKey;
-use bulkhead_model::id::ApiKeyId;
+use bulkhead_model::id::{ApiKeyId, UserId};
 use bulkhead_model::permission::Permission;
 use bulkhead_model::time::Timestamp;
 use http::{StatusCode, header};
@@ -17,6 +19,7 @@ use crate::access::OrgCaller;
 use crate::extract::{In, Input};
 use crate::page::{ListOf, NoFilter, PageParams, Paging};
 use crate::problem::Problem;
+use crate::session::Visitor;
 use crate::view::line;
 
 /// What a new key is to be.
@@ -50,6 +53,15 @@ pub(crate) struct ApiKeyView {
     expires_at: Option<Timestamp>,
     #[schema(value_type = Option<String>, format = DateTime)]
     revoked_at: Option<Timestamp>,
+    /// Until then the secret before this one is good as well.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    previous_until: Option<Timestamp>,
+    /// The person whose key it is: it holds no more than they hold. Null for one that the operator made.
+    #[schema(value_type = Option<String>, example = "user_01h455vb4pex5vsknk084sn02q")]
+    owner: Option<UserId>,
+    /// The key that made it; revoking that one revokes this one as well.
+    #[schema(value_type = Option<String>)]
+    made_by: Option<ApiKeyId>,
 }
 
 /// A key that was just made.
@@ -71,6 +83,9 @@ impl From<ApiKey> for ApiKeyView {
             created_at: key.created_at,
             expires_at: key.expires_at,
             revoked_at: key.revoked_at,
+            previous_until: key.previous.map(|(_, until)| until),
+            owner: key.owner,
+            made_by: key.made_by,
         }
     }
 }
@@ -82,7 +97,7 @@ impl From<ApiKey> for ApiKeyView {
     tag = "API keys",
     request_body = NewApiKeyInput,
     responses((status = 201, body = CreatedApiKeyView)),
-    extensions(("x-bulkhead-problems" = json!(["invalid-name", "invalid-permissions", "invalid-expiry"]))),
+    extensions(("x-bulkhead-problems" = json!(["invalid-name", "invalid-permissions", "invalid-expiry", "too-many-keys"]))),
 )]
 pub(crate) async fn create_api_key(
     at: OrgCaller,
@@ -117,7 +132,65 @@ pub(crate) async fn list_api_keys(
     Ok(Json(paging.answer(page, ApiKeyView::from)))
 }
 
-/// Revokes a key at once. Doing it twice is no error; the key that asks cannot be the one that goes.
+/// How to replace a key's secret.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = RotateApiKey)]
+pub(crate) struct RotateApiKeyInput {
+    /// Seconds that the secret before is good for as well, at most seven days; a day when left out.
+    #[serde(default)]
+    grace_s: Option<u64>,
+}
+
+/// Gives a key another secret, which is in this answer only. Its id, its end and what it may stay; a person's key takes the person.
+#[utoipa::path(
+    post,
+    path = "/api/v1/orgs/{org}/api-keys/{api_key}/rotate",
+    tag = "API keys",
+    request_body = RotateApiKeyInput,
+    responses((status = 200, body = CreatedApiKeyView)),
+    extensions(("x-bulkhead-problems" = json!(["invalid-grace", "not-own-key"]))),
+)]
+pub(crate) async fn rotate_api_key(
+    at: OrgCaller,
+    In(id): In<ApiKeyId>,
+    State(state): State<HttpState>,
+    Input(input): Input<RotateApiKeyInput>,
+) -> Result<Json<CreatedApiKeyView>, Problem> {
+    let grace = input.grace_s.map_or(SECRET_GRACE_DEFAULT, Duration::from_secs);
+    let rotated = state.app.rotate_api_key(&at.caller, at.org, id, grace).await?;
+    Ok(Json(CreatedApiKeyView { key: rotated.key.into(), secret: rotated.secret_text }))
+}
+
+/// A key that was found somewhere.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = LeakedApiKey)]
+pub(crate) struct LeakedKeyInput {
+    /// The whole key, as `Authorization: Bearer` takes it.
+    key: String,
+}
+
+/// Revokes a key that was found where it does not belong: in a public repository, in a log. Whoever can say the key may end it, with what it
+/// made. The answer is always the same.
+#[utoipa::path(
+    post,
+    path = "/api/v1/leaked-api-keys",
+    tag = "API keys",
+    request_body = LeakedKeyInput,
+    responses((status = 204)),
+    extensions(("x-bulkhead-problems" = json!(["foreign-origin", "unavailable", "invalid-query"]))),
+)]
+pub(crate) async fn report_leaked_key(
+    _: Visitor,
+    State(state): State<HttpState>,
+    Input(input): Input<LeakedKeyInput>,
+) -> Result<StatusCode, Problem> {
+    state.app.report_leaked_key(&input.key).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Revokes a key at once, and every key that it made, with those that they made. Doing it twice is no error; the key that asks cannot be the one that goes.
 #[utoipa::path(
     delete,
     path = "/api/v1/orgs/{org}/api-keys/{api_key}",

@@ -14,8 +14,10 @@ use tracing::Instrument as _;
 
 use crate::HttpState;
 use crate::problem::{Kind, Problem};
+use crate::session::ClientAddress;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// A request id that somebody else chose holds at most this many characters.
 const REQUEST_ID_LEN_MAX: usize = 128;
 /// The route label of requests that no route matches, so that scanners make no new time series.
@@ -38,7 +40,7 @@ impl Drop for InFlight {
 }
 
 /// The outermost layer.
-pub(crate) async fn edge(State(state): State<HttpState>, request: Request, next: Next) -> Response {
+pub(crate) async fn edge(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
     let (began, _in_flight) = (Instant::now(), InFlight::begin());
     let id = request_id(request.headers(), &state);
     let method = method_label(request.method());
@@ -59,7 +61,10 @@ pub(crate) async fn edge(State(state): State<HttpState>, request: Request, next:
         org_id = tracing::field::Empty,
         user_id = tracing::field::Empty,
     );
-    let response = next.run(request).instrument(span.clone()).await;
+    let response = match place_client(&mut request, &state) {
+        Ok(()) => next.run(request).instrument(span.clone()).await,
+        Err(unreadable) => span.in_scope(|| unreadable.into_response()),
+    };
     let status = response.status();
     let elapsed = began.elapsed();
     metrics::histogram!(
@@ -72,6 +77,23 @@ pub(crate) async fn edge(State(state): State<HttpState>, request: Request, next:
     let latency_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
     span.in_scope(|| tracing::info!(status_code = status.as_u16(), latency_ms, "answered"));
     finish(response, &id, state.config.public_url.starts_with("https://"))
+}
+
+/// Puts the client's address in the place of the peer's.
+fn place_client(request: &mut Request, state: &HttpState) -> Result<(), Problem> {
+    let Some(ClientAddress(peer)) = request.extensions_mut().remove::<ClientAddress>() else { return Ok(()) };
+    let proxies = &state.config.trusted_proxies;
+    // This server speaks no TLS: with an https address every peer is a proxy, and which client it speaks for is not known.
+    if proxies.is_empty() && state.config.public_url.starts_with("https://") {
+        return Ok(());
+    }
+    let values = |name: HeaderName| -> Vec<&[u8]> {
+        request.headers().get_all(name).iter().map(HeaderValue::as_bytes).collect()
+    };
+    let client = proxies.client(peer, &values(header::FORWARDED), &values(FORWARDED_FOR));
+    let client = client.map_err(|unreadable| Problem::new(Kind::InvalidHeader, unreadable.to_string()))?;
+    request.extensions_mut().insert(ClientAddress(client));
+    Ok(())
 }
 
 /// The caller's id when it is harmless text, else a new one.

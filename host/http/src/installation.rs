@@ -14,7 +14,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::HttpState;
-use crate::access::OrgCaller;
+use crate::access::{OrgCaller, Proven};
 use crate::extract::{IfMatch, In, Input, etag};
 use crate::page::{ListOf, NoFilter, PageParams, Paging};
 use crate::problem::Problem;
@@ -139,7 +139,8 @@ fn tagged(status: StatusCode, detail: InstallationDetail) -> Response {
 
 /// Installs a plugin version, enabled.
 ///
-/// A required permission that is not granted does not stand in the way; calls are refused until it is.
+/// A required permission that is not granted does not stand in the way; calls are refused until it is. Granting asks a person for a proof of the
+/// last ten minutes.
 #[utoipa::path(
     post,
     path = "/api/v1/orgs/{org}/installations",
@@ -147,16 +148,21 @@ fn tagged(status: StatusCode, detail: InstallationDetail) -> Response {
     request_body = NewInstallationInput,
     responses((status = 201, body = InstallationView, headers(("etag" = String)))),
     extensions(
-        ("x-bulkhead-problems" = json!(["invalid-installation", "invalid-grants"])),
+        ("x-bulkhead-problems" = json!(["invalid-installation", "invalid-grants", "step-up-required", "session-needed"])),
         ("x-bulkhead-permission-also" = json!({ "plugins.grant": "when `grants` is not empty" })),
+        ("x-bulkhead-step-up" = json!("when `grants` is not empty")),
     ),
 )]
 pub(crate) async fn install(
     at: OrgCaller,
+    proven: Proven,
     State(state): State<HttpState>,
     Input(input): Input<NewInstallationInput>,
 ) -> Result<Response, Problem> {
     let NewInstallationInput { plugin, version, settings, grants } = input;
+    if !grants.permissions.is_empty() {
+        proven.require_fresh(&state)?;
+    }
     let new = NewInstallation { plugin, version, settings, grants };
     let detail = state.app.install(&at.caller, at.org, new).await?;
     let location = format!("/api/v1/orgs/{}/installations/{}", at.org, detail.installation.id);

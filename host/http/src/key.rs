@@ -79,6 +79,8 @@ pub(crate) struct KeyRotationView {
     done: u64,
     /// … and those that are left, as last counted.
     left: u64,
+    /// Those of them that do not open with the key that they name: damaged, or moved here. They stay as they are, and so does that key.
+    broken: u64,
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
     #[schema(value_type = String, format = DateTime)]
@@ -98,6 +100,7 @@ impl From<KeyRotation> for KeyRotationView {
             state: if rotation.finished_at.is_some() { "done" } else { "running" },
             done: rotation.done,
             left: rotation.left,
+            broken: rotation.broken,
             created_at: rotation.created_at,
             updated_at: rotation.updated_at,
             finished_at: rotation.finished_at,

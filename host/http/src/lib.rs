@@ -69,6 +69,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::middleware;
 use bulkhead_app::App;
+use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::permission::Permission;
 use bulkhead_model::rate::RouteClass;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -95,6 +96,8 @@ pub struct HttpConfig {
     /// How clients reach this server, without a trailing slash: `https://bulkhead.example.com`. Shown in webhook addresses;
     /// with `https` answers also ask browsers to stay with it.
     pub public_url: String,
+    /// Whose word is taken for where a request comes from. With none and an `https` address, nobody is counted by address.
+    pub trusted_proxies: TrustedProxies,
     /// Shown by the health check and the start page.
     pub version: &'static str,
 }
@@ -201,6 +204,10 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(public("the refresh token is the credential", routes!(token::refresh_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::revoke_tokens)))
         .routes(counted(RouteClass::Relaxed, public("a public key is no secret", routes!(token::show_jwks))))
+        .routes(counted(
+            RouteClass::Strict,
+            public("the leaked key is the credential", routes!(api_key::report_leaked_key)),
+        ))
 }
 
 fn member_routes() -> OpenApiRouter<HttpState> {
@@ -228,6 +235,7 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded_fresh(Permission::SecurityWrite, routes!(allow_list::replace_ip_allow_list)))
         .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))
         .routes(guarded(Permission::ApiKeysRead, routes!(api_key::list_api_keys)))
+        .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::rotate_api_key)))
         .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::revoke_api_key)))
         .routes(guarded(Permission::AuditRead, routes!(audit::list_audit)))
         .routes(guarded_fresh(Permission::AuditExport, routes!(audit::export_audit)))
@@ -240,7 +248,7 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::OrgRead, routes!(retention::preview_retention)))
         .routes(guarded(Permission::JobsRead, routes!(queue::show_queue)))
         .routes(guarded(Permission::EncryptionRead, routes!(key::show_keys)))
-        .routes(guarded(Permission::EncryptionRotate, routes!(key::rotate_key)))
+        .routes(guarded_fresh(Permission::EncryptionRotate, routes!(key::rotate_key)))
         .routes(guarded(Permission::EncryptionRead, routes!(key::list_key_rotations)))
         .routes(guarded(Permission::EncryptionRead, routes!(key::show_key_rotation)))
 }

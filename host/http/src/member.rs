@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 
 use crate::HttpState;
 use crate::access::OrgCaller;
-use crate::account::{SessionView, SessionsView};
+use crate::account::SessionsView;
 use crate::extract::{In, Input};
 use crate::page::{ListOf, NoFilter, PageParams, Paging};
 use crate::problem::Problem;
@@ -98,7 +98,7 @@ pub(crate) struct MemberStateInput {
     state: MemberState,
 }
 
-/// Disables a member, which ends their sessions and tokens at once, or enables them again.
+/// Disables a member, which ends their keys and their sessions and tokens with this organization in front at once, or enables them again.
 #[utoipa::path(
     put,
     path = "/api/v1/orgs/{org}/members/{user}/state",
@@ -120,7 +120,7 @@ pub(crate) async fn set_member_state(
     Ok(Json(state.app.set_member_state(&at.caller, at.org, user, is_active).await?.into()))
 }
 
-/// Takes somebody out of the organization, which ends their sessions and tokens at once.
+/// Takes somebody out of the organization, which ends their keys and their sessions and tokens with it in front at once.
 #[utoipa::path(
     delete,
     path = "/api/v1/orgs/{org}/members/{user}",
@@ -137,7 +137,7 @@ pub(crate) async fn remove_member(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Lists where a member is signed in.
+/// Lists where a member is signed in with this organization, or none, in front.
 #[utoipa::path(
     get,
     path = "/api/v1/orgs/{org}/members/{user}/sessions",
@@ -150,10 +150,10 @@ pub(crate) async fn list_member_sessions(
     State(state): State<HttpState>,
 ) -> Result<Json<SessionsView>, Problem> {
     let sessions = state.app.list_member_sessions(&at.caller, at.org, user).await?;
-    Ok(Json(SessionsView::new(sessions.into_iter().map(|session| SessionView::new(session, None)).collect())))
+    Ok(Json(SessionsView::new(sessions, None)))
 }
 
-/// Ends all of a member's sessions.
+/// Ends all of a member's sessions that are listed here.
 #[utoipa::path(
     delete,
     path = "/api/v1/orgs/{org}/members/{user}/sessions",
@@ -196,6 +196,10 @@ pub(crate) struct NewInvitationInput {
     /// One whose permissions the inviter holds.
     #[schema(example = "viewer")]
     role: String,
+    /// Until when the role is theirs; for ever if left out, which nobody can give who holds it for a time.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    valid_until: Option<Timestamp>,
 }
 
 /// An invitation.
@@ -208,6 +212,9 @@ pub(crate) struct InvitationView {
     role: String,
     /// A person's or a key's id.
     invited_by: String,
+    /// Until when the role is given; null for ever.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    valid_until: Option<Timestamp>,
     #[schema(value_type = String, format = DateTime)]
     created_at: Timestamp,
     #[schema(value_type = String, format = DateTime)]
@@ -236,6 +243,7 @@ impl From<Invitation> for InvitationView {
             email: invitation.email.to_string(),
             role: invitation.role,
             invited_by: invitation.invited_by,
+            valid_until: invitation.valid_until,
             created_at: invitation.created_at,
             expires_at: invitation.expires_at,
             accepted_at: invitation.accepted_at,
@@ -244,21 +252,24 @@ impl From<Invitation> for InvitationView {
     }
 }
 
-/// Invites somebody by mail. An earlier invitation to the address is worth nothing from here on.
+/// Invites somebody by mail, to what the inviter holds then and when it is accepted. An earlier invitation to the address is worth nothing from here on.
 #[utoipa::path(
     post,
     path = "/api/v1/orgs/{org}/invitations",
     tag = "members",
     request_body = NewInvitationInput,
     responses((status = 201, body = InvitedView)),
-    extensions(("x-bulkhead-problems" = json!(["invalid-email", "invalid-role", "already-member", "too-many-invitations"]))),
+    extensions(("x-bulkhead-problems" = json!([
+        "invalid-email", "invalid-role", "invalid-window", "exceeds-own-rights", "already-member", "too-many-invitations",
+        "too-many-attempts",
+    ]))),
 )]
 pub(crate) async fn invite(
     at: OrgCaller,
     State(state): State<HttpState>,
     Input(input): Input<NewInvitationInput>,
 ) -> Result<Response, Problem> {
-    let new = NewInvitation { email: input.email, role: input.role };
+    let new = NewInvitation { email: input.email, role: input.role, valid_until: input.valid_until };
     let invited = state.app.invite(&at.caller, at.org, new).await?;
     let location = format!("/api/v1/orgs/{}/invitations/{}", at.org, invited.invitation.id);
     let view = InvitedView { invitation: invited.invitation.into(), link: invited.link };

@@ -24,7 +24,7 @@ use crate::session::{Person, Waits, no_waiting_cookie};
 #[serde(deny_unknown_fields)]
 #[schema(as = SecondFactor)]
 pub(crate) struct ProofInput {
-    /// Six digits that the authenticator app shows.
+    /// Six digits that the authenticator app shows; a backup code is taken here as well.
     #[serde(default)]
     #[schema(example = "123456")]
     code: Option<String>,
@@ -36,7 +36,7 @@ pub(crate) struct ProofInput {
 /// One of the two, and not both.
 pub(crate) fn read_proof(code: Option<String>, backup_code: Option<String>) -> Result<Option<Proof>, Problem> {
     match (code, backup_code) {
-        (Some(code), None) => Ok(Some(Proof::Code(code))),
+        (Some(code), None) => Ok(Some(Proof::of_code(code))),
         (None, Some(code)) => Ok(Some(Proof::BackupCode(code))),
         (None, None) => Ok(None),
         (Some(_), Some(_)) => {
@@ -142,7 +142,8 @@ fn unstored(status: StatusCode, view: impl Serialize) -> Response {
     (status, [(header::CACHE_CONTROL, "no-store")], Json(view)).into_response()
 }
 
-/// Begins to set an authenticator app up; one that counts goes on counting until the new one is activated. Ends what was begun before.
+/// Begins to set an authenticator app up; one that counts goes on counting until the new one is activated. Ends what was begun before, and only
+/// this session goes on with it.
 #[utoipa::path(
     post,
     path = "/api/v1/me/mfa/totp",
@@ -188,14 +189,14 @@ impl From<Vec<BackupCode>> for BackupCodesView {
     }
 }
 
-/// Proves that the app shows the right codes; answers ten backup codes. Those of before are worth nothing from here on.
+/// Proves that the app shows the right codes; answers ten backup codes, which count from when the app does.
 #[utoipa::path(
     post,
     path = "/api/v1/me/mfa/totp/verify",
     tag = "accounts",
     request_body = CodeInput,
     responses((status = 200, body = BackupCodesView)),
-    extensions(("x-bulkhead-problems" = json!(["no-set-up", "wrong-code", "too-many-attempts", "busy"]))),
+    extensions(("x-bulkhead-problems" = json!(["no-set-up", "step-up-required", "wrong-code", "too-many-attempts", "busy"]))),
 )]
 pub(crate) async fn verify_totp(
     person: Person,
@@ -213,7 +214,7 @@ pub(crate) async fn verify_totp(
     path = "/api/v1/me/mfa/totp/activate",
     tag = "accounts",
     responses((status = 200, body = MeView)),
-    extensions(("x-bulkhead-problems" = json!(["no-set-up"]))),
+    extensions(("x-bulkhead-problems" = json!(["no-set-up", "step-up-required"]))),
 )]
 pub(crate) async fn activate_totp(
     person: Person,
@@ -244,7 +245,7 @@ pub(crate) async fn disable_mfa(person: Person, State(state): State<HttpState>) 
     path = "/api/v1/me/mfa/backup-codes",
     tag = "accounts",
     responses((status = 201, body = BackupCodesView)),
-    extensions(("x-bulkhead-problems" = json!(["step-up-required", "no-set-up", "busy"]))),
+    extensions(("x-bulkhead-problems" = json!(["step-up-required", "no-set-up", "too-many-attempts", "busy"]))),
 )]
 pub(crate) async fn renew_backup_codes(
     person: Person,

@@ -89,7 +89,8 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     let mut problems: BTreeSet<String> =
         operation.remove(PROBLEMS_KEY).and_then(|declared| serde_json::from_value(declared).ok()).unwrap_or_default();
     let mut add = |kinds: &[Kind]| problems.extend(kinds.iter().map(|kind| kind.entry().slug.to_owned()));
-    add(&[Kind::Internal, Kind::TimedOut]);
+    // What a proxy of ours wrote could not be read: before any route.
+    add(&[Kind::Internal, Kind::TimedOut, Kind::InvalidHeader]);
     let class = operation.get(CLASS_KEY).and_then(Value::as_str).and_then(RouteClass::parse);
     if class.is_none_or(|class| class != RouteClass::Starts) {
         add(&[Kind::RateLimited, Kind::Blocked]);
@@ -102,7 +103,7 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
         add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable, Kind::InvalidQuery]);
         add(&[Kind::MfaRequired, Kind::AddressRefused]);
         if operation.contains_key(STEP_UP_KEY) {
-            add(&[Kind::StepUpRequired]);
+            add(&[Kind::StepUpRequired, Kind::SessionNeeded]);
         }
     }
     let personal = operation.contains_key(PERSONAL_KEY);
@@ -121,7 +122,7 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
         add(&[Kind::InvalidCursor]);
     }
     if parameters.iter().any(|parameter| parameter["name"] == "if-match") {
-        add(&[Kind::IfMatchRequired, Kind::Stale, Kind::InvalidHeader]);
+        add(&[Kind::IfMatchRequired, Kind::Stale]);
     }
     describe_successes(operation);
     add_responses(operation, &problems);

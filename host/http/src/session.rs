@@ -26,7 +26,8 @@ const SIGN_IN_AGE_S: u64 = 300;
 const DEVICE_AGE_S: u64 = 30 * 86_400;
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// The address that a connection comes from. Whoever accepts connections puts it into each request.
+/// Where a request comes from. Whoever accepts connections puts the peer's address into each request; `edge.rs` puts that of the client in its
+/// place, or none where it cannot be known.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientAddress(pub IpAddr);
 
@@ -207,6 +208,11 @@ pub(crate) fn session_cookies(opened: &Opened) -> HeaderMap {
         headers.append(header::SET_COOKIE, set_cookie(DEVICE, &device.reveal(), Some(DEVICE_AGE_S)));
     }
     headers
+}
+
+/// The cookie by which a browser is known.
+pub(crate) fn device_cookie(device: &BrowserToken) -> HeaderMap {
+    HeaderMap::from_iter([(header::SET_COOKIE, set_cookie(DEVICE, &device.reveal(), Some(DEVICE_AGE_S)))])
 }
 
 /// The cookie of a sign-in that waits for a second factor.

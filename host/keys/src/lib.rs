@@ -21,4 +21,4 @@ pub use context::{Context, Purpose};
 pub use envelope::{Envelope, KeyId};
 pub use key::{Key, KeyError};
 pub use life::{KeyState, Level};
-pub use root::{RootId, RootKey, RootKeys, RootKeysError, RootProvider};
+pub use root::{RootId, RootKey, RootKeys, RootKeysError, RootProvider, RootStanding};

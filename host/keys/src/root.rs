@@ -2,8 +2,8 @@
 //!
 //! Several can be there at once, as lines of one text. The first is the host's foundation: it also gives whatever else is derived
 //! from a secret of the host's (the pepper of passwords, the seal of cursors and backups …), and stays. The last one without a
-//! `next` before it wraps; all of them open. So a new one is first made known to every node, then used, then everything is wrapped
-//! anew, and only then is the old one taken away.
+//! `next` before it wraps; all of them open, and those that wait as `next` stand behind it. So a new one is first made known to every
+//! node, then used, then everything is wrapped anew, and only then is the old one taken away.
 
 use std::fmt;
 
@@ -45,6 +45,11 @@ impl RootKey {
     fn wrapping(&self) -> Key {
         Key::new(self.derive("organization keys v1"))
     }
+
+    /// What seals what belongs to people.
+    fn of_people(&self) -> Key {
+        Key::new(self.derive("values of people v1"))
+    }
 }
 
 impl fmt::Debug for RootKey {
@@ -84,9 +89,18 @@ pub trait RootProvider: fmt::Debug + Send + Sync {
     /// The root key that wraps what is wrapped now.
     fn current(&self) -> RootId;
 
-    /// What seals values that belong to people rather than to an organization: a key of the first root key's, which stays, and that
-    /// root key's id.
-    fn people(&self) -> (RootId, Key);
+    /// Every root key with where it stands, in the order in which they wrap.
+    fn standings(&self) -> Vec<(RootId, RootStanding)>;
+
+    /// The root key that whatever is not wrapped comes from, and a value by which it can be told from every other, and which says
+    /// nothing about it.
+    fn base_check(&self) -> (RootId, [u8; KEY_BYTES]);
+
+    /// What seals values that belong to people rather than to an organization, under this root key.
+    ///
+    /// # Errors
+    /// [`KeyError::UnknownRoot`].
+    fn people(&self, id: RootId) -> Result<Key, KeyError>;
 
     /// Whether this one can be used.
     fn knows(&self, id: RootId) -> bool;
@@ -113,6 +127,9 @@ pub enum RootKeysError {
     Repeated { line: usize },
     #[error("line {line} is all one byte, which is no key")]
     Constant { line: usize },
+    /// The order of the lines is the order in which the keys wrap.
+    #[error("line {line} wraps already and stands behind a key that waits as `next`: put those that wait last")]
+    Order { line: usize },
     /// The first key is what everything else is derived from: it is used from the start, and stays.
     #[error(
         "the first root key cannot wait as `next`, and cannot be taken away: more than organization keys depends on it"
@@ -145,6 +162,11 @@ impl RootStanding {
             Self::Next => "next",
             Self::DecryptOnly => "decrypt_only",
         }
+    }
+
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Active, Self::Next, Self::DecryptOnly].into_iter().find(|standing| standing.as_str() == text)
     }
 }
 
@@ -184,6 +206,9 @@ impl RootKeys {
             }
             if keys.is_empty() && next.is_some() {
                 return Err(RootKeysError::First);
+            }
+            if next.is_none() && keys.last().is_some_and(|(_, waits)| *waits) {
+                return Err(RootKeysError::Order { line });
             }
             keys.push((key, next.is_some()));
         }
@@ -241,13 +266,13 @@ impl RootKeys {
         Ok(Self { keys })
     }
 
-    /// The same with the last key wrapping that waited as `next`.
+    /// The same with the first key wrapping that waited as `next`.
     ///
     /// # Errors
     /// [`RootKeysError::NoNext`].
     pub fn with_next_in_use(&self) -> Result<Self, RootKeysError> {
         let mut keys = self.keys.clone();
-        let (_, next) = keys.iter_mut().rev().find(|(_, next)| *next).ok_or(RootKeysError::NoNext)?;
+        let (_, next) = keys.iter_mut().find(|(_, next)| *next).ok_or(RootKeysError::NoNext)?;
         *next = false;
         Ok(Self { keys })
     }
@@ -281,8 +306,17 @@ impl RootProvider for RootKeys {
         self.active().id()
     }
 
-    fn people(&self) -> (RootId, Key) {
-        (self.base().id(), Key::new(self.base().derive("values of people v1")))
+    fn standings(&self) -> Vec<(RootId, RootStanding)> {
+        Self::standings(self)
+    }
+
+    fn base_check(&self) -> (RootId, [u8; KEY_BYTES]) {
+        (self.base().id(), self.base().derive("check value v1"))
+    }
+
+    fn people(&self, id: RootId) -> Result<Key, KeyError> {
+        let known = self.keys.iter().find(|(key, _)| key.id() == id);
+        known.map(|(key, _)| key.of_people()).ok_or(KeyError::UnknownRoot(id))
     }
 
     fn knows(&self, id: RootId) -> bool {
@@ -353,6 +387,16 @@ mod tests {
         assert_eq!(third.without(third.current()).unwrap_err(), RootKeysError::Current(third.current()));
         assert_eq!(third.without(one.current()).unwrap_err(), RootKeysError::First);
         assert_eq!(one.with_next_in_use().unwrap_err(), RootKeysError::NoNext);
+        // Of several that wait, the first one is used first: the text can always be read again.
+        let waits = two.with_next(key(8)).unwrap();
+        let first = waits.with_next_in_use().unwrap();
+        let expected = [
+            (key(1).id(), RootStanding::DecryptOnly),
+            (key(9).id(), RootStanding::Active),
+            (key(8).id(), RootStanding::Next),
+        ];
+        assert_eq!(first.standings(), expected);
+        assert_eq!(RootKeys::parse(&first.to_text()).unwrap().standings(), first.standings());
         for keys in [one, two, used, third] {
             assert_eq!(RootKeys::parse(&keys.to_text()).unwrap().standings(), keys.standings());
         }
@@ -371,10 +415,23 @@ mod tests {
             (format!("{}\n{}", text(1), "ff".repeat(32)), RootKeysError::Constant { line: 2 }),
             (format!("{}\n\n{}", text(1), text(1)), RootKeysError::Repeated { line: 3 }),
             (format!("next {}", text(1)), RootKeysError::First),
+            (format!("{}\nnext {}\n{}", text(1), text(2), text(3)), RootKeysError::Order { line: 3 }),
         ];
         for (text, error) in cases {
             assert_eq!(RootKeys::parse(&text).unwrap_err(), error, "{error}");
         }
+    }
+
+    #[test]
+    fn what_belongs_to_people_has_a_key_of_each_root_key() {
+        let both = RootKeys::parse(&format!("{}\n{}", text(1), text(2))).unwrap();
+        let of = |byte| both.people(key(byte).id()).unwrap();
+        assert_ne!(of(1).bytes(), of(2).bytes());
+        assert_eq!(of(1).bytes(), RootKeys::single(key(1)).people(key(1).id()).unwrap().bytes());
+        assert_eq!(both.people(key(3).id()).unwrap_err(), KeyError::UnknownRoot(key(3).id()));
+        let (id, check) = both.base_check();
+        assert_eq!((id, check), RootKeys::single(key(1)).base_check());
+        assert_ne!(check, RootKeys::single(key(2)).base_check().1);
     }
 
     #[test]

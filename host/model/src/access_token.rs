@@ -44,11 +44,26 @@ pub struct Claims {
     pub sid: SessionId,
     /// The person's epoch when it was made: a raised one makes it worth nothing.
     pub epoch: i64,
+    /// When the person had proven who they are, in seconds since 1970 …
+    pub auth_time: i64,
+    /// … and with what (RFC 8176). What the session proves later is not the token's.
+    pub amr: Vec<String>,
     pub jti: String,
     /// Seconds since 1970.
     pub iat: i64,
     pub nbf: i64,
     pub exp: i64,
+}
+
+/// What a token says besides its times.
+#[derive(Clone, Copy, Debug)]
+pub struct Bearer<'a> {
+    pub user: UserId,
+    pub session: SessionId,
+    pub epoch: i64,
+    pub auth_at: Timestamp,
+    /// Divided by spaces.
+    pub amr: &'a str,
 }
 
 /// Makes and checks the tokens of one server.
@@ -92,14 +107,16 @@ impl TokenKey {
 
     /// A token for ten minutes.
     #[must_use]
-    pub fn issue(&self, user: UserId, session: SessionId, epoch: i64, jti: &[u8; 16], now: Timestamp) -> String {
+    pub fn issue(&self, bearer: &Bearer<'_>, jti: &[u8; 16], now: Timestamp) -> String {
         let (iat, exp) = (seconds(now), seconds(now.plus(LIFETIME)));
         let claims = Claims {
             iss: self.issuer.clone(),
             aud: self.audience.clone(),
-            sub: user,
-            sid: session,
-            epoch,
+            sub: bearer.user,
+            sid: bearer.session,
+            epoch: bearer.epoch,
+            auth_time: seconds(bearer.auth_at),
+            amr: bearer.amr.split(' ').map(str::to_owned).collect(),
             jti: hex::encode(jti),
             iat,
             nbf: iat,
@@ -161,7 +178,8 @@ mod tests {
     fn token(key: &TokenKey) -> (String, UserId) {
         let ambient = Ambient::manual(NOW, 1);
         let user = UserId::new(&ambient);
-        (key.issue(user, SessionId::new(&ambient), 3, &ambient.random(), NOW), user)
+        let bearer = Bearer { user, session: SessionId::new(&ambient), epoch: 3, auth_at: NOW, amr: "pwd otp" };
+        (key.issue(&bearer, &ambient.random(), NOW), user)
     }
 
     /// RFC 8037 appendix A: the public key of this seed, in its JWK.
@@ -178,6 +196,7 @@ mod tests {
         let (text, user) = token(&key());
         let claims = key().open(&text, NOW).unwrap();
         assert_eq!((claims.sub, claims.epoch), (user, 3));
+        assert_eq!((claims.auth_time, claims.amr), (seconds(NOW), vec!["pwd".to_owned(), "otp".to_owned()]));
         assert!(key().open(&text, NOW.plus(Duration::from_secs(599))).is_some());
         assert!(key().open(&text, NOW.plus(Duration::from_mins(10))).is_none());
         assert!(key().open(&text, NOW.minus(Duration::from_secs(1))).is_none(), "not before its time");

@@ -15,7 +15,11 @@ pub enum Letter {
     /// asking takes the same time for everybody.
     ResetPassword,
     /// Proves that mail to the address arrives, and makes it the person's.
-    VerifyEmail { user: UserId },
+    VerifyEmail {
+        user: UserId,
+        /// The person's when it was asked for: what ends everything else takes this letter back as well.
+        epoch: i64,
+    },
     /// Somebody is to join an organization.
     Invitation { org: OrgId, invitation: InvitationId, org_name: String, inviter: String },
     /// Tells of something that the person should know of, and can do something about.
@@ -28,7 +32,11 @@ pub enum Letter {
 pub enum Notice {
     PasswordChanged,
     EmailChanged,
+    /// Somebody who is signed in wants the account to use another address.
+    EmailChangeAsked,
     NewDevice,
+    /// Somebody tries to sign in as them again and again.
+    ManyFailures,
     MfaEnabled,
     MfaDisabled,
     BackupCodeUsed,
@@ -116,6 +124,11 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                     "Your address was changed",
                     "Your account uses another address from now on, and this one no longer opens it. That was done",
                 ),
+                Notice::EmailChangeAsked => (
+                    "Another address for your account",
+                    "Somebody who is signed in as you, probably you, asked for another address in place of this one. It changes when a link that \
+                     was sent there is followed. It was asked for",
+                ),
                 Notice::MfaEnabled => (
                     "A second factor was set up",
                     "Signing in to your account asks for a code of an authenticator app from now on. That was set up",
@@ -134,6 +147,10 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                 Notice::BackupCodesMade => (
                     "New backup codes",
                     "New backup codes were made for your account, and the old ones are worth nothing, since",
+                ),
+                Notice::ManyFailures => (
+                    "Many sign-ins were refused",
+                    "Somebody tried to sign in to your account with a wrong password ten times within a day. Your password held. The last time was",
                 ),
                 Notice::NewDevice => {
                     ("A new sign-in", "Somebody signed in with your password in a browser that was not used before,")
@@ -172,7 +189,7 @@ mod tests {
     #[test]
     fn what_waits_holds_no_link() {
         let ambient = Ambient::manual(Timestamp::from_micros(0), 1);
-        let letter = Letter::VerifyEmail { user: UserId::new(&ambient) };
+        let letter = Letter::VerifyEmail { user: UserId::new(&ambient), epoch: 3 };
         let text = serde_json::to_string(&letter).unwrap();
         assert_eq!(serde_json::from_str::<Letter>(&text).unwrap(), letter);
         assert_eq!(letter.purpose(), Some(Purpose::VerifyEmail));

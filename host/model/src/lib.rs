@@ -25,6 +25,7 @@ pub mod backup_code;
 pub mod block;
 pub mod breaker;
 pub mod call;
+pub mod client_address;
 pub mod condition;
 pub mod fault;
 pub mod grant;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use crate::id::{ApiKeyId, OrgId, TeamId, UserId};
+use crate::id::{ApiKeyId, OrgId, SessionId, TeamId, UserId};
 use crate::role::assignment::Within;
 use crate::time::Timestamp;
 
@@ -33,6 +33,25 @@ impl fmt::Display for Actor {
     }
 }
 
+/// The text names nobody who acts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("nobody who acts is called so")]
+pub struct ActorError;
+
+impl std::str::FromStr for Actor {
+    type Err = ActorError;
+
+    /// Reads what `Display` writes.
+    fn from_str(text: &str) -> Result<Self, ActorError> {
+        if let Some(reason) = text.strip_prefix("system:") {
+            let found = SystemReason::ALL.into_iter().find(|known| known.as_str() == reason);
+            return found.map(Self::System).ok_or(ActorError);
+        }
+        let user = text.parse().map(Self::User);
+        user.or_else(|_| text.parse().map(Self::ApiKey)).map_err(|_| ActorError)
+    }
+}
+
 /// Who stands behind a caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
@@ -49,6 +68,15 @@ pub struct Caller {
     permissions: PermissionSet,
     /// What is held beside them on what belongs to single teams.
     teams: Vec<(TeamId, PermissionSet)>,
+    /// What a person proved it by.
+    proof: Option<SessionProof>,
+}
+
+/// The session that a person was known by, and their epoch then: what is made in their name is made only while both still are as they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionProof {
+    pub session: SessionId,
+    pub epoch: i64,
 }
 
 /// Why a caller may not.
@@ -77,14 +105,14 @@ impl Caller {
         if revoked_at.is_some() || expires_at.is_some_and(|at| at <= now) {
             return Err(KeyNotValid);
         }
-        Ok(Self { org, subject: Subject::Key(key), permissions, teams: Vec::new() })
+        Ok(Self { org, subject: Subject::Key(key), permissions, teams: Vec::new(), proof: None })
     }
 
     /// The caller that a member of the organization is who has just proven who they are. Only authentication calls this, with the
     /// permissions that follow from the rows it read.
     #[must_use]
     pub fn from_member(org: OrgId, user: UserId, permissions: PermissionSet) -> Self {
-        Self { org, subject: Subject::Member(user), permissions, teams: Vec::new() }
+        Self { org, subject: Subject::Member(user), permissions, teams: Vec::new(), proof: None }
     }
 
     /// The same with what roles that were given for single teams add on those teams' things.
@@ -92,6 +120,19 @@ impl Caller {
     pub fn with_teams(mut self, teams: Vec<(TeamId, PermissionSet)>) -> Self {
         self.teams = teams;
         self
+    }
+
+    /// The same with the session that the person was known by.
+    #[must_use]
+    pub fn with_proof(mut self, proof: SessionProof) -> Self {
+        self.proof = Some(proof);
+        self
+    }
+
+    /// The session that the person was known by, if one calls and came with a session.
+    #[must_use]
+    pub fn proof(&self) -> Option<SessionProof> {
+        self.proof
     }
 
     #[must_use]
@@ -236,6 +277,9 @@ pub enum SystemReason {
 }
 
 impl SystemReason {
+    pub const ALL: [Self; 7] =
+        [Self::SignIn, Self::Jobs, Self::Admin, Self::Worker, Self::Hook, Self::Nodes, Self::Accounts];
+
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -322,6 +366,9 @@ mod tests {
                 let within = |team| member.authorize_within(key.org(), permission, Within::Team(team)).is_ok();
                 prop_assert_eq!(within(team), holds || more.contains(permission));
                 prop_assert_eq!(within(other), holds);
+            }
+            for actor in [key.actor(), member.actor(), Actor::System(SystemReason::ALL[bits as usize % 7])] {
+                prop_assert_eq!(actor.to_string().parse(), Ok(actor));
             }
             prop_assert_eq!(held.iter().collect::<PermissionSet>(), held);
             prop_assert_eq!(held.union(more).without(more), held.without(more));

@@ -46,6 +46,13 @@ impl SessionTimes {
         Self { auth_at: now, expires_at: now.plus(limits.overall), idle: limits.idle, seen_at: now }
     }
 
+    /// As narrow as these limits at least, for a session that began then.
+    #[must_use]
+    pub fn narrowed(self, limits: SessionLimits, began_at: Timestamp) -> Self {
+        let expires_at = self.expires_at.min(began_at.plus(limits.overall));
+        Self { expires_at, idle: self.idle.min(limits.idle), ..self }
+    }
+
     /// Whether the session may be used now. A clock that was set back ends no session and lengthens none beyond its overall end.
     #[must_use]
     pub fn is_live(&self, now: Timestamp) -> bool {
@@ -131,6 +138,13 @@ mod tests {
         assert!(!times.is_live(START.plus(Duration::from_mins(30))));
         let times = SessionTimes::begin(SessionLimits::ADMIN, START);
         assert!(!times.is_live(START.plus(Duration::from_mins(15))));
+    }
+
+    #[test]
+    fn limits_follow_who_becomes_an_administrator() {
+        let narrowed = SessionTimes::begin(SessionLimits::MEMBER, START).narrowed(SessionLimits::ADMIN, START);
+        assert_eq!(narrowed, SessionTimes::begin(SessionLimits::ADMIN, START));
+        assert_eq!(narrowed.narrowed(SessionLimits::MEMBER, START), narrowed, "and never get wider");
     }
 
     #[test]

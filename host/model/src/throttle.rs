@@ -4,8 +4,8 @@
 //! An attempt is counted as a failure *before* its secret is looked at and given back when it was right, so that many at once pass no
 //! more often than one after another. One that has to wait is not counted: it cannot lengthen the wait of others.
 //!
-//! Whoever comes from a device that the person signed in with before is counted by that device, everybody else by the name that they
-//! gave: a stranger's failures never delay the owner.
+//! Whoever comes from a device that the person signed in with before is counted by that device, whoever is signed in by that session, and by
+//! nothing else; everybody else by the name that they gave and by their address: a stranger's failures never delay the owner.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ impl Guarded {
 pub enum CountedBy {
     /// The name given, whether anybody has it or not.
     Identifier,
-    /// A device that this person signed in with before.
+    /// A device that this person signed in with before, or a session of theirs.
     Device,
     /// The client's network address.
     Address,
@@ -124,20 +124,28 @@ impl Failures {
         Self { count: self.count.saturating_sub(1), ..self }
     }
 
-    /// From when on the next attempt may be made.
+    /// How long after the last failure the next attempt may be made.
     #[must_use]
-    pub fn free_at(self, guarded: Guarded, by: CountedBy) -> Timestamp {
+    pub fn pause(self, guarded: Guarded, by: CountedBy) -> Duration {
         let Pace { from, first, longest, .. } = pace(guarded, by);
-        let Some(further) = self.count.checked_sub(from) else { return self.last_at };
+        let Some(further) = self.count.checked_sub(from) else { return Duration::ZERO };
         let factor = 1_u32.checked_shl(further).unwrap_or(u32::MAX);
-        self.last_at.plus(first.saturating_mul(factor).min(longest))
+        first.saturating_mul(factor).min(longest)
+    }
+
+    /// How long the next attempt has to wait from now on. Never longer than the pause itself: a failure of the future is one of a clock that
+    /// was put right since, or of another node's.
+    #[must_use]
+    pub fn wait(self, guarded: Guarded, by: CountedBy, now: Timestamp) -> Duration {
+        let pause = self.pause(guarded, by);
+        self.last_at.plus(pause).since(now).min(pause)
     }
 }
 
 /// **The** decision: how long the next attempt has to wait, given each counter that it falls under; `None` when it may be made.
 #[must_use]
 pub fn wait(guarded: Guarded, counters: &[(CountedBy, Failures)], now: Timestamp) -> Option<Duration> {
-    counters.iter().map(|(by, failures)| failures.free_at(guarded, *by).since(now)).max().filter(|wait| !wait.is_zero())
+    counters.iter().map(|(by, failures)| failures.wait(guarded, *by, now)).max().filter(|wait| !wait.is_zero())
 }
 
 #[cfg(test)]
@@ -203,9 +211,20 @@ mod tests {
     proptest! {
         #[test]
         fn more_failures_never_wait_less(count in 0_u32..2_000) {
-            let at = |count| Failures { count, last_at: START }.free_at(Guarded::Password, CountedBy::Identifier);
-            prop_assert!(at(count) <= at(count + 1));
-            prop_assert!(at(count) <= START.plus(QUARTER));
+            let wait = |count| Failures { count, last_at: START }.wait(Guarded::Password, CountedBy::Identifier, START);
+            prop_assert!(wait(count) <= wait(count + 1));
+            prop_assert!(wait(count) <= QUARTER);
+        }
+
+        /// A clock that was put right, or another node's that is ahead, locks nobody out.
+        #[test]
+        fn a_failure_of_the_future_waits_no_longer_than_one_of_now(count in 0_u32..2_000, ahead_s in 0_u64..1_000_000) {
+            let failures = |last_at| [(CountedBy::Address, Failures { count, last_at })];
+            let ahead = START.plus(Duration::from_secs(ahead_s));
+            prop_assert_eq!(
+                wait(Guarded::Password, &failures(ahead), START),
+                wait(Guarded::Password, &failures(START), START)
+            );
         }
 
         #[test]

@@ -5,11 +5,13 @@ use std::io::{BufWriter, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use bulkhead_app::key::look_before_opening;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_store::backup::{self, Progress, Summary};
-use bulkhead_store::seal::RootKeys;
+use bulkhead_store::seal::Sealer;
 use serde_json::json;
 
 use crate::config::{Config, Secret};
@@ -134,11 +136,10 @@ pub(crate) async fn run(mut config: Config, args: BackupArgs) -> Result<ExitCode
 fn verify(config: &Config, path: &Path, json: bool) -> Result<ExitCode> {
     let file = open(path)?;
     let roots = if keys::are_there(config) { Some(keys::load(config, false, &Ambient::system())?) } else { None };
-    let root_key = roots.as_ref().map(RootKeys::base);
-    match backup::verify(file, root_key) {
+    match backup::verify(file, roots.as_ref()) {
         Ok(summary) => {
             report(path, &summary, json, "whole");
-            if root_key.is_none() && !json {
+            if roots.is_none() && !json {
                 eprintln!("not opened, since there is no root key in {}", config.server.data_dir.display());
             }
             Ok(ExitCode::SUCCESS)
@@ -169,11 +170,20 @@ pub(crate) async fn restore(mut config: Config, args: RestoreArgs) -> Result<Exi
             dir.display()
         );
     }
-    let root_key = keys::load(&config, false, &ambient)?.base().clone();
-    let summary = backup::restore(&store_config(&config, &root_key), &root_key, &ambient, file, &mut tell("restored"))
+    let roots = keys::load(&config, false, &ambient)?;
+    let root_key = roots.base().clone();
+    let store_config = store_config(&config, &root_key);
+    look_before_opening(&store_config, &Sealer::with_roots(Arc::new(roots.clone()), ambient.clone())).await?;
+    let summary = backup::restore(&store_config, &roots, &ambient, file, &mut tell("restored"))
         .await
         .context("nothing was restored")?;
     report(&args.input, &summary, args.json, "restored");
+    if !args.json {
+        eprintln!(
+            "API keys are as they were then: what was revoked since {} works again until it is revoked again",
+            summary.header.created_at
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

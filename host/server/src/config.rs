@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use bulkhead_app::{HashingLimits, StartLimits};
+use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::password::Cost;
 use bulkhead_model::rate::{Policy, Rate, RateLimits};
 use figment::Figment;
@@ -67,6 +68,14 @@ pub(crate) struct ServerConfig {
     pub(crate) drain_s: u64,
     /// Connections of one address at once (of one /64 with IPv6). A proxy in front is one address.
     pub(crate) connections_per_address_max: usize,
+    /// Addresses and networks of proxies whose `Forwarded` or `X-Forwarded-For` says where requests come from.
+    pub(crate) trusted_proxies: Vec<String>,
+}
+
+impl ServerConfig {
+    pub(crate) fn proxies(&self) -> Result<TrustedProxies> {
+        TrustedProxies::parse(self.trusted_proxies.iter().map(String::as_str)).context("server.trusted_proxies")
+    }
 }
 
 impl Default for ServerConfig {
@@ -78,6 +87,7 @@ impl Default for ServerConfig {
             data_dir: PathBuf::from("bulkhead-data"),
             drain_s: 20,
             connections_per_address_max: 512,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -368,13 +378,29 @@ impl Default for LogConfig {
 /// Variables of the test suite share the prefix but are no configuration.
 const NOT_CONFIGURATION: &str = "test_";
 
+/// A file with root keys in it is held to what `root.key` is held to.
+fn refuse_readable_by_others(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+    anyhow::ensure!(
+        mode.trailing_zeros() >= 6,
+        "{} holds keys.root and can be read by others (mode {mode:o}): run `chmod 600 {0}`",
+        path.display()
+    );
+    Ok(())
+}
+
 impl Config {
     /// Reads the file (if one is named) and the environment over the defaults.
     pub(crate) fn load(file: Option<&Path>) -> Result<Self> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         if let Some(path) = file {
             anyhow::ensure!(path.is_file(), "there is no configuration file {}", path.display());
-            figment = figment.merge(Toml::file_exact(path));
+            let file = Toml::file_exact(path);
+            if Figment::from(&file).contains("keys.root") {
+                refuse_readable_by_others(path)?;
+            }
+            figment = figment.merge(file);
         }
         let environment =
             Env::prefixed("BULKHEAD_").filter(|key| !key.as_str().to_ascii_lowercase().starts_with(NOT_CONFIGURATION));
@@ -399,6 +425,7 @@ impl Config {
         ] {
             anyhow::ensure!((1..=10_000).contains(&slots), "worker.slots_{name} is between 1 and 10000");
         }
+        self.server.proxies()?;
         self.starts.check()?;
         self.limits.check()?;
         self.accounts.check()?;
@@ -409,6 +436,12 @@ impl Config {
             );
         }
         Ok(())
+    }
+
+    /// Whether requests come through a proxy that nobody named: this server speaks no TLS itself.
+    pub(crate) fn counts_nobody_by_address(&self) -> bool {
+        let is_https = self.server.public_url.as_ref().is_some_and(|url| url.starts_with("https://"));
+        is_https && self.server.trusted_proxies.is_empty()
     }
 
     /// How long work under way may go on after a request to stop.
@@ -454,6 +487,47 @@ mod tests {
         {
             assert!(check(&format!("[limits]\n{text}")).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn proxies_are_named_exactly() {
+        let with = |proxies: &str, url: &str| {
+            let text = format!("[server]\ntrusted_proxies = {proxies}\npublic_url = \"{url}\"");
+            Figment::from(Serialized::defaults(Config::default()))
+                .merge(Toml::string(&text))
+                .extract::<Config>()
+                .unwrap()
+        };
+        for (proxies, is_allowed) in [
+            ("[\"10.0.0.0/8\", \"2001:db8::1\"]", true),
+            ("[]", true),
+            ("[\"0.0.0.0/0\"]", false),
+            ("[\"proxy.example.com\"]", false),
+        ] {
+            assert_eq!(with(proxies, "https://h.test").check().is_ok(), is_allowed, "{proxies}");
+        }
+        assert!(with("[]", "https://h.test").counts_nobody_by_address());
+        assert!(!with("[]", "http://h.test").counts_nobody_by_address());
+        assert!(!with("[\"10.0.0.0/8\"]", "https://h.test").counts_nobody_by_address());
+    }
+
+    #[test]
+    fn a_file_with_root_keys_is_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bulkhead.toml");
+        let write = |text: &str, mode| {
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        let keys = format!("[keys]\nroot = \"{}\"\n", "0123456789abcdef".repeat(4));
+        write(&keys, 0o644);
+        let refused = Config::load(Some(&path)).unwrap_err().to_string();
+        assert!(refused.contains("chmod 600") && !refused.contains("0123456789"), "{refused}");
+        write(&keys, 0o600);
+        assert!(Config::load(Some(&path)).unwrap().keys.root.is_some());
+        write("[server]\ndrain_s = 5\n", 0o644);
+        assert_eq!(Config::load(Some(&path)).unwrap().server.drain_s, 5);
     }
 
     #[test]

@@ -73,7 +73,13 @@ fn write_file(path: &Path, file: &DemoFile) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let fresh = path.with_extension("json.new");
-    let mut out = std::fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&fresh)?;
+    // Into nothing that was left over or put there.
+    if let Err(error) = std::fs::remove_file(&fresh)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error.into());
+    }
+    let mut out = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
     writeln!(out, "{}", serde_json::to_string_pretty(file)?)?;
     out.sync_all()?;
     std::fs::rename(&fresh, path).with_context(|| format!("cannot write {}", path.display()))

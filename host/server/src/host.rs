@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use bulkhead_app::key::check_roots;
+use bulkhead_app::key::{RootMismatch, check_roots, keep_root_check, look_before_opening};
 use bulkhead_app::node::Notifications;
 use bulkhead_app::permits::CallConcurrency;
 use bulkhead_app::sandbox::SandboxParts;
@@ -83,12 +83,18 @@ fn as_application_role(owner_url: &str, password: &str) -> Option<String> {
     Some(url.into())
 }
 
-/// Opens the database; one that cannot be reached (a restart, both machines coming up after a power cut) is waited for.
-async fn open_store(config: &StoreConfig, patience: Duration) -> Result<Store> {
+/// Opens the database, if the root keys are those that it needs; one that cannot be reached (a restart, both machines coming up after a
+/// power cut) is waited for.
+async fn open_store(config: &StoreConfig, sealer: &Sealer, patience: Duration) -> Result<Store> {
     let began = Instant::now();
     let mut told = false;
     loop {
-        match Store::open(config.clone()).await {
+        let opened = match look_before_opening(config, sealer).await {
+            Ok(()) => Store::open(config.clone()).await,
+            Err(RootMismatch::Store(error)) => Err(error),
+            Err(mismatch) => return Err(mismatch.into()),
+        };
+        match opened {
             Err(error) if error.is_unreachable() && began.elapsed() < patience => {
                 if !told {
                     tracing::warn!(
@@ -120,7 +126,10 @@ impl Host {
         let root_key = roots.base().clone();
         let sealer = Sealer::with_roots(Arc::new(roots), ambient.clone());
         let store_config = store_config(config, &root_key);
-        let store = open_store(&store_config, Duration::from_secs(config.database.wait_s)).await?;
+        let store = open_store(&store_config, &sealer, Duration::from_secs(config.database.wait_s)).await?;
+        check_roots(&store, &sealer).await?;
+        keep_root_check(&store, &sealer, &ambient).await.context("the first root key cannot be kept")?;
+        // Of two first starts with different keys one was later.
         check_roots(&store, &sealer).await?;
         let supervisor = Supervisor::new();
         let loopbacks = config
@@ -210,8 +219,11 @@ fn node_name(address: SocketAddr) -> String {
 
 /// `bulkhead migrate`
 pub(crate) async fn migrate(config: Config) -> Result<ExitCode> {
-    let roots = root_keys(&config, FirstStart::Embedded, &Ambient::system())?;
-    Store::migrate(store_config(&config, roots.base())).await.context("the database cannot be migrated")?;
+    let ambient = Ambient::system();
+    let roots = root_keys(&config, FirstStart::Embedded, &ambient)?;
+    let store_config = store_config(&config, roots.base());
+    look_before_opening(&store_config, &Sealer::with_roots(Arc::new(roots), ambient)).await?;
+    Store::migrate(store_config).await.context("the database cannot be migrated")?;
     println!("the database is at this version's schema");
     Ok(ExitCode::SUCCESS)
 }

@@ -164,6 +164,10 @@ fn run<F>(file: Option<&Path>, command: impl FnOnce(Config) -> F) -> Result<Exit
 where
     F: Future<Output = Result<ExitCode>>,
 {
+    // Root keys and secrets are in memory from here on: what the memory held must not lie in a file after a crash.
+    if let Err(error) = rlimit::Resource::CORE.set(0, 0) {
+        eprintln!("warning: a crash may leave a core dump: {error}");
+    }
     let config = Config::load(file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(command(config));

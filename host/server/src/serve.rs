@@ -80,9 +80,16 @@ pub(crate) async fn serve(
         cursor_key: host.root_key.derive("cursor v1"),
         metrics,
         public_url: config.public_url(address),
+        trusted_proxies: config.server.proxies()?,
         version: env!("CARGO_PKG_VERSION"),
     };
     let router = bulkhead_http::router(host.app.clone(), http);
+    if config.counts_nobody_by_address() {
+        tracing::warn!(
+            "behind a proxy that is not named (server.trusted_proxies) nobody knows where requests come from: guessing is slowed down by \
+             name alone"
+        );
+    }
     offer_set_up(&host.app).await?;
     let stop = stop_on_signal()?;
     tracing::info!(address = %address, database = host.store.database_name(), "serving");

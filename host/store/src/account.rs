@@ -200,6 +200,13 @@ impl Tx {
         Ok(self.execute(sql, binds![id, now]).await? > 0)
     }
 
+    /// Writes down that the person signed in for the first time: `false` when they did before.
+    pub async fn mark_first_sign_in(&mut self, id: UserId, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update user_account set signed_in_at = $2 where id = $1 and signed_in_at is null");
+        Ok(self.execute(sql, binds![id, now]).await? > 0)
+    }
+
     /// How many active people administer the platform, up to two.
     pub async fn count_super_admins(&mut self) -> Result<usize, StoreError> {
         self.require_people()?;

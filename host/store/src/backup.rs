@@ -16,6 +16,7 @@ mod rows;
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
 
+use bulkhead_keys::{Envelope, KeyId, RootProvider as _};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{OrgId, WorkerId};
 use bulkhead_model::permission::SystemReason;
@@ -28,7 +29,7 @@ use self::rows::{Inserter, Shape};
 use crate::error::StoreError;
 use crate::migrations;
 use crate::postgres;
-use crate::seal::RootKey;
+use crate::seal::{RootId, RootKey, RootKeys, Sealer};
 use crate::sqlite;
 use crate::store::{Database, StoreConfig};
 use crate::tx::{Conn, Tx};
@@ -102,6 +103,7 @@ pub const TABLES_LEFT_OUT: &[&str] = &[
     "address_block", // … and which addresses are shut out, for a day
     "probe",         // says whether writes succeed here and now
     "worker",        // processes that serve now; none of them serves what is restored
+    "root_check",    // a restore keeps that of the root key that opened the archive
 ];
 
 /// Why a backup could not be made, checked or restored. Before a restore has ended, nothing is written.
@@ -122,6 +124,11 @@ pub enum BackupError {
     Schema { product: String, theirs: String, ours: String },
     #[error("the backup was made under another root key: put the root.key of the server that made it in place")]
     WrongKey,
+    /// Organization keys or values of people's in it are under another root key as well.
+    #[error(
+        "the backup needs the root key {0} as well, which is not among the server's root keys: restore it from your backup of the keys"
+    )]
+    MissingRoot(RootId),
     #[error(
         "the database holds data already, and a restore never mixes: give it an empty database or a new data directory"
     )]
@@ -219,21 +226,51 @@ pub async fn create<W: Write>(
 /// without it the checksum is compared.
 ///
 /// # Errors
-/// [`BackupError::NotABackup`], [`BackupError::Damaged`], [`BackupError::Format`], [`BackupError::WrongKey`].
-pub fn verify<R: Read + Seek>(mut input: R, root: Option<&RootKey>) -> Result<Summary, BackupError> {
+/// [`BackupError::NotABackup`], [`BackupError::Damaged`], [`BackupError::Format`], [`BackupError::WrongKey`], [`BackupError::MissingRoot`].
+pub fn verify<R: Read + Seek>(mut input: R, roots: Option<&RootKeys>) -> Result<Summary, BackupError> {
     let whole = archive::scan(std::io::BufReader::new(&mut input))?;
     input.rewind().map_err(BackupError::Io)?;
-    let Some(root) = root else {
+    let Some(roots) = roots else {
         return Ok(summary(archive::read_header(input)?, None, whole));
     };
-    let mut reader = ArchiveReader::open(std::io::BufReader::new(input), root)?;
+    let mut reader = ArchiveReader::open(std::io::BufReader::new(input), roots.base())?;
     let mut told = BTreeMap::new();
     while let Some(frame) = reader.next_frame()? {
-        if let Frame::End(rows) = frame {
-            told = rows;
+        match frame {
+            Frame::Rows { table, columns, rows } => require_roots(roots, &table, &columns, &rows)?,
+            Frame::End(rows) => told = rows,
         }
     }
     Ok(summary(reader.header().clone(), Some(told), whole))
+}
+
+/// Refuses rows that only a root key opens which is not there: a server on them would not start.
+fn require_roots(
+    roots: &RootKeys,
+    table: &str,
+    columns: &[(String, Kind)],
+    rows: &[Vec<Cell>],
+) -> Result<(), BackupError> {
+    let column = match table {
+        "org_key" => "wrapped",
+        "totp" => "secret",
+        _ => return Ok(()),
+    };
+    let Some(at) = columns.iter().position(|(name, _)| name == column) else { return Ok(()) };
+    for row in rows {
+        let text = match row.get(at) {
+            Some(Cell::Text(text)) => text.as_str(),
+            Some(Cell::Bytes(bytes)) => std::str::from_utf8(bytes).unwrap_or_default(),
+            Some(Cell::Null | Cell::Int(_)) | None => "",
+        };
+        // What is retired, or damaged, names none.
+        if let Ok(KeyId::Root(id)) = Envelope::parse(text).map(|envelope| envelope.kid())
+            && !roots.knows(id)
+        {
+            return Err(BackupError::MissingRoot(id));
+        }
+    }
+    Ok(())
 }
 
 fn summary(header: Header, rows: Option<BTreeMap<String, u64>>, whole: Whole) -> Summary {
@@ -244,18 +281,18 @@ fn summary(header: Header, rows: Option<BTreeMap<String, u64>>, whole: Whole) ->
 /// nothing: one transaction. Jobs that a process held when the backup was made are free again.
 ///
 /// # Errors
-/// Those of [`verify`], before the database is touched; [`BackupError::Schema`], [`BackupError::NotEmpty`],
+/// Those of [`verify`], all but [`BackupError::MissingRoot`] before the database is touched; [`BackupError::Schema`], [`BackupError::NotEmpty`],
 /// [`BackupError::Count`]; [`StoreError::Refused`] when a server runs on the database.
 pub async fn restore<R: Read + Seek>(
     config: &StoreConfig,
-    root: &RootKey,
+    roots: &RootKeys,
     ambient: &Ambient,
     mut input: R,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Summary, BackupError> {
     let whole = archive::scan(std::io::BufReader::new(&mut input))?;
     input.rewind().map_err(BackupError::Io)?;
-    let mut reader = ArchiveReader::open(std::io::BufReader::new(input), root)?;
+    let mut reader = ArchiveReader::open(std::io::BufReader::new(input), roots.base())?;
     require_same_schema(reader.header())?;
     // Held until the restore has ended.
     let (mut tx, _lock) = begin_restore(config).await?;
@@ -267,6 +304,7 @@ pub async fn restore<R: Read + Seek>(
     while let Some(frame) = reader.next_frame()? {
         match frame {
             Frame::Rows { table, columns, rows } => {
+                require_roots(roots, &table, &columns, &rows)?;
                 let count = insert_all(&mut tx, &shapes, &table, &columns, &rows).await?;
                 let so_far = restored.entry(table.clone()).or_default();
                 *so_far += count;
@@ -281,6 +319,8 @@ pub async fn restore<R: Read + Seek>(
             return Err(BackupError::Count { table: table.clone(), restored, rows: *rows });
         }
     }
+    enter(&mut tx, None, SystemReason::Admin).await?;
+    tx.record_root_check(&Sealer::new(roots.base(), ambient.clone()).base_check(), ambient.now()).await?;
     // No process holds them any more: the same as after one that died.
     enter(&mut tx, None, SystemReason::Jobs).await?;
     tx.recover_jobs(WorkerId::new(ambient), ambient.now()).await?;

@@ -72,6 +72,13 @@ impl Tx {
         self.fetch(sql, binds![org, workflow]).await?.iter().map(read).collect()
     }
 
+    /// Removes a workflow's addresses whose time is over; answers how many.
+    pub async fn remove_expired_hooks(&mut self, workflow: WorkflowId, now: Timestamp) -> Result<u64, StoreError> {
+        let sql = sql!("delete from hook where org_id = $1 and workflow_id = $2 and expires_at <= $3");
+        let org = self.org()?;
+        self.execute(sql, binds![org, workflow, now]).await
+    }
+
     /// Lets the current addresses of a trigger end at `at`.
     pub async fn expire_hooks(
         &mut self,

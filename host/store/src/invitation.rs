@@ -18,6 +18,8 @@ pub struct Invitation {
     pub invited_by: String,
     /// Its link went to the address itself, and to nobody else.
     pub is_mailed: bool,
+    /// Until when the role is given; for ever without one.
+    pub valid_until: Option<Timestamp>,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
     pub accepted_at: Option<Timestamp>,
@@ -39,6 +41,7 @@ fn read(row: &Row) -> Result<Invitation, StoreError> {
         role: row.get("role")?,
         invited_by: row.get("invited_by")?,
         is_mailed: row.get::<i64>("mailed")? == 1,
+        valid_until: row.get("valid_until")?,
         created_at: row.get("created_at")?,
         expires_at: row.get("expires_at")?,
         accepted_at: row.get("accepted_at")?,
@@ -49,8 +52,9 @@ fn read(row: &Row) -> Result<Invitation, StoreError> {
 impl Tx {
     pub async fn insert_invitation(&mut self, invitation: &Invitation) -> Result<(), StoreError> {
         let sql = sql!(
-            "insert into invitation (org_id, id, email, role, invited_by, mailed, created_at, expires_at, accepted_at, revoked_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+            "insert into invitation (org_id, id, email, role, invited_by, mailed, valid_until, created_at, expires_at, accepted_at,
+                 revoked_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
         );
         let org = self.org()?;
         let values = binds![
@@ -60,6 +64,7 @@ impl Tx {
             &invitation.role,
             &invitation.invited_by,
             i64::from(invitation.is_mailed),
+            invitation.valid_until,
             invitation.created_at,
             invitation.expires_at,
             invitation.accepted_at,
@@ -70,7 +75,7 @@ impl Tx {
 
     pub async fn load_invitation(&mut self, id: InvitationId) -> Result<Option<Invitation>, StoreError> {
         let sql = sql!(
-            "select id, email, role, invited_by, mailed, created_at, expires_at, accepted_at, revoked_at
+            "select id, email, role, invited_by, mailed, valid_until, created_at, expires_at, accepted_at, revoked_at
              from invitation where org_id = $1 and id = $2"
         );
         let org = self.org()?;
@@ -80,7 +85,7 @@ impl Tx {
     /// Newest first, those that were accepted, revoked or are over included.
     pub async fn list_invitations(&mut self, page: PageRequest) -> Result<Page<Invitation>, StoreError> {
         let sql = sql!(
-            "select id, email, role, invited_by, mailed, created_at, expires_at, accepted_at, revoked_at
+            "select id, email, role, invited_by, mailed, valid_until, created_at, expires_at, accepted_at, revoked_at
              from invitation where org_id = $1 and id < $2 order by id desc limit $3"
         );
         let org = self.org()?;
@@ -115,6 +120,15 @@ impl Tx {
         );
         let org = self.org()?;
         self.execute(sql, binds![org, email.as_str(), now]).await
+    }
+
+    /// Takes back what this person or key, as audit entries name it, invited to.
+    pub async fn revoke_invitations_by(&mut self, inviter: &str, now: Timestamp) -> Result<u64, StoreError> {
+        let sql = sql!(
+            "update invitation set revoked_at = $3 where org_id = $1 and invited_by = $2 and accepted_at is null and revoked_at is null"
+        );
+        let org = self.org()?;
+        self.execute(sql, binds![org, inviter, now]).await
     }
 
     /// How many can still be accepted, up to the cap.

@@ -4,19 +4,17 @@
 //! Whoever seals counts the use in the data key's row, and so holds that row's lock until the commit: when a rotation has made the
 //! key one that only opens, every value under it is committed and can be found.
 
+mod roots;
 pub mod rotation;
 mod sealed;
 
-use std::time::Duration;
-
 use bulkhead_keys::index::FieldIndex;
-use bulkhead_keys::life::{DATA_KEY_AGE_MAX, ORGANIZATION_KEY_AGE_MAX, USES_MAX, USES_WARN};
-use bulkhead_keys::{Envelope, Key, KeyError, KeyId, KeyState, RootId};
-use bulkhead_model::id::OrgId;
-use bulkhead_model::permission::SystemReason;
+use bulkhead_keys::life::USES_MAX;
+use bulkhead_keys::{Envelope, Key, KeyError, KeyId, KeyState};
 use bulkhead_model::time::Timestamp;
 use zeroize::Zeroizing;
 
+pub use self::roots::RootUse;
 pub use self::sealed::{SEALED, TendFrom, Tended};
 use crate::error::StoreError;
 use crate::seal::{KeyPurpose, Place, Sealer};
@@ -34,7 +32,7 @@ pub struct StoredKey {
     pub id: KeyId,
     pub purpose: KeyPurpose,
     pub state: KeyState,
-    /// Under which key it is wrapped; `None` once it is retired.
+    /// Under which key it is wrapped; `None` once it is retired, or where the row is damaged.
     pub wrapped_by: Option<KeyId>,
     /// Values that it sealed; of data keys only.
     pub uses: Option<u64>,
@@ -77,7 +75,8 @@ fn read_data_key(row: &Row) -> Result<Wrapped, StoreError> {
 
 fn read_stored(row: &Row, id: KeyId, purpose: KeyPurpose, uses: Option<u64>) -> Result<StoredKey, StoreError> {
     let wrapped: String = row.get("wrapped")?;
-    let wrapped_by = if wrapped.is_empty() { None } else { Some(Envelope::parse(&wrapped)?.kid()) };
+    // What cannot be read names no key; it is shown all the same, with the others.
+    let wrapped_by = Envelope::parse(&wrapped).ok().map(|envelope| envelope.kid());
     Ok(StoredKey {
         id,
         purpose,
@@ -94,18 +93,17 @@ fn bound(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// What makes keys due, as a search for organizations asks for it.
-fn older_than(now: Timestamp, age: Duration) -> Timestamp {
-    now.minus(age)
-}
-
 impl Tx {
     /// Seals a value for its place under the organization's data key, which is made if there is none, and counts the use.
     ///
     /// # Errors
-    /// [`StoreError::Keys`]; [`StoreError::Misuse`] for a place in another organization.
+    /// [`StoreError::Keys`]; [`StoreError::Misuse`] for a place in another organization, or in a column that is not in [`SEALED`]: rotations
+    /// would not find the value there, and destroy its key.
     pub async fn seal(&mut self, sealer: &Sealer, place: &Place<'_>, plain: &[u8]) -> Result<String, StoreError> {
         self.require_own(place)?;
+        if !SEALED.contains(&(place.table, place.column)) {
+            return Err(StoreError::Misuse("a value is sealed only where rotations of keys find it again"));
+        }
         let (version, key) = self.take_data_key(sealer, 1).await?;
         Ok(sealer.seal_with(version, &key, place, plain)?)
     }
@@ -221,13 +219,21 @@ impl Tx {
 
     async fn lock_active_org_key(&mut self) -> Result<Option<u32>, StoreError> {
         let org = self.org()?;
-        if self.is_postgres() {
+        let active = sql!("select version from org_key where org_id = $1 and state = 'active'");
+        if !self.is_postgres() {
             // SQLite has one writer and needs no lock.
-            let sql = sql_postgres!("select version from org_key where org_id = $1 and state = 'active' for update");
-            self.fetch(sql, binds![org]).await?;
+            return self.fetch_optional(active, binds![org]).await?.map(|row| row.get("version")).transpose();
         }
-        let sql = sql!("select version from org_key where org_id = $1 and state = 'active'");
-        self.fetch_optional(sql, binds![org]).await?.map(|row| row.get("version")).transpose()
+        let lock = sql_postgres!("select version from org_key where org_id = $1 and state = 'active' for update");
+        loop {
+            if let Some(row) = self.fetch_optional(lock, binds![org]).await? {
+                return row.get("version").map(Some);
+            }
+            // The row that was waited for was replaced meanwhile: then another one is there, which is not locked yet.
+            if self.fetch_optional(active, binds![org]).await?.is_none() {
+                return Ok(None);
+            }
+        }
     }
 
     async fn insert_org_key(&mut self, sealer: &Sealer, version: u32, key: &Key) -> Result<(), StoreError> {
@@ -321,57 +327,5 @@ impl Tx {
             keys.push(read_stored(&row, id, purpose, Some(uses))?);
         }
         Ok(keys)
-    }
-
-    /// Organizations after `after`, by id, whose keys have something to be done: wrapped under another root key than `root`, old, used
-    /// much, or waiting to be retired. Needs the scope of `SystemReason::Jobs`.
-    pub async fn list_orgs_with_key_work(
-        &mut self,
-        root: RootId,
-        now: Timestamp,
-        after: Option<OrgId>,
-        limit: u32,
-    ) -> Result<Vec<OrgId>, StoreError> {
-        self.require_reason(SystemReason::Jobs)?;
-        let sql = sql!(
-            "select id from organization where id > $1 and (
-                 exists (select 1 from org_key where org_key.org_id = organization.id and (org_key.state = 'decrypt_only'
-                     or (org_key.state = 'active'
-                         and (org_key.created_at < $2 or org_key.wrapped < $3 or org_key.wrapped >= $4))))
-                 or exists (select 1 from data_key where data_key.org_id = organization.id and (data_key.state = 'decrypt_only'
-                     or (data_key.state = 'active' and data_key.purpose = 'field'
-                         and (data_key.created_at < $5 or data_key.uses >= $6)))))
-             order by id limit $7"
-        );
-        let after = after.unwrap_or_else(|| OrgId::from_uuid(uuid::Uuid::nil()));
-        let (prefix, end) = (KeyId::Root(root).prefix(), KeyId::Root(root).prefix_end());
-        let values = binds![
-            after,
-            older_than(now, ORGANIZATION_KEY_AGE_MAX),
-            &prefix,
-            &end,
-            older_than(now, DATA_KEY_AGE_MAX),
-            bound(USES_WARN),
-            limit
-        ];
-        self.fetch(sql, values).await?.iter().map(|row| row.get("id")).collect()
-    }
-
-    /// How many organization keys each root key wraps, over all organizations. Needs the scope of `SystemReason::Admin`.
-    pub async fn count_root_uses(&mut self) -> Result<Vec<(RootId, u64)>, StoreError> {
-        self.require_reason(SystemReason::Admin)?;
-        // "enc:v1:r" and sixteen digits.
-        let sql = sql!(
-            "select substr(wrapped, 1, 24) as kid, count(*) as keys from org_key where state <> 'retired'
-             group by substr(wrapped, 1, 24) order by 1"
-        );
-        let mut uses = Vec::new();
-        for row in self.fetch(sql, binds![]).await? {
-            let kid: String = row.get("kid")?;
-            let id = kid.strip_prefix("enc:v1:r").and_then(RootId::parse);
-            let id = id.ok_or_else(|| StoreError::corrupt("org_key", format_args!("{kid} names no root key")))?;
-            uses.push((id, u64::try_from(row.get::<i64>("keys")?).unwrap_or(0)));
-        }
-        Ok(uses)
     }
 }

@@ -16,6 +16,8 @@ pub struct Link {
     pub user: Option<UserId>,
     /// The address that using it proves.
     pub email: Option<Email>,
+    /// The person's when it was made. Whoever uses the link compares it with the person's own.
+    pub epoch: Option<i64>,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
     pub used_at: Option<Timestamp>,
@@ -30,6 +32,7 @@ fn read(row: &Row) -> Result<Link, StoreError> {
         purpose: row.parsed("purpose", Purpose::parse)?,
         user: row.get("user_id")?,
         email,
+        epoch: row.get("epoch")?,
         created_at: row.get("created_at")?,
         expires_at: row.get("expires_at")?,
         used_at: row.get("used_at")?,
@@ -40,12 +43,20 @@ impl Tx {
     pub async fn insert_link(&mut self, link: &Link) -> Result<(), StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "insert into user_link (id, purpose, user_id, email, created_at, expires_at, used_at)
-             values ($1, $2, $3, $4, $5, $6, $7)"
+            "insert into user_link (id, purpose, user_id, email, epoch, created_at, expires_at, used_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)"
         );
         let email = link.email.as_ref().map(Email::as_str);
-        let values =
-            binds![link.id, link.purpose.as_str(), link.user, email, link.created_at, link.expires_at, link.used_at];
+        let values = binds![
+            link.id,
+            link.purpose.as_str(),
+            link.user,
+            email,
+            link.epoch,
+            link.created_at,
+            link.expires_at,
+            link.used_at
+        ];
         self.execute(sql, values).await.map(drop)
     }
 
@@ -54,7 +65,7 @@ impl Tx {
         self.require_people()?;
         let sql = sql!(
             "update user_link set used_at = $3 where id = $1 and purpose = $2 and used_at is null and expires_at > $3
-             returning id, purpose, user_id, email, created_at, expires_at, used_at"
+             returning id, purpose, user_id, email, epoch, created_at, expires_at, used_at"
         );
         self.fetch_optional(sql, binds![id, purpose.as_str(), now]).await?.map(|row| read(&row)).transpose()
     }
@@ -68,7 +79,7 @@ impl Tx {
     ) -> Result<Option<Link>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, purpose, user_id, email, created_at, expires_at, used_at from user_link
+            "select id, purpose, user_id, email, epoch, created_at, expires_at, used_at from user_link
              where id = $1 and purpose = $2 and used_at is null and expires_at > $3"
         );
         self.fetch_optional(sql, binds![id, purpose.as_str(), now]).await?.map(|row| read(&row)).transpose()
@@ -78,7 +89,7 @@ impl Tx {
     pub async fn load_set_up_link(&mut self, now: Timestamp) -> Result<Option<Link>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, purpose, user_id, email, created_at, expires_at, used_at from user_link
+            "select id, purpose, user_id, email, epoch, created_at, expires_at, used_at from user_link
              where purpose = 'set_up' and used_at is null and expires_at > $1 order by id desc limit 1"
         );
         self.fetch_optional(sql, binds![now]).await?.map(|row| read(&row)).transpose()
@@ -89,5 +100,11 @@ impl Tx {
         self.require_people()?;
         let sql = sql!("update user_link set used_at = $3 where user_id = $1 and purpose = $2 and used_at is null");
         self.execute(sql, binds![user, purpose.as_str(), now]).await
+    }
+
+    /// Removes links whose time is over, used or not.
+    pub async fn remove_expired_links(&mut self, now: Timestamp) -> Result<u64, StoreError> {
+        self.require_people()?;
+        self.execute(sql!("delete from user_link where expires_at <= $1"), binds![now]).await
     }
 }

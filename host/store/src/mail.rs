@@ -46,6 +46,13 @@ impl Tx {
         Ok(id)
     }
 
+    /// Whether at least so many letters wait.
+    pub async fn is_mail_full(&mut self, letters_max: u32) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select id from mail where state = 'waiting' order by next_at, id limit 1 offset $1");
+        Ok(self.fetch_optional(sql, binds![letters_max.saturating_sub(1)]).await?.is_some())
+    }
+
     /// Takes the letter that has been due for longest, until `until`: nobody else takes it before.
     pub async fn claim_mail(&mut self, now: Timestamp, until: Timestamp) -> Result<Option<Mail>, StoreError> {
         self.require_people()?;

@@ -5,6 +5,7 @@ use bulkhead_model::id::{OrgId, UserId};
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
+use uuid::Uuid;
 
 use crate::account::{read_state, state};
 use crate::error::StoreError;
@@ -59,14 +60,15 @@ fn read_membership(row: &Row) -> Result<Membership, StoreError> {
     })
 }
 
-/// A person works in at most so many organizations, as far as lists and sign-ins go.
-pub const MEMBERSHIPS_MAX: u32 = 200;
+/// Memberships that one statement reads.
+const MEMBERSHIPS_AT_ONCE: u32 = 200;
 
 impl Tx {
-    /// Makes a person a member of the transaction's organization; `false` when they are one already.
+    /// Makes a person, who is not disabled, a member of the transaction's organization; `false` when they are one already.
     pub async fn insert_member(&mut self, user: UserId, role: &str, now: Timestamp) -> Result<bool, StoreError> {
         let sql = sql!(
-            "insert into member (org_id, user_id, role, state, created_at, updated_at) values ($1, $2, $3, 'active', $4, $4)
+            "insert into member (org_id, user_id, role, state, user_state, created_at, updated_at)
+             values ($1, $2, $3, 'active', 'active', $4, $4)
              on conflict (org_id, user_id) do nothing"
         );
         let org = self.org()?;
@@ -98,9 +100,11 @@ impl Tx {
         Ok(page.page(members, |member| member.user.uuid()))
     }
 
-    /// Whether a person is a member of the transaction's organization, and not disabled there.
+    /// Whether a person is a member of the transaction's organization, and disabled neither there nor everywhere.
     pub async fn is_active_member(&mut self, user: UserId) -> Result<bool, StoreError> {
-        let sql = sql!("select user_id from member where org_id = $1 and user_id = $2 and state = 'active'");
+        let sql = sql!(
+            "select user_id from member where org_id = $1 and user_id = $2 and state = 'active' and user_state = 'active'"
+        );
         let org = self.org()?;
         Ok(self.fetch_optional(sql, binds![org, user]).await?.is_some())
     }
@@ -118,20 +122,39 @@ impl Tx {
         Ok(self.execute(sql, binds![org, user, state(is_active), now]).await? > 0)
     }
 
+    /// Says in the organization whether the person is disabled everywhere: whoever asks for a member's rights cannot look at the person.
+    /// Called for each organization of theirs in the transaction that says it of the person.
+    pub async fn update_member_user_state(&mut self, user: UserId, is_active: bool) -> Result<bool, StoreError> {
+        let sql = sql!("update member set user_state = $3 where org_id = $1 and user_id = $2");
+        let org = self.org()?;
+        Ok(self.execute(sql, binds![org, user, state(is_active)]).await? > 0)
+    }
+
     pub async fn delete_member(&mut self, user: UserId) -> Result<bool, StoreError> {
         let sql = sql!("delete from member where org_id = $1 and user_id = $2");
         let org = self.org()?;
         Ok(self.execute(sql, binds![org, user]).await? > 0)
     }
 
-    /// The organizations that a person belongs to, oldest first. Across organizations: needs the scope of `SystemReason::Accounts`.
+    /// All organizations that a person belongs to, oldest first: what ends everywhere ends in the last of them too. Across organizations:
+    /// needs the scope of `SystemReason::Accounts`.
     pub async fn list_memberships(&mut self, user: UserId) -> Result<Vec<Membership>, StoreError> {
         self.require_reason(SystemReason::Accounts)?;
         let sql = sql!(
             "select m.org_id, o.slug, o.name, m.role, m.state from member m join organization o on o.id = m.org_id
-             where m.user_id = $1 order by m.org_id limit $2"
+             where m.user_id = $1 and m.org_id > $2 order by m.org_id limit $3"
         );
-        self.fetch(sql, binds![user, MEMBERSHIPS_MAX]).await?.iter().map(read_membership).collect()
+        let (mut found, mut after) = (Vec::new(), OrgId::from_uuid(Uuid::nil()));
+        loop {
+            let rows = self.fetch(sql, binds![user, after, MEMBERSHIPS_AT_ONCE]).await?;
+            for row in &rows {
+                found.push(read_membership(row)?);
+            }
+            match found.last() {
+                Some(last) if rows.len() == MEMBERSHIPS_AT_ONCE as usize => after = last.org,
+                Some(_) | None => return Ok(found),
+            }
+        }
     }
 
     /// A person's place in the organization of this id. Needs the scope of `SystemReason::Accounts`.

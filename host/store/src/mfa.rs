@@ -3,7 +3,7 @@
 //! That a code is worth something once is one conditional update each: [`Tx::use_totp_step`], [`Tx::use_backup_code`],
 //! [`Tx::use_sign_in_step`].
 
-use bulkhead_model::id::{DeviceId, SignInStepId, TotpId, UserId};
+use bulkhead_model::id::{DeviceId, SessionId, SignInStepId, TotpId, UserId};
 use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_model::password::StoredPassword;
 use bulkhead_model::time::Timestamp;
@@ -45,6 +45,8 @@ pub struct Totp {
     pub id: TotpId,
     pub user: UserId,
     pub state: TotpState,
+    /// The session that sets it up, and the only one that can go on; none once it counts.
+    pub session: Option<SessionId>,
     /// Sealed.
     pub secret: Vec<u8>,
     pub key_version: i64,
@@ -62,6 +64,7 @@ fn read(row: &Row) -> Result<Totp, StoreError> {
         id: row.get("id")?,
         user: row.get("user_id")?,
         state: row.parsed("state", TotpState::parse)?,
+        session: row.get("session_id")?,
         secret: row.get("secret")?,
         key_version: row.get("key_version")?,
         last_step: row.get("last_step")?,
@@ -98,13 +101,14 @@ impl Tx {
         self.require_people()?;
         self.execute(sql!("delete from totp where user_id = $1 and state <> 'active'"), binds![totp.user]).await?;
         let sql = sql!(
-            "insert into totp (id, user_id, state, secret, key_version, last_step, failures, created_at, expires_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+            "insert into totp (id, user_id, state, session_id, secret, key_version, last_step, failures, created_at, expires_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
         );
         let values = binds![
             totp.id,
             totp.user,
             totp.state.as_str(),
+            totp.session,
             &totp.secret,
             totp.key_version,
             totp.last_step,
@@ -119,7 +123,7 @@ impl Tx {
     pub async fn load_totp(&mut self, user: UserId) -> Result<Option<Totp>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, user_id, state, secret, key_version, last_step, failures, created_at, expires_at from totp
+            "select id, user_id, state, session_id, secret, key_version, last_step, failures, created_at, expires_at from totp
              where user_id = $1 and state = 'active'"
         );
         self.fetch_optional(sql, binds![user]).await?.map(|row| read(&row)).transpose()
@@ -129,7 +133,7 @@ impl Tx {
     pub async fn load_totp_set_up(&mut self, user: UserId) -> Result<Option<Totp>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, user_id, state, secret, key_version, last_step, failures, created_at, expires_at from totp
+            "select id, user_id, state, session_id, secret, key_version, last_step, failures, created_at, expires_at from totp
              where user_id = $1 and state <> 'active'"
         );
         self.fetch_optional(sql, binds![user]).await?.map(|row| read(&row)).transpose()
@@ -162,11 +166,13 @@ impl Tx {
         Ok(self.execute(sql, binds![id]).await? > 0)
     }
 
-    /// Makes a verified set-up the app that counts, instead of the one that did.
+    /// Makes a verified set-up the app that counts, with its backup codes, instead of the one that did with its own.
     pub async fn activate_totp(&mut self, user: UserId, id: TotpId) -> Result<bool, StoreError> {
         self.require_people()?;
         self.execute(sql!("delete from totp where user_id = $1 and state = 'active'"), binds![user]).await?;
-        let sql = sql!("update totp set state = 'active', expires_at = null where id = $1 and state = 'verified'");
+        let sql = sql!(
+            "update totp set state = 'active', session_id = null, expires_at = null where id = $1 and state = 'verified'"
+        );
         Ok(self.execute(sql, binds![id]).await? > 0)
     }
 
@@ -175,32 +181,40 @@ impl Tx {
         self.require_people()?;
         let was_active = self.load_totp(user).await?.is_some();
         self.execute(sql!("delete from totp where user_id = $1"), binds![user]).await?;
-        self.execute(sql!("delete from backup_code where user_id = $1"), binds![user]).await?;
         self.execute(sql!("delete from sign_in_step where user_id = $1"), binds![user]).await?;
         Ok(was_active)
     }
 
-    /// Puts a set of backup codes in the place of the one before.
+    /// Ends what a person began to set up, but for what this session did.
+    pub async fn delete_totp_set_up(&mut self, user: UserId, keep: Option<SessionId>) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let sql = sql!("delete from totp where user_id = $1 and state <> 'active' and session_id is distinct from $2");
+        self.execute(sql, binds![user, keep]).await
+    }
+
+    /// Puts a set of backup codes in the place of the app's one before. They count from when the app does.
     pub async fn replace_backup_codes(
         &mut self,
-        user: UserId,
+        totp: TotpId,
         hashes: &[StoredPassword],
         now: Timestamp,
     ) -> Result<(), StoreError> {
         self.require_people()?;
-        self.execute(sql!("delete from backup_code where user_id = $1"), binds![user]).await?;
-        let sql = sql!("insert into backup_code (user_id, position, hash, created_at) values ($1, $2, $3, $4)");
+        self.execute(sql!("delete from backup_code where totp_id = $1"), binds![totp]).await?;
+        let sql = sql!("insert into backup_code (totp_id, position, hash, created_at) values ($1, $2, $3, $4)");
         for (position, hash) in (0_i64..).zip(hashes) {
-            self.execute(sql, binds![user, position, &hash.to_string(), now]).await?;
+            self.execute(sql, binds![totp, position, &hash.to_string(), now]).await?;
         }
         Ok(())
     }
 
-    /// The codes that were not used yet.
+    /// The codes that were not used yet, of the app that counts.
     pub async fn list_backup_codes(&mut self, user: UserId) -> Result<Vec<StoredBackupCode>, StoreError> {
         self.require_people()?;
-        let sql =
-            sql!("select position, hash from backup_code where user_id = $1 and used_at is null order by position");
+        let sql = sql!(
+            "select c.position, c.hash from backup_code c join totp t on t.id = c.totp_id
+             where t.user_id = $1 and t.state = 'active' and c.used_at is null order by c.position"
+        );
         let read = |row: &Row| {
             let hash = row.parsed("hash", StoredPassword::parse)?;
             Ok(StoredBackupCode { position: row.get("position")?, hash })
@@ -217,7 +231,8 @@ impl Tx {
     ) -> Result<bool, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "update backup_code set used_at = $4 where user_id = $1 and position = $2 and hash = $3 and used_at is null"
+            "update backup_code set used_at = $4 where position = $2 and hash = $3 and used_at is null
+               and totp_id = (select id from totp where user_id = $1 and state = 'active')"
         );
         Ok(self.execute(sql, binds![user, code.position, &code.hash.to_string(), now]).await? > 0)
     }

@@ -8,6 +8,7 @@ use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
 
 use crate::error::StoreError;
+use crate::seal::{RootId, RootStanding};
 use crate::sql::{binds, sql, sql_postgres};
 use crate::tx::Tx;
 
@@ -26,6 +27,8 @@ pub struct Node {
     /// How far its machine's own clock is ahead of the database's; negative when it is behind.
     pub clock_ahead_micros: i64,
     pub slots: NodeSlots,
+    /// The root keys that it knows, with where each stands; none where it did not say.
+    pub roots: Vec<(RootId, RootStanding)>,
     pub started_at: Timestamp,
     pub expires_at: Timestamp,
     /// Its heartbeat is in time.
@@ -51,6 +54,15 @@ impl NodeSlots {
     }
 }
 
+/// What cannot be read is taken for what is not known.
+fn read_roots(text: &str) -> Vec<(RootId, RootStanding)> {
+    let read = |pair: &str| {
+        let (id, standing) = pair.split_once('=')?;
+        Some((RootId::parse(id)?, RootStanding::parse(standing)?))
+    };
+    text.split(' ').filter_map(read).collect()
+}
+
 /// Pairs of ids as JSON text, for a statement that takes them all at once.
 fn pairs<T: Copy>(keys: &[(OrgId, T)], uuid: impl Fn(T) -> uuid::Uuid) -> String {
     let pairs: Vec<_> = keys.iter().map(|(org, key)| [org.uuid(), uuid(*key)]).collect();
@@ -65,7 +77,7 @@ impl Tx {
             // Whether a heartbeat is in time goes by the database's clock.
             let sql = sql_postgres!(
                 "select id, name, version, schema_version, state, clock_ahead_micros, slots_system, slots_interactive,
-                     slots_bulk, started_at, expires_at,
+                     slots_bulk, roots, started_at, expires_at,
                      cast(case when expires_at > clock_timestamp() then 1 else 0 end as bigint) as alive
                  from worker order by started_at, id"
             );
@@ -73,7 +85,7 @@ impl Tx {
         } else {
             let sql = sql!(
                 "select id, name, version, schema_version, state, clock_ahead_micros, slots_system, slots_interactive,
-                     slots_bulk, started_at, expires_at,
+                     slots_bulk, roots, started_at, expires_at,
                      cast(1 as bigint) as alive
                  from worker order by started_at, id"
             );
@@ -90,6 +102,7 @@ impl Tx {
                     schema_version: row.get("schema_version")?,
                     draining: state == "draining",
                     clock_ahead_micros: row.get("clock_ahead_micros")?,
+                    roots: read_roots(&row.get::<String>("roots")?),
                     slots: NodeSlots {
                         system: row.get("slots_system")?,
                         interactive: row.get("slots_interactive")?,
@@ -114,6 +127,18 @@ impl Tx {
         let sql = sql!("update worker set state = $2, clock_ahead_micros = $3 where id = $1");
         let state = if draining { "draining" } else { "serving" };
         self.execute(sql, binds![id, state, clock_ahead_micros]).await.map(drop)
+    }
+
+    /// Says which root keys this process knows. Needs the scope of `SystemReason::Jobs`.
+    pub async fn update_node_roots(
+        &mut self,
+        id: WorkerId,
+        roots: &[(RootId, RootStanding)],
+    ) -> Result<(), StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let roots: Vec<_> = roots.iter().map(|(root, standing)| format!("{root}={}", standing.as_str())).collect();
+        let sql = sql!("update worker set roots = $2 where id = $1");
+        self.execute(sql, binds![id, &roots.join(" ")]).await.map(drop)
     }
 
     /// Says how many jobs of each lane this process carries out at once. Needs the scope of `SystemReason::Jobs`.

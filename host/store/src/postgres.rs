@@ -145,7 +145,8 @@ impl PostgresBackend {
                 .run_direct(None, &mut owner, false)
                 .await
                 .map_err(|error| refused(format!("the migrations did not apply: {error}")))?;
-            let create = url.is_none().then_some(app_password);
+            // Whose password is right already is left alone: another node's may depend on it.
+            let create = if url.is_some() || can_log_in(&app_options).await { None } else { Some(app_password) };
             prepare_role(&mut owner, app_options.get_username(), create).await?;
             owner.close().await?;
         }
@@ -161,6 +162,21 @@ impl PostgresBackend {
     ) -> Result<Self, StoreError> {
         let options = app_options(url, owner_url, app_password)?;
         Self::connect(options, connections_max, &[("default_transaction_read_only", "on")]).await
+    }
+
+    /// Comes as the owner to look; `None` while nothing of ours is there. The database refuses what would write.
+    pub(crate) async fn look_as_owner(owner_url: &str) -> Result<Option<Self>, StoreError> {
+        let options = parse(owner_url)?;
+        let mut conn = PgConnection::connect_with(&options).await?;
+        let there: bool =
+            sqlx::query_scalar("select to_regclass('root_check') is not null").fetch_one(&mut conn).await?;
+        conn.close().await?;
+        let read_only = options.clone().options([
+            ("default_transaction_read_only", "on"),
+            ("statement_timeout", STATEMENT_TIMEOUT),
+            ("lock_timeout", LOCK_TIMEOUT),
+        ]);
+        Ok(there.then(|| Self { connections: Connections::new(read_only, 1), listen_options: options }))
     }
 
     async fn connect(
@@ -389,6 +405,18 @@ where
         Ok(Ok(result)) => result,
         Ok(Err(_)) => Err(StoreError::Misuse("the write panicked").into()),
         Err(_) => Err(StoreError::TimedOut.into()),
+    }
+}
+
+/// Whether the application role is there with its password.
+async fn can_log_in(options: &PgConnectOptions) -> bool {
+    match PgConnection::connect_with(options).await {
+        Ok(conn) => {
+            // That it ends badly says nothing about the password.
+            drop(conn.close().await);
+            true
+        }
+        Err(_) => false,
     }
 }
 

@@ -12,7 +12,7 @@ use bulkhead_model::id::OrgId;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-pub use bulkhead_keys::{RootId, RootKey, RootKeys, RootKeysError};
+pub use bulkhead_keys::{RootId, RootKey, RootKeys, RootKeysError, RootStanding};
 
 /// The only version of the key that seals what belongs to people.
 pub const KEY_VERSION: i64 = 1;
@@ -32,6 +32,14 @@ impl<'a> Place<'a> {
     pub fn of_person(table: &'a str, column: &'a str, row: Uuid) -> Self {
         Self { table, column, org: OrgId::from_uuid(Uuid::nil()), row }
     }
+}
+
+/// Which root key the host's other secrets come from. Neither part says anything about the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RootCheck {
+    pub id: RootId,
+    /// Hexadecimal.
+    pub value: String,
 }
 
 /// Seals and opens, with the operator's root keys. Cheap to clone.
@@ -65,13 +73,43 @@ impl Sealer {
         self.roots.knows(id)
     }
 
-    /// Seals what belongs to a person: under a key of the first root key's, which stays, since a person has no organization's keys.
+    /// The root keys under which things stay: the one that wraps now, and those that other nodes may wrap with already. A node that was not
+    /// told yet that another one wraps takes nothing back.
+    #[must_use]
+    pub fn settled_roots(&self) -> Vec<RootId> {
+        let settled = |standing: &RootStanding| match standing {
+            RootStanding::Active | RootStanding::Next => true,
+            RootStanding::DecryptOnly => false,
+        };
+        self.roots.standings().into_iter().filter(|(_, standing)| settled(standing)).map(|(id, _)| id).collect()
+    }
+
+    /// The root keys with where they stand, as a node tells the others.
+    #[must_use]
+    pub fn root_standings(&self) -> Vec<(RootId, RootStanding)> {
+        self.roots.standings()
+    }
+
+    /// Whether what is under this key stays there.
+    pub(crate) fn is_settled(&self, kid: KeyId) -> bool {
+        self.settled_roots().into_iter().any(|root| KeyId::Root(root) == kid)
+    }
+
+    /// The root key that what is not wrapped comes from, and its check value.
+    #[must_use]
+    pub fn base_check(&self) -> RootCheck {
+        let (id, value) = self.roots.base_check();
+        RootCheck { id, value: hex::encode(value) }
+    }
+
+    /// Seals what belongs to a person: under a key of the root key that wraps now, since a person has no organization's keys.
     ///
     /// # Panics
     /// Above a mebibyte: a person's values are short.
     #[must_use]
     pub fn seal(&self, place: &Place<'_>, plain: &[u8]) -> Vec<u8> {
-        let (kid, key) = self.roots.people();
+        let kid = self.roots.current();
+        let key = self.roots.people(kid).expect("the root key that wraps is there");
         let random = Random { salt: self.ambient.random(), nonce: self.ambient.random() };
         let sealed = field_place(place, |context| record::seal(&key, KeyId::Root(kid), context, random, plain));
         sealed.expect("a person's values are short").into_bytes()
@@ -83,11 +121,10 @@ impl Sealer {
     /// [`KeyError`].
     pub fn open(&self, place: &Place<'_>, version: i64, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         let text = std::str::from_utf8(sealed).map_err(|_| KeyError::NotSealed)?;
-        let (envelope, (kid, key)) = (Envelope::parse(text)?, self.roots.people());
+        let envelope = Envelope::parse(text)?;
         match envelope.kid() {
-            KeyId::Root(id) if id == kid && version == KEY_VERSION => Self::open_with(&key, place, &envelope),
-            KeyId::Root(id) => Err(KeyError::UnknownRoot(id)),
-            KeyId::Organization(_) | KeyId::Data(_) => Err(KeyError::UnknownFormat),
+            KeyId::Root(id) if version == KEY_VERSION => Self::open_with(&self.roots.people(id)?, place, &envelope),
+            KeyId::Root(_) | KeyId::Organization(_) | KeyId::Data(_) => Err(KeyError::UnknownFormat),
         }
     }
 
@@ -231,6 +268,14 @@ mod tests {
         let lost = KeyError::UnknownRoot(mine.root());
         assert_eq!(sealer(2).open(&place, KEY_VERSION, &sealed), Err(lost));
         assert!(mine.open(&place, KEY_VERSION + 1, &sealed).is_err());
+        // Once another root key wraps, what is sealed is under that one, and what was sealed before opens.
+        let both = RootKeys::single(RootKey::new([1; 32])).with_next(RootKey::new([2; 32])).unwrap();
+        let both = Sealer::with_roots(Arc::new(both.with_next_in_use().unwrap()), ambient.clone());
+        assert_eq!(both.open(&place, KEY_VERSION, &sealed).unwrap().as_slice(), b"secret");
+        let anew = both.seal(&place, b"secret");
+        assert!(anew.starts_with(KeyId::Root(both.root()).prefix().as_bytes()));
+        assert_eq!(sealer(2).open(&place, KEY_VERSION, &anew).unwrap().as_slice(), b"secret");
+        assert_eq!(mine.open(&place, KEY_VERSION, &anew), Err(KeyError::UnknownRoot(both.root())));
         for at in 0..sealed.len() {
             let mut broken = sealed.clone();
             broken[at] ^= 1;

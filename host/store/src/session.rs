@@ -108,6 +108,28 @@ impl Tx {
         self.fetch_optional(sql, binds![&hash.0]).await?.map(|row| read(&row)).transpose()
     }
 
+    /// One of a person's sessions, whether it is past its limits or not.
+    pub async fn load_session(&mut self, user: UserId, id: SessionId) -> Result<Option<Session>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id, user_id, token_hash, device_id, active_org, amr, address, agent, auth_at, expires_at, idle_ms, seen_at,
+                 created_at from session where id = $1 and user_id = $2"
+        );
+        self.fetch_optional(sql, binds![id, user]).await?.map(|row| read(&row)).transpose()
+    }
+
+    /// Those of a person's sessions in which the transaction's organization, or none, is in front, newest first. Needs the scope of accounts
+    /// as well.
+    pub async fn list_sessions_here(&mut self, user: UserId) -> Result<Vec<Session>, StoreError> {
+        self.require_people()?;
+        let org = self.org()?;
+        let sql = sql!(
+            "select id, user_id, token_hash, device_id, active_org, amr, address, agent, auth_at, expires_at, idle_ms, seen_at,
+                 created_at from session where user_id = $1 and (active_org is null or active_org = $2) order by id desc limit 200"
+        );
+        self.fetch(sql, binds![user, org]).await?.iter().map(read).collect()
+    }
+
     /// A person's sessions, newest first, those past their limits included.
     pub async fn list_sessions(&mut self, user: UserId) -> Result<Vec<Session>, StoreError> {
         self.require_people()?;
@@ -125,21 +147,22 @@ impl Tx {
         Ok(self.execute(sql, binds![id, now]).await? > 0)
     }
 
-    /// Gives a session another token, now that the person proved again who they are; `false` when it has ended or has another token
-    /// by now.
-    pub async fn renew_session(
-        &mut self,
-        id: SessionId,
-        before: &SecretHash,
-        after: &SecretHash,
-        amr: &str,
-        now: Timestamp,
-    ) -> Result<bool, StoreError> {
+    /// Gives a session another token, as its row is to be from now on; `false` when it has ended or has another token by now.
+    pub async fn renew_session(&mut self, before: &SecretHash, renewed: &Session) -> Result<bool, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "update session set token_hash = $3, amr = $4, auth_at = $5, seen_at = $5 where id = $1 and token_hash = $2"
+            "update session set token_hash = $3, amr = $4, auth_at = $5, seen_at = $6 where id = $1 and token_hash = $2"
         );
-        Ok(self.execute(sql, binds![id, &before.0, &after.0, amr, now]).await? > 0)
+        let (times, after) = (renewed.times, &renewed.token_hash.0);
+        let values = binds![renewed.id, &before.0, after, &renewed.amr, times.auth_at, times.seen_at];
+        Ok(self.execute(sql, values).await? > 0)
+    }
+
+    /// Says in which browser a session is.
+    pub async fn set_session_device(&mut self, id: SessionId, device: DeviceId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update session set device_id = $2 where id = $1");
+        Ok(self.execute(sql, binds![id, device]).await? > 0)
     }
 
     pub async fn set_active_org(&mut self, id: SessionId, org: OrgId) -> Result<bool, StoreError> {
@@ -160,6 +183,17 @@ impl Tx {
         self.require_people()?;
         let sql = sql!("delete from session where user_id = $1 and id is distinct from $2");
         self.execute(sql, binds![user, keep]).await
+    }
+
+    /// Ends those of a person's sessions in which the transaction's organization, or none, is in front; or one of them. Needs the scope of
+    /// accounts as well.
+    pub async fn delete_sessions_here(&mut self, user: UserId, only: Option<SessionId>) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let org = self.org()?;
+        let sql = sql!(
+            "delete from session where user_id = $1 and (active_org is null or active_org = $2) and id = coalesce($3, id)"
+        );
+        self.execute(sql, binds![user, org, only]).await
     }
 
     /// Removes sessions that are past their overall limit.
@@ -201,13 +235,6 @@ impl Tx {
         self.require_people()?;
         self.execute(sql!("delete from session where user_id = $1 and device_id = $2"), binds![user, id]).await?;
         Ok(self.execute(sql!("delete from device where user_id = $1 and id = $2"), binds![user, id]).await? > 0)
-    }
-
-    /// Whether the person signed in before in any browser that is still known.
-    pub async fn has_devices(&mut self, user: UserId) -> Result<bool, StoreError> {
-        self.require_people()?;
-        let sql = sql!("select id from device where user_id = $1 limit 1");
-        Ok(self.fetch_optional(sql, binds![user]).await?.is_some())
     }
 
     /// Writes down that somebody signed in with it, and its new token.

@@ -52,6 +52,7 @@ pub const STATEMENT_SOURCES: &[(&str, &str)] = &[
     ("job/paused", include_str!("job/paused.rs")),
     ("job/look", include_str!("job/look.rs")),
     ("key", include_str!("key.rs")),
+    ("key/roots", include_str!("key/roots.rs")),
     ("key/rotation", include_str!("key/rotation.rs")),
     ("key/sealed", include_str!("key/sealed.rs")),
     ("link", include_str!("link.rs")),

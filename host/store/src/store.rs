@@ -1,5 +1,6 @@
 //! The store's front door: opening, reading, writing.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -14,7 +15,7 @@ use crate::sqlite::SqliteBackend;
 use crate::tx::{Tx, TxContext};
 
 /// Which database, and where.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum Database {
     /// A file in the data directory, which is locked by the one serving process.
     Sqlite { dir: PathBuf },
@@ -26,6 +27,19 @@ pub enum Database {
         /// Password of the application role that the store creates, derived from the root key.
         app_password: String,
     },
+}
+
+impl fmt::Debug for Database {
+    /// Without addresses, which hold passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite { dir } => f.debug_struct("Sqlite").field("dir", dir).finish(),
+            Self::Postgres { url, owner_url, .. } => {
+                let (url, owner_url) = (url.is_some(), owner_url.is_some());
+                f.debug_struct("Postgres").field("url", &url).field("owner_url", &owner_url).finish_non_exhaustive()
+            }
+        }
+    }
 }
 
 /// How to open a store.
@@ -57,6 +71,12 @@ impl FaultHook {
     #[must_use]
     pub fn is_spent(&self) -> bool {
         self.0.statements.load(Ordering::SeqCst) <= 0
+    }
+
+    /// How many statements may pass before the armed failure.
+    #[must_use]
+    pub fn left(&self) -> i64 {
+        self.0.statements.load(Ordering::SeqCst)
     }
 
     /// From the next write on, SQLite's file may not grow: the database itself then reports a full disk (`SQLITE_FULL`), with
@@ -199,6 +219,19 @@ impl Store {
             }
         };
         Ok(Self { backend: Arc::new(backend), fault, opened_at })
+    }
+
+    /// Opens the database to look at it as its owner, before [`open`](Self::open) brings it up to date and gives the application's role its
+    /// password: nothing is made or changed. `None` where an opening does neither (no owner's address; SQLite, where nobody else serves), and
+    /// where nothing is there yet to look at.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when it cannot be reached; [`StoreError::Refused`] for an address that is none.
+    pub async fn look_as_owner(config: &StoreConfig) -> Result<Option<Self>, StoreError> {
+        let Database::Postgres { owner_url: Some(owner_url), .. } = &config.database else { return Ok(None) };
+        let looked = PostgresBackend::look_as_owner(owner_url).await?;
+        let (fault, opened_at) = (FaultHook::default(), Instant::now());
+        Ok(looked.map(|backend| Self { backend: Arc::new(Backend::Postgres(Box::new(backend))), fault, opened_at }))
     }
 
     /// Runs the migrations with the owner's address and stops.

@@ -24,6 +24,8 @@ pub struct SignInAttempt {
     pub address: String,
     pub agent: String,
     pub created_at: Timestamp,
+    /// Whether the organizations in which the person works know of it.
+    pub is_told: bool,
 }
 
 fn read(row: &Row) -> Result<SignInAttempt, StoreError> {
@@ -37,6 +39,7 @@ fn read(row: &Row) -> Result<SignInAttempt, StoreError> {
         address: row.get("address")?,
         agent: row.get("agent")?,
         created_at: row.get("created_at")?,
+        is_told: row.get::<i64>("told")? == 1,
     })
 }
 
@@ -44,8 +47,8 @@ impl Tx {
     pub async fn record_sign_in_attempt(&mut self, attempt: &SignInAttempt) -> Result<(), StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "insert into sign_in_attempt (id, user_id, identifier, method, outcome, device_id, address, agent, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+            "insert into sign_in_attempt (id, user_id, identifier, method, outcome, device_id, address, agent, created_at, told)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
         );
         let values = binds![
             attempt.id,
@@ -56,7 +59,8 @@ impl Tx {
             attempt.device,
             &attempt.address,
             &attempt.agent,
-            attempt.created_at
+            attempt.created_at,
+            i64::from(attempt.is_told)
         ];
         self.execute(sql, values).await.map(drop)
     }
@@ -69,12 +73,42 @@ impl Tx {
     ) -> Result<Page<SignInAttempt>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, user_id, identifier, method, outcome, device_id, address, agent, created_at from sign_in_attempt
+            "select id, user_id, identifier, method, outcome, device_id, address, agent, created_at, told from sign_in_attempt
              where user_id = $1 and id < $2 order by id desc limit $3"
         );
         let rows = self.fetch(sql, binds![user, page.bound(), page.fetch()]).await?;
         let attempts = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         Ok(page.page(attempts, |attempt| attempt.id.uuid()))
+    }
+
+    /// The oldest attempt that nobody was told of.
+    pub async fn load_untold_attempt(&mut self) -> Result<Option<SignInAttempt>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id, user_id, identifier, method, outcome, device_id, address, agent, created_at, told from sign_in_attempt
+             where told = 0 order by id limit 1"
+        );
+        self.fetch_optional(sql, &[]).await?.map(|row| read(&row)).transpose()
+    }
+
+    /// How many refused attempts to be this person were told of since, up to the cap.
+    pub async fn count_refused_attempts(
+        &mut self,
+        user: UserId,
+        since: SignInAttemptId,
+        cap: u32,
+    ) -> Result<usize, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select id from sign_in_attempt where user_id = $1 and id >= $2 and outcome = 'refused' and told = 1 limit $3"
+        );
+        Ok(self.fetch(sql, binds![user, since, cap]).await?.len())
+    }
+
+    /// Says that whom it concerns was told of an attempt: `false` when somebody did before.
+    pub async fn mark_attempt_told(&mut self, id: SignInAttemptId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        Ok(self.execute(sql!("update sign_in_attempt set told = 1 where id = $1 and told = 0"), binds![id]).await? > 0)
     }
 
     /// Removes attempts that were made before this one could have been.

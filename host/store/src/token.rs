@@ -16,6 +16,10 @@ pub struct TokenFamily {
     pub session: SessionId,
     /// The person's epoch when it began.
     pub epoch: i64,
+    /// What the session had proven then, divided by spaces …
+    pub amr: String,
+    /// … and when.
+    pub auth_at: Timestamp,
     pub created_at: Timestamp,
     pub expires_at: Timestamp,
 }
@@ -33,6 +37,8 @@ fn read(row: &Row) -> Result<RefreshToken, StoreError> {
         user: row.get("user_id")?,
         session: row.get("session_id")?,
         epoch: row.get("epoch")?,
+        amr: row.get("amr")?,
+        auth_at: row.get("auth_at")?,
         created_at: row.get("created_at")?,
         expires_at: row.get("expires_at")?,
     };
@@ -43,9 +49,19 @@ impl Tx {
     pub async fn insert_token_family(&mut self, family: &TokenFamily) -> Result<(), StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "insert into token_family (id, user_id, session_id, epoch, created_at, expires_at) values ($1, $2, $3, $4, $5, $6)"
+            "insert into token_family (id, user_id, session_id, epoch, amr, auth_at, created_at, expires_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)"
         );
-        let values = binds![family.id, family.user, family.session, family.epoch, family.created_at, family.expires_at];
+        let values = binds![
+            family.id,
+            family.user,
+            family.session,
+            family.epoch,
+            &family.amr,
+            family.auth_at,
+            family.created_at,
+            family.expires_at
+        ];
         self.execute(sql, values).await.map(drop)
     }
 
@@ -64,7 +80,7 @@ impl Tx {
     pub async fn load_refresh_token(&mut self, hash: &SecretHash) -> Result<Option<RefreshToken>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select f.id, f.user_id, f.session_id, f.epoch, f.created_at, f.expires_at, t.used_at
+            "select f.id, f.user_id, f.session_id, f.epoch, f.amr, f.auth_at, f.created_at, f.expires_at, t.used_at
              from refresh_token t join token_family f on f.id = t.family_id where t.token_hash = $1"
         );
         self.fetch_optional(sql, binds![&hash.0]).await?.map(|row| read(&row)).transpose()
@@ -88,6 +104,20 @@ impl Tx {
         self.require_people()?;
         let sql = sql!("select id from token_family where session_id = $1 limit $2");
         Ok(self.fetch(sql, binds![session, cap]).await?.len())
+    }
+
+    /// The sessions of a person from which tokens go on, and how many families each has.
+    pub async fn list_token_sessions(
+        &mut self,
+        user: UserId,
+        now: Timestamp,
+    ) -> Result<Vec<(SessionId, u32)>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "select session_id, count(*) as families from token_family where user_id = $1 and expires_at > $2 group by session_id"
+        );
+        let read = |row: &Row| Ok((row.get("session_id")?, row.get("families")?));
+        self.fetch(sql, binds![user, now]).await?.iter().map(read).collect()
     }
 
     /// Removes families that are over.

@@ -1,6 +1,6 @@
 //! Keys and rotations from another organization.
 
-use bulkhead_keys::KeyError;
+use bulkhead_keys::{KeyError, Level};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_store::key::rotation::KeyWork;
 use bulkhead_store::key::{TendFrom, Tended};
@@ -19,6 +19,7 @@ impl KeyRows {
         assert_eq!(tx.count_key_work(&sealer).await?, KeyWork::default());
         assert!(tx.load_key_rotation(self.rotation.id).await?.is_none());
         assert!(tx.list_running_key_rotations().await?.is_empty());
+        assert!(tx.load_ended_key_rotation(Level::Data).await?.is_none());
         assert!(tx.list_key_rotations(PageRequest::default()).await?.items.is_empty());
         Ok(())
     }

@@ -4,13 +4,31 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::id::DeviceId;
+use bulkhead_model::id::{DeviceId, SessionId};
+use bulkhead_model::permission::AccountScope;
 use bulkhead_model::throttle::{CountedBy, Failures, Guarded, wait};
 use bulkhead_store::Tx;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
 use crate::{App, AppError};
+
+/// Who makes an attempt, as far as it is known before the attempt is judged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Source {
+    /// Anybody, from this address.
+    Stranger(Option<IpAddr>),
+    /// A browser that the person of the name signed in with before. Its address does not count: others have it too.
+    Device(DeviceId),
+    /// A session of the person.
+    Session(SessionId),
+}
+
+impl Source {
+    pub(crate) fn new(device: Option<DeviceId>, address: Option<IpAddr>) -> Self {
+        device.map_or(Self::Stranger(address), Self::Device)
+    }
+}
 
 /// The counters that one attempt falls under.
 #[derive(Clone, Debug)]
@@ -36,17 +54,27 @@ impl Attempt {
     /// # Errors
     /// [`AppError::TooMany`] `too-many-attempts`, the same whether somebody is meant or nobody.
     pub(crate) async fn begin(&self, tx: &mut Tx, ambient: &Ambient) -> Result<(), AppError> {
-        let now = ambient.now();
         let mut counted = Vec::with_capacity(self.counters.len());
         for (by, key) in &self.counters {
             counted.push((*by, tx.lock_failures(key).await?));
         }
+        // The counters may have been waited for.
+        let now = ambient.now();
         if let Some(pause) = wait(self.guarded, &counted, now) {
             metrics::counter!("bulkhead_attempts_throttled_total", "guarded" => self.guarded.as_str()).increment(1);
             return Err(too_many(pause));
         }
         for ((by, failures), (_, key)) in counted.iter().zip(&self.counters) {
             tx.save_failures(key, failures.and_one(self.guarded, *by, now)).await?;
+        }
+        Ok(())
+    }
+
+    /// It was never judged, because there was no room for it: it was no attempt.
+    async fn give_back(&self, tx: &mut Tx) -> Result<(), AppError> {
+        for (_, key) in &self.counters {
+            let failures = tx.lock_failures(key).await?;
+            tx.save_failures(key, failures.less_one()).await?;
         }
         Ok(())
     }
@@ -84,29 +112,40 @@ impl App {
         mac.finalize().into_bytes().into()
     }
 
-    /// An attempt of somebody who gives this name. `device`: one that the person of this name signed in with before.
-    pub(crate) fn attempt(
-        &self,
-        guarded: Guarded,
-        identifier: &str,
-        device: Option<DeviceId>,
-        address: Option<IpAddr>,
-    ) -> Attempt {
+    /// An attempt of somebody who gives this name.
+    pub(crate) fn attempt(&self, guarded: Guarded, identifier: &str, source: Source) -> Attempt {
         let mut counters = Vec::with_capacity(2);
         let by_name = self.counter(guarded, CountedBy::Identifier, identifier.as_bytes());
-        match device {
-            Some(device) => {
-                let who = [identifier.as_bytes(), b"\0", device.uuid().as_bytes()].concat();
-                counters.push((CountedBy::Device, self.counter(guarded, CountedBy::Device, &who)));
+        let of_person = |id: &[u8]| {
+            let who = [identifier.as_bytes(), b"\0", id].concat();
+            (CountedBy::Device, self.counter(guarded, CountedBy::Device, &who))
+        };
+        match source {
+            Source::Device(device) => counters.push(of_person(device.uuid().as_bytes())),
+            Source::Session(session) => counters.push(of_person(session.uuid().as_bytes())),
+            Source::Stranger(address) => {
+                counters.push((CountedBy::Identifier, by_name));
+                if let Some(address) = address {
+                    let who = network(address).to_string();
+                    counters.push((CountedBy::Address, self.counter(guarded, CountedBy::Address, who.as_bytes())));
+                }
             }
-            None => counters.push((CountedBy::Identifier, by_name)),
-        }
-        if let Some(address) = address {
-            let who = network(address).to_string();
-            counters.push((CountedBy::Address, self.counter(guarded, CountedBy::Address, who.as_bytes())));
         }
         counters.sort_by_key(|(_, key)| *key);
         Attempt { guarded, identifier: by_name, counters }
+    }
+
+    /// What came of judging an attempt; one that could not be judged is given back.
+    pub(crate) async fn judged<T>(&self, attempt: &Attempt, judged: Result<T, AppError>) -> Result<T, AppError> {
+        if judged.is_err() {
+            let back = self.store().write_locked(&AccountScope::OWN, attempt.clone(), |tx, attempt| {
+                Box::pin(async move { attempt.give_back(tx).await })
+            });
+            if let Err(error) = back.await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "an attempt that nobody judged stays counted");
+            }
+        }
+        judged
     }
 
     /// Every counter that failures under this name fall under.

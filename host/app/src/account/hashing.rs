@@ -1,7 +1,7 @@
 //! Hashing of passwords: argon2id in a blocking pool of a few places, with a queue that has an end, so that memory is bounded and
 //! sign-ins wait for each other rather than everything else for them.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use argon2::{Algorithm, Argon2, Params, Version};
@@ -10,7 +10,7 @@ use bulkhead_model::password::{Cost, PEPPER_VERSION, Password, StoredPassword};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use subtle::ConstantTimeEq as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use zeroize::Zeroizing;
 
 use crate::AppError;
@@ -52,6 +52,22 @@ pub(crate) struct Hasher {
     /// Those that are hashed and those that wait.
     entrance: Arc<Semaphore>,
     places: Arc<Semaphore>,
+    /// The dearest cost that was met: what is cheaper, or about nobody, is made as dear.
+    dearest: Mutex<Cost>,
+}
+
+/// What a hash of the cost costs: memory filled, in KiB.
+fn work(cost: Cost) -> u64 {
+    u64::from(cost.memory_kib) * u64::from(cost.passes)
+}
+
+/// What is to be hashed for nothing beside a hash of `done`, so that both together cost what one of `dearest` does. `None` where the difference
+/// is less than argon2 can do.
+fn padding(done: Cost, dearest: Cost) -> Option<Cost> {
+    let passes = dearest.passes.max(1);
+    let memory_kib = work(dearest).saturating_sub(work(done)) / u64::from(passes);
+    let memory_kib = u32::try_from(memory_kib).ok().filter(|memory| *memory >= 8 * dearest.lanes)?;
+    Some(Cost { memory_kib, passes, lanes: dearest.lanes })
 }
 
 impl Hasher {
@@ -62,7 +78,33 @@ impl Hasher {
             pepper: Zeroizing::new(pepper),
             entrance: Arc::new(Semaphore::new(at_once + limits.waiting_max)),
             places: Arc::new(Semaphore::new(at_once)),
+            dearest: Mutex::new(limits.cost),
         }
+    }
+
+    /// A place in the queue, for all hashes of one operation.
+    fn enter(&self) -> Result<OwnedSemaphorePermit, AppError> {
+        Arc::clone(&self.entrance).try_acquire_owned().map_err(|_| busy())
+    }
+
+    /// The dearest cost so far, this one included.
+    fn dearest(&self, met: Cost) -> Cost {
+        let mut dearest = self.dearest.lock().unwrap_or_else(PoisonError::into_inner);
+        if work(met) > work(*dearest) {
+            *dearest = met;
+        }
+        *dearest
+    }
+
+    /// A hash that is compared with one that was stored: whatever its cost was, it takes as long as every other.
+    async fn compute_evenly(&self, password: Password, cost: Cost, salt: [u8; 16]) -> Result<[u8; 32], AppError> {
+        let entered = self.enter()?;
+        let padding = padding(cost, self.dearest(cost));
+        let (tag, entered) = self.compute(entered, password.clone(), cost, salt).await?;
+        if let Some(padding) = padding {
+            drop(self.compute(entered, password, padding, salt).await?);
+        }
+        Ok(tag)
     }
 
     /// Hashes a new password.
@@ -72,12 +114,12 @@ impl Hasher {
     pub(crate) async fn hash(&self, password: Password, ambient: &Ambient) -> Result<StoredPassword, AppError> {
         let salt: [u8; 16] = ambient.random();
         let cost = self.limits.cost;
-        let tag = self.compute(password, cost, salt).await?;
+        let (tag, _) = self.compute(self.enter()?, password, cost, salt).await?;
         Ok(StoredPassword { cost, pepper_version: PEPPER_VERSION, salt, tag })
     }
 
-    /// Compares a presented password with a stored one. Where there is none, the same work is done for nothing, so that nobody learns
-    /// from the time who exists.
+    /// Compares a presented password with a stored one. Where there is none, or a cheaper one than others, the same work is done for nothing, so
+    /// that nobody learns from the time who exists.
     ///
     /// # Errors
     /// [`AppError::Busy`] when too many wait.
@@ -91,7 +133,7 @@ impl Hasher {
         let against = stored.unwrap_or(&dummy);
         let is_possible = password.is_some() && stored.is_some();
         let Some(presented) = password.or_else(|| Password::new("")) else { return Ok(Verdict::Wrong) };
-        let tag = self.compute(presented, against.cost, against.salt).await?;
+        let tag = self.compute_evenly(presented, against.cost, against.salt).await?;
         let matches = bool::from(tag.ct_eq(&against.tag)) && is_possible && against.pepper_version == PEPPER_VERSION;
         let is_outdated = against.is_outdated(self.limits.cost);
         Ok(if matches { Verdict::Right { is_outdated } } else { Verdict::Wrong })
@@ -109,8 +151,10 @@ impl Hasher {
         let salt: [u8; 16] = ambient.random();
         let cost = self.limits.cost;
         let mut hashes = Vec::with_capacity(codes.len());
+        let mut entered = self.enter()?;
         for code in codes {
-            let tag = self.compute(code, cost, salt).await?;
+            let (tag, still) = self.compute(entered, code, cost, salt).await?;
+            entered = still;
             hashes.push(StoredPassword { cost, pepper_version: PEPPER_VERSION, salt, tag });
         }
         Ok(hashes)
@@ -128,7 +172,7 @@ impl Hasher {
         let is_possible = presented.is_some();
         let Some(presented) = presented.or_else(|| Password::new("")) else { return Ok(None) };
         let (cost, salt) = among.first().map_or((self.limits.cost, [0x5a; 16]), |first| (first.cost, first.salt));
-        let tag = self.compute(presented, cost, salt).await?;
+        let tag = self.compute_evenly(presented, cost, salt).await?;
         let mut found = None;
         for (at, stored) in among.iter().enumerate() {
             let of_the_set = stored.salt == salt && stored.cost == cost && stored.pepper_version == PEPPER_VERSION;
@@ -139,12 +183,14 @@ impl Hasher {
         Ok(found)
     }
 
-    async fn compute(&self, password: Password, cost: Cost, salt: [u8; 16]) -> Result<[u8; 32], AppError> {
-        let busy = || {
-            metrics::counter!("bulkhead_password_hashes_refused_total").increment(1);
-            AppError::Busy { what: "signing in", retry_after_ms: RETRY_AFTER_MS }
-        };
-        let entered = Arc::clone(&self.entrance).try_acquire_owned().map_err(|_| busy())?;
+    /// One hash, and the place in the queue back for the next.
+    async fn compute(
+        &self,
+        entered: OwnedSemaphorePermit,
+        password: Password,
+        cost: Cost,
+        salt: [u8; 16],
+    ) -> Result<([u8; 32], OwnedSemaphorePermit), AppError> {
         let began = Instant::now();
         let place = Arc::clone(&self.places).acquire_owned().await.map_err(|_| busy())?;
         let waited = began.elapsed();
@@ -158,16 +204,21 @@ impl Hasher {
         let pepper = self.pepper.clone();
         let worked = tokio::task::spawn_blocking(move || {
             // The places are kept until the memory is given back, also when whoever asked has gone away.
-            let _places = (entered, place);
+            let _place = place;
             argon2id(&password, cost, salt).map(|output| {
                 let mut mac = Hmac::<Sha256>::new_from_slice(&*pepper).expect("HMAC takes keys of every length");
                 mac.update(&*output);
-                <[u8; 32]>::from(mac.finalize().into_bytes())
+                (<[u8; 32]>::from(mac.finalize().into_bytes()), entered)
             })
         });
-        let tag = worked.await.map_err(|error| AppError::Runtime(Box::new(error)))?;
-        tag.map_err(|error| AppError::Runtime(error.to_string().into()))
+        let worked = worked.await.map_err(|error| AppError::Runtime(Box::new(error)))?;
+        worked.map_err(|error| AppError::Runtime(error.to_string().into()))
     }
+}
+
+fn busy() -> AppError {
+    metrics::counter!("bulkhead_password_hashes_refused_total").increment(1);
+    AppError::Busy { what: "signing in", retry_after_ms: RETRY_AFTER_MS }
 }
 
 fn argon2id(password: &Password, cost: Cost, salt: [u8; 16]) -> Result<Zeroizing<[u8; 32]>, argon2::Error> {
@@ -239,6 +290,25 @@ mod tests {
             assert_eq!(ours.find(none.clone(), &set).await.unwrap(), None);
             assert_eq!(ours.find(none, &[]).await.unwrap(), None);
         }
+    }
+
+    /// Vault CVE-2025-6011 and its kin: after the cost was raised, whoever had not signed in since answered faster than nobody.
+    #[tokio::test]
+    async fn a_comparison_costs_the_same_whatever_was_stored() {
+        let all = |stored: Cost, dearest: Cost| work(stored) + padding(stored, dearest).map_or(0, work);
+        for cheaper in [Cost::FLOOR, Cost { passes: 3, ..Cost::FLOOR }, Cost { memory_kib: 65_000, ..Cost::DEFAULT }] {
+            let (padded, wanted) = (all(cheaper, Cost::DEFAULT), work(Cost::DEFAULT));
+            assert!(padded.abs_diff(wanted) * 100 < wanted, "{cheaper:?}: {padded} in place of {wanted}");
+        }
+        assert_eq!(padding(Cost::DEFAULT, Cost::DEFAULT), None);
+        // One that is dearer than what is configured makes everybody's as dear.
+        let ours = hasher(Cost::FLOOR, 1);
+        let dearer = Cost { passes: 4, ..Cost::FLOOR };
+        assert_eq!(ours.dearest(Cost::FLOOR), Cost::FLOOR);
+        let stored = hasher(dearer, 1).hash(password("violet cement orbit").unwrap(), &ambient()).await.unwrap();
+        assert!(matches!(ours.verify(password("violet cement orbit"), Some(&stored)).await, Ok(Verdict::Right { .. })));
+        assert_eq!(ours.dearest(Cost::FLOOR), dearer);
+        assert_eq!(ours.verify(password("violet cement orbit"), None).await.unwrap(), Verdict::Wrong);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use bulkhead_model::link::Purpose;
 use bulkhead_model::name::Slug;
 use bulkhead_model::permission::{Actor, SystemReason, SystemScope};
 use bulkhead_model::role::BuiltIn;
+use bulkhead_model::role::assignment::Window;
 use bulkhead_store::account::User;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::org::Org;
@@ -100,7 +101,7 @@ impl App {
                     };
                     tx.insert_user(user).await?;
                     tx.insert_member(user.id, ROLE_ADMIN, user.created_at).await?;
-                    join_as(tx, user.id, BuiltIn::Admin, &actor, ambient).await?;
+                    join_as(tx, user.id, BuiltIn::Admin, Window::ALWAYS, &actor, ambient).await?;
                     let detail = json!({ "role": ROLE_ADMIN, "super_admin": true });
                     let (action, target) = (EventType::UserJoined, user.id.to_string());
                     tx.record_audit(&AuditEvent { action, target, actor, detail }, ambient).await?;

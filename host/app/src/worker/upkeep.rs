@@ -213,6 +213,19 @@ impl Worker {
             if let Err(error) = armed {
                 tracing::warn!(error = &error as &dyn Error, "keys that are due could not be looked for");
             }
+            let tended = tokio::select! {
+                tended = self.app.tend_people() => tended,
+                () = stop.cancelled() => return,
+            };
+            match tended {
+                Ok(0) => {}
+                Ok(values) => {
+                    tracing::info!(values, "what belongs to people was sealed anew under the root key that wraps");
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn Error, "what belongs to people could not be sealed anew");
+                }
+            }
         }
     }
 }

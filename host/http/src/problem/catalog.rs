@@ -39,6 +39,7 @@ kinds! {
     InvalidRequest = "invalid-request", BAD_REQUEST, "The request cannot be read";
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Credentials are needed";
     StepUpRequired = "step-up-required", UNAUTHORIZED, "A fresh proof of who you are is needed";
+    SessionNeeded = "session-needed", FORBIDDEN, "Only a signed-in browser can do this";
     ForeignOrigin = "foreign-origin", FORBIDDEN, "The request does not come from one of our pages";
     MfaRequired = "mfa-required", FORBIDDEN, "The organization asks for a second factor";
     Forbidden = "forbidden", FORBIDDEN, "The credentials do not permit this";
@@ -116,9 +117,11 @@ kinds! {
     WouldLockOut = "would-lock-out", CONFLICT, "The list would shut out whoever sends it";
     OwnMembership = "own-membership", CONFLICT, "Nobody does this to themselves";
     TooManyTokens = "too-many-tokens", CONFLICT, "The session has as many tokens as it may";
+    TooManyKeys = "too-many-keys", CONFLICT, "The organization has as many API keys as it may";
     TooManyInvitations = "too-many-invitations", CONFLICT, "Too many invitations wait";
     UserExists = "user-exists", CONFLICT, "Somebody has this address already";
     OrgExists = "org-exists", CONFLICT, "The organization's name is taken";
+    NotOwnKey = "not-own-key", CONFLICT, "The key is not yours to renew";
     OwnKey = "own-key", CONFLICT, "A key cannot revoke itself";
     RoleExists = "role-exists", CONFLICT, "The role's name is taken";
     RoleInUse = "role-in-use", CONFLICT, "Somebody has the role, or a role inherits from it";

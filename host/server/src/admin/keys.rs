@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail};
 use bulkhead_app::key::{KeysDetail, count_root_uses, look_at_keys};
-use bulkhead_keys::Level;
+use bulkhead_app::node::list_nodes_as_operator;
+use bulkhead_keys::{Level, RootProvider as _};
 use bulkhead_model::ambient::Ambient;
-use bulkhead_store::seal::{RootId, RootKey};
+use bulkhead_store::key::RootUse;
+use bulkhead_store::seal::{RootId, RootKey, RootStanding};
 use clap::{Subcommand, ValueEnum};
 use serde_json::json;
 
@@ -68,19 +70,43 @@ pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
             );
         }
         Command::UseRoot => {
+            if let Some(next) = keys::load(config, false, &Ambient::system())?
+                .standings()
+                .into_iter()
+                .find_map(|(id, standing)| (standing == RootStanding::Next).then_some(id))
+            {
+                // Whatever is wrapped with it is closed to them.
+                refuse_if(
+                    config,
+                    |roots| roots.iter().all(|(id, _)| *id != next),
+                    |node| {
+                        format!(
+                            "{node} does not know the root key {next} yet: copy root.key there and restart it first"
+                        )
+                    },
+                )
+                .await?;
+            }
             let changed = keys::change(config, |keys| Ok(keys.with_next_in_use()?))?;
             println!(
                 "from the next start on the root key {} wraps\nnext: restart each node; when `bulkhead admin keys list` shows that the old one wraps \
                  nothing, run `bulkhead admin keys remove-root`",
-                changed.standings().last().map(|(id, _)| id.to_string()).unwrap_or_default()
+                changed.current()
             );
         }
         Command::RemoveRoot { id } => {
             let id = RootId::parse(&id).with_context(|| format!("{id:?} is not the id of a root key"))?;
-            let wraps = uses(config).await?.into_iter().find(|(of, _)| *of == id).map_or(0, |(_, keys)| keys);
-            if wraps > 0 {
+            // First whether somebody goes on putting things under it: only then a count of what is there is the last word.
+            refuse_if(
+                config,
+                |roots| roots.contains(&(id, RootStanding::Active)),
+                |node| format!("{node} still wraps with the root key {id}: copy root.key there and restart it first"),
+            )
+            .await?;
+            if let Some(RootUse { org_keys, people, .. }) = uses(config).await?.into_iter().find(|of| of.id == id) {
                 bail!(
-                    "the root key {id} still wraps {wraps} organization keys: let the server run with the new one until none is left"
+                    "the root key {id} still wraps {org_keys} organization keys and {people} values of people: let the server run with the new \
+                     one until none is left"
                 );
             }
             keys::change(config, |keys| Ok(keys.without(id)?))?;
@@ -90,7 +116,23 @@ pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn uses(config: &Config) -> Result<Vec<(RootId, u64)>> {
+/// Refuses while a node serves of whose root keys this is true: what it keeps in memory is what it read when it started.
+async fn refuse_if(
+    config: &Config,
+    is_behind: impl Fn(&[(RootId, RootStanding)]) -> bool,
+    why: impl Fn(&str) -> String,
+) -> Result<()> {
+    let store = doctor::look(config).await?;
+    let (nodes, is_served) = (list_nodes_as_operator(&store).await, store.is_served());
+    store.close().await;
+    let nodes = nodes.context("the nodes cannot be listed")?;
+    match nodes.iter().find(|node| is_served && node.alive && is_behind(&node.roots)) {
+        Some(node) => bail!("{}", why(&node.name)),
+        None => Ok(()),
+    }
+}
+
+async fn uses(config: &Config) -> Result<Vec<RootUse>> {
     let store = doctor::look(config).await?;
     let uses = count_root_uses(&store).await;
     store.close().await;
@@ -100,14 +142,17 @@ async fn uses(config: &Config) -> Result<Vec<(RootId, u64)>> {
 async fn list_roots(config: &Config, as_json: bool) -> Result<()> {
     let (uses, keys) = (uses(config).await?, keys::load(config, false, &Ambient::system())?);
     let known: Vec<_> = keys.standings();
-    let lost = uses.iter().filter(|(id, _)| known.iter().all(|(of, _)| of != id));
-    let rows = known.iter().map(|(id, standing)| (*id, standing.as_str())).chain(lost.map(|(id, _)| (*id, "missing")));
+    let lost = uses.iter().filter(|uses| known.iter().all(|(of, _)| *of != uses.id));
+    let rows = known.iter().map(|(id, standing)| (*id, standing.as_str())).chain(lost.map(|uses| (uses.id, "missing")));
     for (id, state) in rows {
-        let wraps = uses.iter().find(|(of, _)| *of == id).map_or(0, |(_, keys)| *keys);
+        let (wraps, people) = uses.iter().find(|of| of.id == id).map_or((0, 0), |of| (of.org_keys, of.people));
         if as_json {
-            println!("{}", json!({ "root_key": id.to_string(), "state": state, "organization_keys": wraps }));
+            println!(
+                "{}",
+                json!({ "root_key": id.to_string(), "state": state, "organization_keys": wraps, "values_of_people": people })
+            );
         } else {
-            println!("{id}  {state:<12} wraps {wraps} organization keys");
+            println!("{id}  {state:<12} wraps {wraps} organization keys, {people} values of people");
         }
     }
     Ok(())

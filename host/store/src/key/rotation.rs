@@ -54,6 +54,8 @@ pub struct KeyRotation {
     pub done: u64,
     /// Those that are left, as last counted.
     pub left: u64,
+    /// Those of them that do not open with the key that they name, and stay as they are.
+    pub broken: u64,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
     /// `None` while it goes on.
@@ -76,6 +78,7 @@ fn read(row: &Row) -> Result<KeyRotation, StoreError> {
         to_key: row.get("to_key")?,
         done: count("done_count")?,
         left: count("left_count")?,
+        broken: count("broken_count")?,
         created_at: row.get("created_at")?,
         updated_at: row.get("updated_at")?,
         finished_at: row.get("finished_at")?,
@@ -87,8 +90,8 @@ impl Tx {
     pub async fn insert_key_rotation(&mut self, rotation: &KeyRotation) -> Result<bool, StoreError> {
         let sql = sql!(
             "insert into key_rotation (org_id, id, level, state, reason, actor, to_key, done_count, left_count, created_at, updated_at,
-                 finished_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                 finished_at, broken_count)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
              on conflict (org_id, level) where state = 'running' do nothing"
         );
         let org = self.org()?;
@@ -104,7 +107,8 @@ impl Tx {
             super::bound(rotation.left),
             rotation.created_at,
             rotation.updated_at,
-            rotation.finished_at
+            rotation.finished_at,
+            super::bound(rotation.broken)
         ];
         Ok(self.execute(sql, values).await? > 0)
     }
@@ -112,7 +116,8 @@ impl Tx {
     /// Saves how far it has come.
     pub async fn update_key_rotation(&mut self, rotation: &KeyRotation) -> Result<(), StoreError> {
         let sql = sql!(
-            "update key_rotation set state = $3, done_count = $4, left_count = $5, updated_at = $6, finished_at = $7
+            "update key_rotation set state = $3, done_count = $4, left_count = $5, updated_at = $6, finished_at = $7,
+                 broken_count = $8
              where org_id = $1 and id = $2"
         );
         let org = self.org()?;
@@ -123,14 +128,16 @@ impl Tx {
             super::bound(rotation.done),
             super::bound(rotation.left),
             rotation.updated_at,
-            rotation.finished_at
+            rotation.finished_at,
+            super::bound(rotation.broken)
         ];
         self.execute(sql, values).await.map(drop)
     }
 
     pub async fn load_key_rotation(&mut self, id: KeyRotationId) -> Result<Option<KeyRotation>, StoreError> {
         let sql = sql!(
-            "select id, level, reason, actor, to_key, done_count, left_count, created_at, updated_at, finished_at
+            "select id, level, reason, actor, to_key, done_count, left_count, broken_count, created_at, updated_at,
+                 finished_at
              from key_rotation where org_id = $1 and id = $2"
         );
         let org = self.org()?;
@@ -140,17 +147,30 @@ impl Tx {
     /// Those that go on, at most one of each level.
     pub async fn list_running_key_rotations(&mut self) -> Result<Vec<KeyRotation>, StoreError> {
         let sql = sql!(
-            "select id, level, reason, actor, to_key, done_count, left_count, created_at, updated_at, finished_at
+            "select id, level, reason, actor, to_key, done_count, left_count, broken_count, created_at, updated_at,
+                 finished_at
              from key_rotation where org_id = $1 and state = 'running' order by id"
         );
         let org = self.org()?;
         self.fetch(sql, binds![org]).await?.iter().map(read).collect()
     }
 
+    /// The newest of a level that has ended.
+    pub async fn load_ended_key_rotation(&mut self, level: Level) -> Result<Option<KeyRotation>, StoreError> {
+        let sql = sql!(
+            "select id, level, reason, actor, to_key, done_count, left_count, broken_count, created_at, updated_at,
+                 finished_at
+             from key_rotation where org_id = $1 and level = $2 and state = 'done' order by id desc limit 1"
+        );
+        let org = self.org()?;
+        self.fetch_optional(sql, binds![org, level.as_str()]).await?.map(|row| read(&row)).transpose()
+    }
+
     /// Newest first.
     pub async fn list_key_rotations(&mut self, page: PageRequest) -> Result<Page<KeyRotation>, StoreError> {
         let sql = sql!(
-            "select id, level, reason, actor, to_key, done_count, left_count, created_at, updated_at, finished_at
+            "select id, level, reason, actor, to_key, done_count, left_count, broken_count, created_at, updated_at,
+                 finished_at
              from key_rotation where org_id = $1 and id < $2 order by id desc limit $3"
         );
         let org = self.org()?;

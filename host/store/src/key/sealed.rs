@@ -12,6 +12,11 @@ use crate::seal::{KeyPurpose, Place, Sealer};
 use crate::sql::{Sql, binds, sql};
 use crate::tx::Tx;
 
+/// Retired keys of each kind that are still listed: whoever finds one of them in a value can tell when it ended.
+const RETIRED_KEPT: i64 = 100;
+/// Rotations that are still listed.
+const ROTATIONS_KEPT: i64 = 500;
+
 /// A column of sealed values, and its statements. The row's id is what the values are bound to.
 struct Column {
     table: &'static str,
@@ -84,6 +89,10 @@ pub struct Tended {
     pub values: u32,
     /// Values that do not open with their own key. They stay as they are, and so does their key.
     pub broken: u32,
+    /// Organization keys that cannot be unwrapped …
+    pub broken_org_keys: u32,
+    /// … and data keys. They stay as they are, too.
+    pub broken_data_keys: u32,
     /// Keys that nothing referred to any longer.
     pub retired: Vec<KeyId>,
     /// Where the next batch goes on; `None` at the end of the pass.
@@ -93,6 +102,7 @@ pub struct Tended {
 /// What is left to do at each level, as counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyWork {
+    /// Organization keys under a root key under which they do not stay.
     pub org_keys: u64,
     pub data_keys: u64,
     pub values: u64,
@@ -112,11 +122,12 @@ fn is_values_own(error: KeyError) -> bool {
 }
 
 impl Tx {
-    /// Wraps and seals anew, at most `batch` keys and values, what is not under the current root key, the active organization key and the
-    /// active data key. At the end of a pass it retires keys that a count finds no reference to.
+    /// Wraps and seals anew, at most `batch` keys and values, what is not under the current root key (or one that comes after it: another
+    /// node was told of that already), the active organization key and the active data key. At the end of a pass it retires keys that a count
+    /// finds no reference to. A key or a value that does not open is counted and left.
     ///
     /// # Errors
-    /// [`StoreError::Keys`] when a key itself cannot be unwrapped; a value that does not open is counted and left.
+    /// [`StoreError::Keys`] when a root key is missing, or the active organization or data key does not open.
     pub async fn tend_keys(&mut self, sealer: &Sealer, from: TendFrom, batch: u32) -> Result<Tended, StoreError> {
         let (mut tended, batch) = (Tended::default(), batch.clamp(1, TEND_BATCH_MAX));
         let Some(active) = self.lock_active_org_key().await? else { return Ok(tended) };
@@ -129,6 +140,7 @@ impl Tx {
         tended.next = self.reseal(sealer, from, batch - tended.data_keys, &mut tended).await?;
         if tended.next.is_none() {
             self.retire_keys(sealer, &mut tended).await?;
+            self.forget_old_keys().await?;
         }
         Ok(tended)
     }
@@ -151,13 +163,21 @@ impl Tx {
     }
 
     async fn rewrap_org_keys(&mut self, sealer: &Sealer, tended: &mut Tended) -> Result<(), StoreError> {
-        let (org, current) = (self.org()?, KeyId::Root(sealer.root()));
+        let org = self.org()?;
         let sql = sql!("update org_key set wrapped = $4 where org_id = $1 and version = $2 and wrapped = $3");
         for row in self.list_org_keys_in_use().await? {
-            if Envelope::parse(&row.text)?.kid() == current {
+            if Envelope::parse(&row.text).is_ok_and(|wrapped| sealer.is_settled(wrapped.kid())) {
                 continue;
             }
-            let key = sealer.unwrap_org_key(org, row.version, &row.text)?;
+            let key = match sealer.unwrap_org_key(org, row.version, &row.text) {
+                Ok(key) => key,
+                Err(error) if is_values_own(error) => {
+                    tracing::error!(%org, key = %KeyId::Organization(row.version), %error, "a key cannot be unwrapped");
+                    tended.broken_org_keys += 1;
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
+            };
             let wrapped = sealer.wrap_org_key(org, row.version, &key);
             self.execute(sql, binds![org, row.version, &row.text, &wrapped]).await?;
             tended.org_keys += 1;
@@ -181,8 +201,22 @@ impl Tx {
             if row.org_key == active || tended.data_keys >= batch {
                 continue;
             }
-            let before = self.org_key(sealer, row.org_key).await?;
-            let key = Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &before), &row.text)?;
+            let key = match self.org_key(sealer, row.org_key).await {
+                Ok(before) => {
+                    Sealer::unwrap_data_key(org, (row.version, row.purpose), (row.org_key, &before), &row.text)
+                        .map_err(StoreError::from)
+                }
+                Err(error) => Err(error),
+            };
+            let key = match key {
+                Ok(key) => key,
+                Err(StoreError::Keys(error)) if is_values_own(error) => {
+                    tracing::error!(%org, key = %KeyId::Data(row.version), %error, "a key cannot be unwrapped");
+                    tended.broken_data_keys += 1;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             if by.is_none() {
                 by = Some(self.org_key(sealer, active).await?);
             }
@@ -282,12 +316,34 @@ impl Tx {
         Ok(())
     }
 
-    /// Counts what is not yet under the current root key, the active organization key and the active data key.
+    /// Removes the rows of keys that were retired long ago, and of rotations: somebody may replace keys in a loop.
+    async fn forget_old_keys(&mut self) -> Result<(), StoreError> {
+        let org = self.org()?;
+        let data = sql!(
+            "delete from data_key where org_id = $1 and state = 'retired'
+               and version < (select max(newest.version) - $2 from data_key newest where newest.org_id = $1)"
+        );
+        self.execute(data, binds![org, RETIRED_KEPT]).await?;
+        let organization = sql!(
+            "delete from org_key where org_id = $1 and state = 'retired'
+               and version < (select max(newest.version) - $2 from org_key newest where newest.org_id = $1)
+               and not exists (select 1 from data_key where data_key.org_id = $1 and data_key.org_key_version = org_key.version)"
+        );
+        self.execute(organization, binds![org, RETIRED_KEPT]).await?;
+        let rotations = sql!(
+            "delete from key_rotation where org_id = $1 and state = 'done'
+               and id not in (select id from key_rotation where org_id = $1 order by id desc limit $2)"
+        );
+        self.execute(rotations, binds![org, ROTATIONS_KEPT]).await.map(drop)
+    }
+
+    /// Counts what is not yet where it stays: under the current root key or one after it, the active organization key, the active data key.
     pub async fn count_key_work(&mut self, sealer: &Sealer) -> Result<KeyWork, StoreError> {
-        let (org, current, mut work) = (self.org()?, KeyId::Root(sealer.root()), KeyWork::default());
+        let (org, mut work) = (self.org()?, KeyWork::default());
         let mut active = None;
         for row in self.list_org_keys_in_use().await? {
-            work.org_keys += u64::from(Envelope::parse(&row.text)?.kid() != current);
+            work.org_keys +=
+                u64::from(!Envelope::parse(&row.text).is_ok_and(|wrapped| sealer.is_settled(wrapped.kid())));
             active = active.or((row.state == KeyState::Active).then_some(row.version));
         }
         for row in self.list_data_keys_in_use().await? {

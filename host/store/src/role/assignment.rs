@@ -128,7 +128,7 @@ impl Tx {
     pub async fn count_lasting_admins(&mut self, without: Option<UserId>, now: Timestamp) -> Result<u64, StoreError> {
         let sql = sql!(
             "select count(distinct a.user_id) as users from role_assignment a
-             join member m on m.org_id = a.org_id and m.user_id = a.user_id and m.state = 'active'
+             join member m on m.org_id = a.org_id and m.user_id = a.user_id and m.state = 'active' and m.user_state = 'active'
              where a.org_id = $1 and a.built_in = 'admin' and a.team_id is null and a.valid_until is null
                and (a.valid_from is null or a.valid_from <= $2) and a.user_id <> $3"
         );

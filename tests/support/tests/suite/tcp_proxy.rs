@@ -78,7 +78,7 @@ fn an_answer_is_held_back_while_other_lines_go_on() {
     let sink = Sink::start();
     let proxy = TcpProxy::start(sink.address());
     let (mut caught, mut other) = (connect(&proxy), connect(&proxy));
-    proxy.catch(b"POST ", b"HTTP/1.1 200");
+    proxy.catch(b"GET / ", b"HTTP/1.1 200");
     caught.write_all(REQUEST).unwrap();
     assert!(wait_until(WITHIN, || proxy.has_caught()), "what was asked for did not come by");
     assert_eq!(sink.requests().len(), 1, "the server has done it");

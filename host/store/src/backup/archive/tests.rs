@@ -4,9 +4,14 @@ use proptest::prelude::*;
 
 use super::super::verify;
 use super::*;
+use crate::seal::RootKeys;
 
 fn root() -> RootKey {
     RootKey::new([7; 32])
+}
+
+fn roots() -> RootKeys {
+    RootKeys::single(root())
 }
 
 fn header(root: &RootKey) -> Header {
@@ -74,7 +79,7 @@ proptest! {
         let bytes = archive(&[("run", rows.clone())]);
         let expected = if rows.is_empty() { vec![] } else { vec![("run".to_owned(), rows.clone())] };
         prop_assert_eq!(read(&bytes).unwrap(), expected);
-        let summary = verify(Cursor::new(&bytes), Some(&root())).unwrap();
+        let summary = verify(Cursor::new(&bytes), Some(&roots())).unwrap();
         prop_assert_eq!(summary.rows.unwrap()["run"], rows.len() as u64);
         prop_assert_eq!(summary.bytes, bytes.len() as u64);
     }
@@ -89,7 +94,7 @@ fn any_changed_byte_is_refused_with_and_without_the_key() {
             let mut bad = good.clone();
             bad[at] ^= flip;
             assert!(verify(Cursor::new(&bad), None).is_err(), "byte {at} without the key");
-            assert!(verify(Cursor::new(&bad), Some(&root())).is_err(), "byte {at} with the key");
+            assert!(verify(Cursor::new(&bad), Some(&roots())).is_err(), "byte {at} with the key");
             assert!(read(&bad).is_err(), "byte {at} while restoring");
         }
     }
@@ -102,7 +107,7 @@ fn a_changed_byte_under_a_fitting_checksum_is_refused() {
         let mut bad = good.clone();
         bad[at] ^= 1;
         let bad = with_fresh_checksum(bad);
-        assert!(verify(Cursor::new(&bad), Some(&root())).is_err(), "byte {at}");
+        assert!(verify(Cursor::new(&bad), Some(&roots())).is_err(), "byte {at}");
     }
 }
 
@@ -110,7 +115,7 @@ fn a_changed_byte_under_a_fitting_checksum_is_refused() {
 fn any_missing_end_and_anything_behind_it_is_refused() {
     let good = sample();
     for length in 0..good.len() {
-        let error = verify(Cursor::new(&good[..length]), Some(&root())).unwrap_err();
+        let error = verify(Cursor::new(&good[..length]), Some(&roots())).unwrap_err();
         let is_named = matches!(error, BackupError::Damaged { .. })
             || (length < MAGIC.len() && matches!(error, BackupError::NotABackup));
         assert!(is_named, "{length} bytes: {error}");
@@ -156,7 +161,7 @@ fn frames_that_were_moved_dropped_doubled_or_brought_are_refused() {
     ] {
         let bad = with_fresh_checksum([head, &parts.concat(), tail].concat());
         assert!(verify(Cursor::new(&bad), None).is_ok(), "{what}: nothing is to be seen without the key");
-        assert!(verify(Cursor::new(&bad), Some(&root())).is_err(), "{what}");
+        assert!(verify(Cursor::new(&bad), Some(&roots())).is_err(), "{what}");
     }
 }
 
@@ -164,18 +169,21 @@ fn frames_that_were_moved_dropped_doubled_or_brought_are_refused() {
 fn another_root_key_is_told_from_damage() {
     let good = sample();
     let other = RootKey::new([8; 32]);
-    assert!(matches!(verify(Cursor::new(&good), Some(&other)), Err(BackupError::WrongKey)));
+    assert!(matches!(verify(Cursor::new(&good), Some(&RootKeys::single(other.clone()))), Err(BackupError::WrongKey)));
     let mut bad = good;
     let middle = bad.len() / 2;
     bad[middle] ^= 1;
-    assert!(matches!(verify(Cursor::new(&bad), Some(&other)), Err(BackupError::Damaged { .. })));
+    assert!(matches!(
+        verify(Cursor::new(&bad), Some(&RootKeys::single(other.clone()))),
+        Err(BackupError::Damaged { .. })
+    ));
 }
 
 #[test]
 fn another_format_is_named() {
     let newer = Header { format: 2, product: "9.0.0".to_owned(), ..header(&root()) };
     let bytes = ArchiveWriter::new(Vec::new(), &root(), &newer).unwrap().finish().unwrap().0;
-    let error = verify(Cursor::new(bytes), Some(&root())).unwrap_err().to_string();
+    let error = verify(Cursor::new(bytes), Some(&roots())).unwrap_err().to_string();
     assert!(error.contains("format 2") && error.contains("9.0.0"), "{error}");
 }
 
