@@ -14,6 +14,50 @@ alter table rate_limit enable row level security;
 alter table rate_limit force row level security;
 create policy rate_limit_limits on rate_limit using ((select app_scope()) = 'limits') with check ((select app_scope()) = 'limits');
 
+-- Takes tokens from several buckets at once: of each as many as there are, at least `least` and at most `most`, else none (`taken` is null).
+-- The rule is `Share::take` of host/model/src/rate.rs; a test holds them against each other. Asks are [{key, token, full, least, most}], the
+-- keys in hexadecimal and each there once. Rows are locked in the order of their keys, so that nodes wait for each other in one direction.
+create function take_tokens(asks jsonb) returns table (key bytea, taken bigint, at_micros bigint, full_at_micros bigint)
+language plpgsql as $$
+#variable_conflict use_column
+declare
+    ask record;
+    now_micros bigint;
+begin
+    for ask in
+        select decode(a.key, 'hex') as bucket, a.token, a."full", a.least, a.most
+        from jsonb_to_recordset(asks) as a (key text, token bigint, "full" bigint, least bigint, most bigint)
+        order by a.key
+    loop
+        -- The database's clock is the one that nodes share. It is read before the row is locked: one that waited sees fewer tokens, never more.
+        now_micros := cast(extract(epoch from clock_timestamp()) * 1000000 as bigint);
+        return query
+            insert into rate_limit as held (key, at_micros, taken, full_at_micros)
+            values (ask.bucket, now_micros, least(ask.most, ask."full" / ask.token),
+                now_micros + ask.token * least(ask.most, ask."full" / ask.token))
+            on conflict (key) do update set
+                at_micros = now_micros,
+                taken = least(ask.most, (now_micros + ask."full"
+                    - least(greatest(held.full_at_micros, now_micros), now_micros + ask."full")) / ask.token),
+                full_at_micros = least(greatest(held.full_at_micros, now_micros), now_micros + ask."full")
+                    + ask.token * least(ask.most, (now_micros + ask."full"
+                    - least(greatest(held.full_at_micros, now_micros), now_micros + ask."full")) / ask.token)
+            where now_micros + ask."full" - least(greatest(held.full_at_micros, now_micros), now_micros + ask."full")
+                >= ask.token * ask.least
+            returning held.key, held.taken, held.at_micros, held.full_at_micros;
+        if not found then
+            -- Too few. A row that says it is full later than an empty one would be was left by another clock or a larger policy.
+            return query
+                update rate_limit as held set
+                    at_micros = now_micros,
+                    full_at_micros = least(greatest(held.full_at_micros, now_micros), now_micros + ask."full")
+                where held.key = ask.bucket
+                returning held.key, cast(null as bigint), held.at_micros, held.full_at_micros;
+        end if;
+    end loop;
+end
+$$;
+
 -- The networks from which an organization may be reached, as a JSON list; from everywhere if it is empty.
 create table ip_allow_list (
     org_id      uuid not null references organization (id),

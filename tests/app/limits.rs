@@ -10,6 +10,7 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::network::Network;
 use bulkhead_model::rate::{Policy, Rate, RateLimits};
 use bulkhead_store::Store;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::TestApp;
 
@@ -28,15 +29,22 @@ fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) ->
     tokio::spawn(future)
 }
 
+/// Lets the limiter ask the database, until it is told to stop.
+fn serve(limiter: &Arc<Limiter>, store: &Store, stop: &CancellationToken) {
+    let (limiter, store, stop) = (Arc::clone(limiter), store.clone(), stop.clone());
+    drop(spawn(async move { limiter.serve(&store, &stop).await }));
+}
+
 /// Everybody asks as fast as they can for some time; how many passed, and how long it took.
 async fn storm(stores: &[Store], limits: RateLimits, counted: Counted, policy: Policy) -> (u32, Duration) {
     let passed = Arc::new(AtomicU32::new(0));
     let began = Instant::now();
-    let mut tasks = Vec::new();
+    let (mut tasks, stop) = (Vec::new(), CancellationToken::new());
     for (node, store) in stores.iter().enumerate() {
         // Each node has a clock of its own, minutes away from the others'.
         let ambient = Ambient::system_ahead_by(i64::try_from(node).unwrap() * 180_000_000 - 240_000_000);
         let limiter = Arc::new(Limiter::new(limits, KEY));
+        serve(&limiter, store, &stop);
         for _ in 0..4 {
             let (store, ambient, limiter, passed) =
                 (store.clone(), ambient.clone(), Arc::clone(&limiter), Arc::clone(&passed));
@@ -58,6 +66,7 @@ async fn storm(stores: &[Store], limits: RateLimits, counted: Counted, policy: P
     for task in tasks {
         task.await.unwrap();
     }
+    stop.cancel();
     (passed.load(Ordering::SeqCst), began.elapsed())
 }
 
@@ -89,7 +98,8 @@ on_both! {
         let limits = RateLimits {
             key: Rate::per_hour(60, 3), organization: Rate::per_hour(60, 5), ..RateLimits::default()
         };
-        let limiter = Limiter::new(limits, KEY);
+        let (limiter, stop) = (Arc::new(Limiter::new(limits, KEY)), CancellationToken::new());
+        serve(&limiter, &app.store, &stop);
         let (org, other) = (OrgId::new(&app.ambient), OrgId::new(&app.ambient));
         let keys: Vec<_> = (0..3).map(|_| bulkhead_model::id::ApiKeyId::new(&app.ambient)).collect();
         let asks = |n: usize, org| [ask(Policy::Key, Counted::Key(keys[n])), ask(Policy::Organization, Counted::Org(org))];
@@ -111,11 +121,41 @@ on_both! {
         let refused = limiter.take(at, &[ask(Policy::Anonymous, address("2001:db8::ffff"))], false).await.unwrap_err();
         assert!(refused.wait <= Duration::from_secs(1) && refused.wait > Duration::ZERO);
         limiter.take(at, &[ask(Policy::Anonymous, address("2001:db8:0:1::1"))], false).await.unwrap();
+        stop.cancel();
+    }
+
+    /// A key over its limit asks for its organization's tokens too; what it does not get is not lost to the others.
+    async fn what_is_refused_takes_nothing_from_the_organization(app: TestApp) {
+        let limits = RateLimits {
+            key: Rate::per_hour(60, 3), organization: Rate::per_hour(60, 8), ..RateLimits::default()
+        };
+        let (org, key) = (OrgId::new(&app.ambient), bulkhead_model::id::ApiKeyId::new(&app.ambient));
+        let (at, stop) = ((&app.store, &app.ambient), CancellationToken::new());
+        let asks = |key| [ask(Policy::Key, Counted::Key(key)), ask(Policy::Organization, Counted::Org(org))];
+        let limiters: Vec<_> = (0..2).map(|_| Arc::new(Limiter::new(limits, KEY))).collect();
+        for limiter in &limiters {
+            serve(limiter, &app.store, &stop);
+        }
+        // Two nodes where there can be two, so that the second hears of the refusal from the database alone.
+        let nodes = if app.store.is_postgres() { 2 } else { 1 };
+        for limiter in &limiters[..nodes] {
+            for _ in 0..20 {
+                drop(limiter.take(at, &asks(key), false).await);
+            }
+        }
+        let other = bulkhead_model::id::ApiKeyId::new(&app.ambient);
+        let mut passed = 0;
+        for _ in 0..3 {
+            passed += u32::from(limiters[0].take(at, &asks(other), false).await.is_ok());
+        }
+        assert_eq!(passed, 3, "three of eight were used");
+        stop.cancel();
     }
 
     /// Section e: requests while the store fails.
     async fn without_a_database_reads_pass_and_what_is_sensitive_gets_a_quarter(app: TestApp) {
-        let limiter = Limiter::new(RateLimits::all(Rate::per_minute(10, 8)), KEY);
+        let (limiter, stop) = (Arc::new(Limiter::new(RateLimits::all(Rate::per_minute(10, 8)), KEY)), CancellationToken::new());
+        serve(&limiter, &app.store, &stop);
         let at = (&app.store, &app.ambient);
         app.store.close().await;
         let count = async |policy: Policy, is_sensitive: bool| {

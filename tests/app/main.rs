@@ -20,6 +20,7 @@ mod installations;
 mod keys;
 mod limits;
 mod nodes;
+mod panics;
 mod queue;
 mod quotas;
 mod retention;

@@ -178,7 +178,11 @@ impl App {
     /// # Errors
     /// [`AppError::Unauthenticated`] for a token that is not ours, over, of a session that has ended or of an earlier epoch;
     /// [`AppError::NotFound`] for an organization that the person does not belong to; [`AppError::MfaRequired`].
-    pub async fn authenticate_token(&self, text: &str, org: Option<OrgRef>) -> Result<Caller, AppError> {
+    pub async fn authenticate_token(
+        &self,
+        text: &str,
+        org: Option<OrgRef>,
+    ) -> Result<(UserId, Result<Caller, AppError>), AppError> {
         let now = self.ambient().now();
         let claims = self.accounts().tokens.open(text, now).ok_or(AppError::Unauthenticated)?;
         let (signed_in, membership) = self
@@ -204,8 +208,10 @@ impl App {
                 })
             })
             .await?;
-        let membership = membership.filter(|membership| membership.is_active);
-        let membership = membership.ok_or(AppError::NotFound { what: "organization" })?;
-        self.session_caller(membership.org, &signed_in, Credential::Token).await
+        let caller = match membership.filter(|membership| membership.is_active) {
+            Some(membership) => self.session_caller(membership.org, &signed_in, Credential::Token).await,
+            None => Err(AppError::NotFound { what: "organization" }),
+        };
+        Ok((signed_in.user.id, caller))
     }
 }

@@ -9,9 +9,9 @@ use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
-use bulkhead_store::Tx;
 use bulkhead_store::allow_list::StoredAllowList;
 use bulkhead_store::audit::AuditEvent;
+use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
 use crate::auth::OrgRef;
@@ -47,12 +47,12 @@ fn read(entries: &[String]) -> Result<AllowList, AppError> {
 async fn save(
     tx: &mut Tx,
     list: &AllowList,
-    seen: Option<i64>,
+    seen: i64,
     actor: &Actor,
     ambient: &Ambient,
 ) -> Result<StoredAllowList, AppError> {
     let before = tx.load_allow_list().await?;
-    if seen.is_some_and(|seen| seen != before.revision) {
+    if seen != before.revision {
         return Err(AppError::StaleVersion);
     }
     if before.list == *list {
@@ -101,7 +101,7 @@ impl App {
             );
             return Err(AppError::conflict("would-lock-out", message));
         }
-        self.save_list(&scope, list, Some(seen)).await
+        self.save_list(&scope, list, seen).await
     }
 
     /// Lets an organization be reached from everywhere again: the operator's way back for whoever is shut out.
@@ -110,15 +110,26 @@ impl App {
     /// The store's.
     pub async fn clear_allow_list_as_operator(&self, org: OrgId) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Admin).for_org(org);
-        self.save_list(&scope, AllowList::default(), None).await.map(drop)
+        let cleared = self
+            .store()
+            .write(&scope, self.ambient().clone(), |tx, ambient| {
+                Box::pin(async move {
+                    let Some(before) = tx.clear_allow_list(ambient.now()).await? else { return Ok(()) };
+                    let event = AuditEvent {
+                        action: EventType::IpRulesChanged,
+                        target: "ip_allow_list".to_owned(),
+                        actor: Actor::System(SystemReason::Admin),
+                        detail: json!({ "before": before, "after": [] }),
+                    };
+                    Ok::<_, AppError>(tx.record_audit(&event, ambient).await?)
+                })
+            })
+            .await;
+        self.allow_lists().invalidate(&org).await;
+        cleared
     }
 
-    async fn save_list(
-        &self,
-        scope: &OrgScope,
-        list: AllowList,
-        seen: Option<i64>,
-    ) -> Result<StoredAllowList, AppError> {
+    async fn save_list(&self, scope: &OrgScope, list: AllowList, seen: i64) -> Result<StoredAllowList, AppError> {
         let args = (list, seen, scope.actor().clone(), self.ambient().clone());
         let saved = self
             .store()
@@ -130,17 +141,21 @@ impl App {
     }
 
     async fn allow_list_of(&self, org: OrgId) -> Result<Arc<AllowList>, AppError> {
-        if let Some(kept) = self.allow_lists().get(&org).await {
-            return Ok(kept);
-        }
         let scope = SystemScope::new(SystemReason::SignIn).for_org(org);
-        let stored: StoredAllowList = self
-            .store()
-            .read(&scope, (), |tx, ()| Box::pin(async move { Ok::<_, AppError>(tx.load_allow_list().await?) }))
-            .await?;
-        let list = Arc::new(stored.list);
-        self.allow_lists().insert(org, Arc::clone(&list)).await;
-        Ok(list)
+        let load = async {
+            let stored: StoredAllowList = self
+                .store()
+                .read(&scope, (), |tx, ()| Box::pin(async move { Ok::<_, StoreError>(tx.load_allow_list().await?) }))
+                .await?;
+            Ok(Arc::new(stored.list))
+        };
+        // Together: one that is invalidated while it is read is not kept.
+        let read = self.allow_lists().try_get_with(org, load).await;
+        read.map_err(|error: Arc<StoreError>| match Arc::try_unwrap(error) {
+            Ok(error) => error.into(),
+            // Somebody who waited for the same answer is told what it was.
+            Err(_) => AppError::Busy { what: "allow-list", retry_after_ms: 1_000 },
+        })
     }
 
     /// Lets a request in if the caller's organization may be reached from where it comes.

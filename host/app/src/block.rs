@@ -88,12 +88,13 @@ impl Blocks {
     }
 }
 
-async fn place_on_key(tx: &mut Tx, key: ApiKeyId, ambient: &Ambient) -> Result<Option<Block>, AppError> {
+/// The block in force, and whether it is a new one; `None` where there is no such key.
+async fn place_on_key(tx: &mut Tx, key: ApiKeyId, ambient: &Ambient) -> Result<Option<(Block, bool)>, AppError> {
     if tx.load_api_key(key).await?.is_none() {
         return Ok(None);
     }
     let previous = tx.load_key_block(key).await?.map(|stored| stored.block);
-    let Some(block) = Block::next(previous, ambient.now()) else { return Ok(previous) };
+    let Some(block) = Block::next(previous, ambient.now()) else { return Ok(previous.map(|block| (block, false))) };
     tx.save_key_block(key, &block).await?;
     let event = AuditEvent {
         action: EventType::BlockPlaced,
@@ -102,7 +103,7 @@ async fn place_on_key(tx: &mut Tx, key: ApiKeyId, ambient: &Ambient) -> Result<O
         detail: json!({ "reason": "rate_limits", "level": block.level, "ends_at": block.ends_at }),
     };
     tx.record_audit(&event, ambient).await?;
-    Ok(Some(block))
+    Ok(Some((block, true)))
 }
 
 impl App {
@@ -135,16 +136,18 @@ impl App {
         let placing = self.store().write(&LIMITS, (network.to_string(), self.ambient().now()), |tx, (network, now)| {
             Box::pin(async move {
                 let previous = tx.load_address_block(network).await?;
-                let Some(block) = Block::next(previous, *now) else { return Ok(previous) };
+                let Some(block) = Block::next(previous, *now) else { return Ok(previous.map(|block| (block, false))) };
                 tx.save_address_block(network, &block).await?;
-                Ok::<_, StoreError>(Some(block))
+                Ok::<_, StoreError>(Some((block, true)))
             })
         });
         match placing.await {
-            Ok(Some(block)) => {
-                metrics::counter!("bulkhead_blocks_placed_total", "of" => "address").increment(1);
-                // No organization's log is told: the address may ask any of them.
-                tracing::warn!(network = %network, level = block.level, ends_at = %block.ends_at, "an address is shut out");
+            Ok(Some((block, is_new))) => {
+                if is_new {
+                    metrics::counter!("bulkhead_blocks_placed_total", "of" => "address").increment(1);
+                    // No organization's log is told: the address may ask any of them.
+                    tracing::warn!(network = %network, level = block.level, ends_at = %block.ends_at, "an address is shut out");
+                }
                 self.blocks().change(|in_force| {
                     if in_force.addresses.len() < BLOCKS_MAX as usize {
                         in_force.addresses.insert(network.to_string(), block);
@@ -168,8 +171,10 @@ impl App {
             Box::pin(async move { place_on_key(tx, *key, ambient).await })
         });
         match placing.await {
-            Ok(Some(block)) => {
-                metrics::counter!("bulkhead_blocks_placed_total", "of" => "key").increment(1);
+            Ok(Some((block, is_new))) => {
+                if is_new {
+                    metrics::counter!("bulkhead_blocks_placed_total", "of" => "key").increment(1);
+                }
                 self.blocks().change(|in_force| in_force.keys.insert((org, key), block));
             }
             Ok(None) => {}

@@ -1,16 +1,18 @@
 //! How often somebody may ask, on all nodes together.
 //!
 //! Each process counts what it lets pass itself, in memory: whoever asks too often of one node is refused there without a word to the
-//! database. What passes there is taken from the shared bucket (PostgreSQL); who asks often takes several tokens at once. On SQLite there
-//! is one process, and what it counted is written down from time to time, so that a restart forgives little.
+//! database. What passes there is taken from the shared bucket (PostgreSQL), for all requests of a node in one question at a time; who asks
+//! often takes several tokens at once. On SQLite there is one process, and what it counted is written down from time to time, so that a
+//! restart forgives little.
 //!
 //! When the database does not answer, reads pass (and are counted here all the same), and what is sensitive gets a quarter of its burst
 //! from each node.
 
 mod memory;
+mod presented;
+mod shared;
 
 use std::fmt;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bulkhead_model::ambient::Ambient;
@@ -18,21 +20,24 @@ use bulkhead_model::id::{ApiKeyId, OrgId, UserId};
 use bulkhead_model::network::Network;
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::rate::{Policy, Rate, RateLimits, RouteClass, Share};
-use bulkhead_store::rate::{BucketKey, Taking};
+use bulkhead_store::rate::{BucketKey, Taking, TokenAsk};
 use bulkhead_store::{Store, StoreError};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
+use tokio_util::sync::CancellationToken;
+
 use self::memory::{Begun, Level, Memory};
+use self::presented::Credentials;
+pub use self::presented::{Holder, Known, Presented};
+use self::shared::Shared;
 use crate::supervise::Supervisor;
 use crate::{App, AppError};
 
 /// Buckets that a process keeps in memory, at some 200 bytes each; those beyond share one for each policy and part of the memory.
 const BUCKETS_MAX: usize = 200_000;
-/// A database that takes longer for a bucket does not answer, as far as requests that wait for it go.
-const SHARED_TIME_MAX: Duration = Duration::from_millis(500);
-/// … and is not asked again for so long.
-const AWAY_FOR: Duration = Duration::from_secs(1);
+/// Where the database does not answer, what is sensitive is told to come back after this.
+const COME_BACK_AFTER: Duration = Duration::from_secs(1);
 /// On SQLite, what changed is written down this often, …
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 /// … so much of it in one transaction.
@@ -109,8 +114,8 @@ pub struct Limiter {
     limits: RateLimits,
     memory: Memory,
     digest_key: [u8; 32],
-    /// Until then the database is taken for away, by this process's clock.
-    away_until_micros: AtomicI64,
+    shared: Shared,
+    credentials: Credentials,
 }
 
 /// An ask that the shared bucket is to answer.
@@ -124,15 +129,23 @@ struct Open {
     most: u32,
 }
 
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+impl Open {
+    fn ask(&self) -> TokenAsk {
+        TokenAsk { key: self.key, share: self.share, least: self.share.cost(self.cost), most: self.most }
+    }
 }
 
 impl Limiter {
     /// `digest_key` is the same on every node: buckets are named by digests under it.
     #[must_use]
     pub fn new(limits: RateLimits, digest_key: [u8; 32]) -> Self {
-        Self { limits, memory: Memory::new(BUCKETS_MAX), digest_key, away_until_micros: AtomicI64::new(i64::MIN) }
+        Self {
+            limits,
+            memory: Memory::new(BUCKETS_MAX),
+            digest_key,
+            shared: Shared::new(),
+            credentials: Credentials::default(),
+        }
     }
 
     fn key(&self, policy: Policy, counted: Counted) -> BucketKey {
@@ -168,10 +181,11 @@ impl Limiter {
         is_sensitive: bool,
     ) -> Result<Vec<Meter>, RateRefused> {
         let (now, is_shared) = (ambient.now().as_micros(), store.is_postgres());
-        let (mut meters, mut open) = (Vec::with_capacity(asks.len()), Vec::new());
+        let (mut passed, mut open) = (Vec::with_capacity(asks.len()), Vec::new());
         for Ask { policy, counted, cost } in asks.iter().copied() {
             let (key, rate) = (self.key(policy, counted), self.limits.rate(policy));
             let share = rate.share();
+            let ask = Open { key, policy, rate, share, cost, most: 0 };
             let begun = self.memory.with(&key, (policy, rate), now, |entry| {
                 if is_shared {
                     return entry.begin(cost, share, now);
@@ -179,73 +193,82 @@ impl Limiter {
                 entry.take(cost, now).map_or_else(Begun::Refused, Begun::Passed)
             });
             match begun {
-                Begun::Passed(level) => meters.push(Self::meter(policy, rate, level)),
-                Begun::Refused(wait) => return Err(Self::refuse(policy, rate, wait, RefusedFor::Quota)),
-                Begun::Ask { most } => open.push(Open { key, policy, rate, share, cost, most }),
+                Begun::Passed(level) => passed.push((ask, level)),
+                Begun::Refused(wait) => {
+                    // What is refused takes nothing from anybody.
+                    for (other, _) in &passed {
+                        self.memory.with(&other.key, (other.policy, other.rate), now, |entry| {
+                            entry.undo(other.cost, other.share, is_shared);
+                        });
+                    }
+                    self.undo(&open, now);
+                    return Err(Self::refuse(policy, rate, wait, RefusedFor::Quota));
+                }
+                Begun::Ask { most } => open.push(Open { most, ..ask }),
             }
         }
+        let mut meters: Vec<_> = passed.iter().map(|(ask, level)| Self::meter(ask.policy, ask.rate, *level)).collect();
         if open.is_empty() {
             return Ok(meters);
         }
-        match self.take_shared(store, &open, now).await {
-            Some(takings) => {
-                // What the answer took is time that the tokens have left less of.
-                let later = ambient.now().as_micros();
-                for (open, taking) in open.iter().zip(takings) {
-                    meters.push(self.settle(open, taking, now, later)?);
-                }
+        let asked = open.iter().map(Open::ask).collect();
+        let Some(takings) = self.shared.take(asked).await else {
+            for ask in &open {
+                meters.push(self.do_without(ask, is_sensitive, now)?);
             }
-            None => {
-                for open in &open {
-                    meters.push(self.do_without(open, is_sensitive, now)?);
+            return Ok(meters);
+        };
+        // What the answer took is time that the tokens have left less of.
+        let later = ambient.now().as_micros();
+        let is_refused = takings.iter().any(|taking| taking.taken.is_none());
+        let mut refusal = None;
+        for (ask, taking) in open.iter().zip(takings) {
+            match (taking.taken, is_refused) {
+                (Some(taken), false) => meters.push(self.pass(ask, taking, taken, now, later)),
+                (Some(taken), true) => self.keep(ask, taking, taken, now, later),
+                (None, _) => {
+                    let refused = self.hear_refusal(ask, taking, later);
+                    refusal.get_or_insert(refused);
                 }
             }
         }
-        Ok(meters)
+        refusal.map_or(Ok(meters), Err)
     }
 
-    /// Asks the database for all of them in one transaction; `None` where it does not answer.
-    async fn take_shared(&self, store: &Store, open: &[Open], now: i64) -> Option<Vec<Taking>> {
-        let away_for = self.away_until_micros.load(Ordering::Relaxed).saturating_sub(now);
-        if (1..=micros(AWAY_FOR)).contains(&away_for) {
-            return None;
+    /// Gives back what was only begun here.
+    fn undo(&self, open: &[Open], now: i64) {
+        for ask in open {
+            self.memory.with(&ask.key, (ask.policy, ask.rate), now, |entry| entry.give_back(ask.cost));
         }
-        let asked: Vec<_> =
-            open.iter().map(|open| (open.key, open.share, open.share.cost(open.cost), open.most)).collect();
-        let taking = store.write_locked(&LIMITS, asked, |tx, asked| {
-            Box::pin(async move {
-                let mut takings = Vec::with_capacity(asked.len());
-                for (key, share, least, most) in asked {
-                    takings.push(tx.take_tokens(key, *share, (*least, *most)).await?);
-                }
-                Ok::<_, StoreError>(takings)
-            })
+    }
+
+    /// Carries asks to the database (PostgreSQL) until it is told to stop. Without it each node counts for itself.
+    pub async fn serve(&self, store: &Store, stop: &CancellationToken) {
+        self.shared.serve(store, stop).await;
+    }
+
+    fn pass(&self, ask: &Open, taking: Taking, taken: u32, asked: i64, now: i64) -> Meter {
+        let level = self.memory.with(&ask.key, (ask.policy, ask.rate), now, |entry| {
+            entry.passed(ask.cost, taken, taking.full_in(), ask.share, asked, now)
         });
-        metrics::counter!("bulkhead_rate_limit_shared_total").increment(1);
-        match tokio::time::timeout(SHARED_TIME_MAX, taking).await {
-            Ok(Ok(takings)) => return Some(takings),
-            Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "shared rate limits cannot be counted");
-            }
-            Err(_) => tracing::warn!("the database takes too long to count rate limits"),
-        }
-        self.away_until_micros.store(now.saturating_add(micros(AWAY_FOR)), Ordering::Relaxed);
-        None
+        Self::meter(ask.policy, ask.rate, level)
     }
 
-    fn settle(&self, open: &Open, taking: Taking, asked: i64, now: i64) -> Result<Meter, RateRefused> {
-        let Open { key, policy, rate, share, cost, .. } = *open;
-        let full_in = u64::try_from(taking.full_at_micros.saturating_sub(taking.now_micros)).unwrap_or_default();
-        let full_in = Duration::from_micros(full_in);
-        if let Some(taken) = taking.taken {
-            let level = self
-                .memory
-                .with(&key, (policy, rate), now, |entry| entry.passed(cost, taken, full_in, share, asked, now));
-            return Ok(Self::meter(policy, rate, level));
-        }
-        let wait = share.wait(taking.full_at_micros, share.cost(cost), taking.now_micros);
-        self.memory.with(&key, (policy, rate), now, |entry| entry.refused(cost, wait, full_in, now));
-        Err(Self::refuse(policy, rate, wait, RefusedFor::Quota))
+    /// Another bucket had too few: what was taken from this one serves the next request.
+    fn keep(&self, ask: &Open, taking: Taking, taken: u32, asked: i64, now: i64) {
+        self.memory.with(&ask.key, (ask.policy, ask.rate), now, |entry| {
+            entry.give_back(ask.cost);
+            entry.passed(0, taken, taking.full_in(), ask.share, asked, now);
+        });
+    }
+
+    fn hear_refusal(&self, ask: &Open, taking: Taking, now: i64) -> RateRefused {
+        let wait = ask.share.wait(taking.full_at_micros, ask.share.cost(ask.cost), taking.now_micros);
+        self.memory.with(&ask.key, (ask.policy, ask.rate), now, |entry| {
+            entry.refused(ask.cost, wait, taking.full_in(), now);
+        });
+        // Others of the same question may have had what was there.
+        Self::refuse(ask.policy, ask.rate, wait.max(Duration::from_millis(1)), RefusedFor::Quota)
     }
 
     /// The database does not answer.
@@ -262,8 +285,25 @@ impl Limiter {
         });
         match level {
             Some(level) => Ok(Self::meter(policy, rate, level)),
-            None => Err(Self::refuse(policy, rate, AWAY_FOR, RefusedFor::ReducedCapacity)),
+            None => Err(Self::refuse(policy, rate, COME_BACK_AFTER, RefusedFor::ReducedCapacity)),
         }
+    }
+
+    /// Takes one token in this process's memory alone, until it is known whether it has to be taken of all; `None` for who is counted as
+    /// usual from here on.
+    ///
+    /// # Errors
+    /// [`RateRefused`] where the bucket is known to be empty.
+    pub fn reserve(&self, ambient: &Ambient, policy: Policy, counted: Counted) -> Result<(), RateRefused> {
+        let (now, rate) = (ambient.now().as_micros(), self.limits.rate(policy));
+        let reserved = self.memory.with(&self.key(policy, counted), (policy, rate), now, |entry| entry.reserve(now));
+        reserved.map_err(|wait| Self::refuse(policy, rate, wait, RefusedFor::Quota))
+    }
+
+    /// Gives back what [`reserve`](Self::reserve) took.
+    pub fn give_back(&self, ambient: &Ambient, policy: Policy, counted: Counted) {
+        let (now, rate) = (ambient.now().as_micros(), self.limits.rate(policy));
+        self.memory.with(&self.key(policy, counted), (policy, rate), now, |entry| entry.give_back(1));
     }
 
     /// Whether a bucket is known to be empty, without taking anything.
@@ -310,7 +350,7 @@ impl Limiter {
             let changed = self.memory.changed(now, SAVED_MAX);
             let count = changed.len();
             if count > 0 {
-                let saving = store.write(&LIMITS, (changed, now), |tx, (changed, now)| {
+                let saving = store.write(&LIMITS, (changed.clone(), now), |tx, (changed, now)| {
                     Box::pin(async move {
                         for (key, full_at_micros) in changed {
                             tx.save_bucket(key, *now, *full_at_micros).await?;
@@ -318,7 +358,11 @@ impl Limiter {
                         Ok::<_, StoreError>(())
                     })
                 });
-                saving.await?;
+                let saving: Result<(), StoreError> = saving.await;
+                if let Err(error) = saving {
+                    self.memory.not_saved(&changed);
+                    return Err(error);
+                }
             }
             saved += count;
             if count < SAVED_MAX {
@@ -332,9 +376,10 @@ impl Limiter {
     /// # Errors
     /// The store's.
     pub async fn remove_full(&self, store: &Store, ambient: &Ambient) -> Result<u64, StoreError> {
-        let before = ambient.now().minus(FULL_FOR).as_micros();
-        let removing = store
-            .write_locked(&LIMITS, before, |tx, before| Box::pin(async move { tx.remove_full_buckets(*before).await }));
+        let full_for = i64::try_from(FULL_FOR.as_micros()).unwrap_or(i64::MAX);
+        let removing = store.write_locked(&LIMITS, (ambient.now().as_micros(), full_for), |tx, (now, full_for)| {
+            Box::pin(async move { tx.remove_full_buckets(*now, *full_for).await })
+        });
         removing.await
     }
 }
@@ -354,19 +399,32 @@ impl App {
         self.limiter().take((self.store(), self.ambient()), asks, class.is_sensitive()).await
     }
 
-    /// Refuses an address whose credentials were refused too often, before anybody looks at its next ones.
+    /// Whether a bucket is known to be empty, without taking anything.
     ///
     /// # Errors
     /// [`RateRefused`].
-    pub fn look_at_failures(&self, network: Network) -> Result<(), RateRefused> {
-        self.limiter().look(self.ambient(), Policy::Credentials, Counted::Network(network))
+    pub fn look_at_rate(&self, policy: Policy, counted: Counted) -> Result<(), RateRefused> {
+        self.limiter().look(self.ambient(), policy, counted)
     }
 
-    /// Counts refused credentials of an address.
-    pub async fn count_failure(&self, network: Network) {
-        let ask = Ask { policy: Policy::Credentials, counted: Counted::Network(network), cost: 1 };
-        // That there are too many already says the next request's look.
-        drop(self.limiter().take((self.store(), self.ambient()), &[ask], true).await);
+    /// Lets an address present credentials of which nothing is known, until [`count_credentials`](Self::count_credentials) says what came of
+    /// them: so many at once and no more, however many come before the first answer.
+    ///
+    /// # Errors
+    /// [`RateRefused`].
+    pub fn begin_credentials(&self, network: Network) -> Result<(), RateRefused> {
+        self.limiter().reserve(self.ambient(), Policy::Credentials, Counted::Network(network))
+    }
+
+    /// The credentials were good, and count for nothing; or they failed, which counts on all nodes.
+    pub async fn count_credentials(&self, network: Network, failed: bool) {
+        let counted = Counted::Network(network);
+        self.limiter().give_back(self.ambient(), Policy::Credentials, counted);
+        if failed {
+            let ask = Ask { policy: Policy::Credentials, counted, cost: 1 };
+            // That there are too many already says the next one's begin.
+            drop(self.limiter().take((self.store(), self.ambient()), &[ask], true).await);
+        }
     }
 
     /// Begins to keep rate limits: reads what was written down, and writes and tidies until shutdown.
@@ -376,6 +434,13 @@ impl App {
     pub async fn start_limits(&self, supervisor: &Supervisor) -> Result<(), AppError> {
         self.limiter().remember(self.store(), self.ambient()).await?;
         let (app, stop) = (self.clone(), supervisor.stop_token());
+        if self.store().is_postgres() {
+            let (app, stop) = (app.clone(), stop.clone());
+            supervisor.spawn_loop("shared limits", move || {
+                let (app, stop) = (app.clone(), stop.clone());
+                async move { app.limiter().serve(app.store(), &stop).await }
+            });
+        }
         supervisor.spawn_loop("limits", move || {
             let (app, stop) = (app.clone(), stop.clone());
             async move {

@@ -475,7 +475,7 @@ impl App {
         &self,
         token: &BrowserToken,
         org: Option<OrgRef>,
-    ) -> Result<(SignedIn, Option<Caller>), AppError> {
+    ) -> Result<(SignedIn, Option<Result<Caller, AppError>>), AppError> {
         let now = self.ambient().now();
         let (signed_in, membership) = self
             .store()
@@ -508,11 +508,12 @@ impl App {
                 });
             touched.await?;
         }
-        match (org, caller) {
-            (None, _) => Ok((signed_in, None)),
-            (Some(_), Some(caller)) => Ok((signed_in, Some(caller?))),
-            (Some(_), None) => Err(AppError::NotFound { what: "organization" }),
-        }
+        let caller = match (org, caller) {
+            (None, _) => None,
+            (Some(_), Some(caller)) => Some(caller),
+            (Some(_), None) => Some(Err(AppError::NotFound { what: "organization" })),
+        };
+        Ok((signed_in, caller))
     }
 
     /// Ends the session.

@@ -6,7 +6,7 @@ use axum::extract::{FromRequestParts, MatchedPath, RawPathParams};
 use bulkhead_app::AppError;
 use bulkhead_app::auth::OrgRef;
 use bulkhead_app::sign_in::SignedIn;
-use bulkhead_model::id::OrgId;
+use bulkhead_model::id::{OrgId, UserId};
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_model::rate::RouteClass;
 use bulkhead_model::role::assignment::Within;
@@ -18,7 +18,7 @@ use utoipa::openapi::path::{Operation, Parameter, ParameterIn, Paths};
 use utoipa_axum::router::UtoipaMethodRouter;
 
 use crate::HttpState;
-use crate::limit::{CLASS_KEY, limit_caller};
+use crate::limit::{CLASS_KEY, limit_caller, limit_person};
 use crate::page::{NoFilter, filter};
 use crate::problem::{Kind, Problem};
 use crate::session::{client_address, has_session, session_token};
@@ -175,8 +175,9 @@ impl FromRequestParts<HttpState> for OrgCaller {
         } else {
             by_session(parts, state).await?
         };
-        limit_caller(parts, state, &caller).await?;
+        // Before anything is taken: who has a key and comes from where it is no good uses up nothing of its owner's.
         state.app.require_address(&caller, client_address(parts)).await?;
+        limit_caller(parts, state, &caller).await?;
         let org = caller.org();
         let within = if is_in_team { path_team(parts, state).await? } else { Within::Organization };
         if !caller.permissions_within(within).contains(permission) {
@@ -213,17 +214,22 @@ async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Called, Problem>
     }
     let identity = state.app.authenticate(&presented).await?;
     record(&identity.caller);
-    let named: OrgRef = path_param(parts, state, "org").await?.parse()?;
-    identity.resolve(&named)?;
-    Ok((identity.caller, Proven::Key))
+    let named = path_param(parts, state, "org").await?.parse::<OrgRef>();
+    match named.and_then(|named| identity.resolve(&named)) {
+        Ok(_) => Ok((identity.caller, Proven::Key)),
+        Err(error) => {
+            limit_caller(parts, state, &identity.caller).await?;
+            Err(error.into())
+        }
+    }
 }
 
 /// The caller that an access token stands for.
 async fn by_token(parts: &mut Parts, state: &HttpState, presented: &str) -> Result<Called, Problem> {
     // A name that is none is looked at after who asks, as with a session.
     let named = path_param(parts, state, "org").await?.parse::<OrgRef>().ok();
-    let caller = state.app.authenticate_token(presented, named).await?;
-    record(&caller);
+    let (user, caller) = state.app.authenticate_token(presented, named).await?;
+    let caller = counted_caller(parts, state, user, caller).await?;
     Ok((caller, Proven::Token))
 }
 
@@ -232,14 +238,31 @@ async fn by_session(parts: &mut Parts, state: &HttpState) -> Result<Called, Prob
     let token = session_token(parts, state)?;
     let named = path_param(parts, state, "org").await?.parse::<OrgRef>();
     // Who asks is looked at before what they ask for, whatever that looks like.
-    let Ok(named) = named else {
-        state.app.resume(&token, None).await?;
-        return Err(AppError::NotFound { what: "organization" }.into());
-    };
-    let (person, caller) = state.app.resume(&token, Some(named)).await?;
-    let caller = caller.ok_or(AppError::NotFound { what: "organization" })?;
-    record(&caller);
+    let (person, caller) = state.app.resume(&token, named.ok()).await?;
+    let caller = caller.unwrap_or(Err(AppError::NotFound { what: "organization" }));
+    let caller = counted_caller(parts, state, person.user.id, caller).await?;
     Ok((caller, Proven::Session(Box::new(person))))
+}
+
+/// The caller that somebody turned out to be. Who may do nothing there has asked all the same.
+async fn counted_caller(
+    parts: &Parts,
+    state: &HttpState,
+    user: UserId,
+    caller: Result<Caller, AppError>,
+) -> Result<Caller, Problem> {
+    match caller {
+        Ok(caller) => {
+            record(&caller);
+            Ok(caller)
+        }
+        // The session ended with this: nobody was found.
+        Err(AppError::Unauthenticated) => Err(AppError::Unauthenticated.into()),
+        Err(error) => {
+            limit_person(parts, state, user).await?;
+            Err(error.into())
+        }
+    }
 }
 
 fn record(caller: &Caller) {

@@ -147,9 +147,9 @@ fn routes() -> OpenApiRouter<HttpState> {
 fn platform_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::with_openapi(openapi::base())
         .routes(counted(RouteClass::Relaxed, public("the start page", routes!(home::show_start_page))))
-        .routes(counted(RouteClass::Relaxed, public("probes have no key", routes!(health::check_health))))
-        .routes(counted(RouteClass::Relaxed, public("probes have no key", routes!(health::check_liveness))))
-        .routes(counted(RouteClass::Relaxed, public("probes have no key", routes!(health::check_readiness))))
+        .routes(counted(RouteClass::Probe, public("probes have no key", routes!(health::check_health))))
+        .routes(counted(RouteClass::Probe, public("probes have no key", routes!(health::check_liveness))))
+        .routes(counted(RouteClass::Probe, public("probes have no key", routes!(health::check_readiness))))
         .routes(counted(RouteClass::Relaxed, public("the numbers name no tenant", routes!(health::show_metrics))))
         .routes(counted(RouteClass::Relaxed, public("the description is no secret", routes!(openapi::show_openapi))))
         .routes(counted(RouteClass::Relaxed, public("the shapes are no secret", routes!(schema::show_workflow_schema))))

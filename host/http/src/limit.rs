@@ -16,29 +16,38 @@ use std::time::Duration;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use bulkhead_app::limits::{Ask, Counted, Meter, RateRefused, RefusedFor};
+use bulkhead_app::limits::{Ask, Counted, Holder, Known, Meter, Presented, RateRefused, RefusedFor};
 use bulkhead_model::id::UserId;
 use bulkhead_model::network::Network;
 use bulkhead_model::permission::Caller;
 use bulkhead_model::rate::{Asker, Policy, RouteClass};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method};
 use utoipa::openapi::OpenApi;
 use utoipa::openapi::path::PathItem;
 
 use crate::HttpState;
+use crate::access::{PERMISSION_KEY, PERSONAL_KEY};
 use crate::extract::discard_small;
 use crate::problem::{Kind, Problem};
-use crate::session::{ClientAddress, has_session};
+use crate::session::{ClientAddress, credentials, is_foreign_page};
 
 /// In the OpenAPI document: the class of routes that an operation is counted with.
 pub(crate) const CLASS_KEY: &str = "x-bulkhead-rate-class";
 pub(crate) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(crate) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
-/// The class of each route, by its path and method.
+/// How requests of a route are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Declared {
+    class: RouteClass,
+    /// Credentials are looked at there. Elsewhere anything could be written into the header, and would be nobody's.
+    needs_caller: bool,
+}
+
+/// How the requests of each route are counted, by its path and method.
 #[derive(Debug, Default)]
-pub(crate) struct Classes(HashMap<String, HashMap<&'static str, RouteClass>>);
+pub(crate) struct Classes(HashMap<String, HashMap<&'static str, Declared>>);
 
 impl Classes {
     /// As the description of the routes declares them.
@@ -51,24 +60,25 @@ impl Classes {
                 ("PATCH", &item.patch),
                 ("DELETE", &item.delete),
             ];
-            let class = |operation: &utoipa::openapi::path::Operation| {
-                let declared = operation.extensions.as_ref()?.get(CLASS_KEY)?.as_str()?;
-                RouteClass::parse(declared)
+            let declared = |operation: &utoipa::openapi::path::Operation| {
+                let extensions = operation.extensions.as_ref()?;
+                let class = RouteClass::parse(extensions.get(CLASS_KEY)?.as_str()?)?;
+                let is_guarded = extensions.get(PERMISSION_KEY).is_some_and(|permission| !permission.is_null());
+                Some(Declared { class, needs_caller: is_guarded || extensions.contains_key(PERSONAL_KEY) })
             };
             operations
                 .into_iter()
-                .filter_map(|(method, operation)| Some((method, class(operation.as_ref()?)?)))
+                .filter_map(|(method, operation)| Some((method, declared(operation.as_ref()?)?)))
                 .collect()
         };
         Self(document.paths.paths.iter().map(|(path, item)| (path.clone(), of_item(item))).collect())
     }
 
-    /// What is not declared is standard: scanners' addresses as well.
-    fn of_request(&self, request: &Request) -> RouteClass {
+    /// `None` for what is no route: scanners' addresses as well.
+    fn of_request(&self, request: &Request) -> Option<Declared> {
         let method = if request.method() == Method::HEAD { "GET" } else { request.method().as_str() };
-        let path = request.extensions().get::<MatchedPath>();
-        let declared = path.and_then(|path| self.0.get(path.as_str())?.get(method));
-        declared.copied().unwrap_or(RouteClass::Standard)
+        let path = request.extensions().get::<MatchedPath>()?;
+        self.0.get(path.as_str())?.get(method).copied()
     }
 }
 
@@ -76,72 +86,166 @@ impl Classes {
 #[derive(Clone)]
 pub(crate) struct Limited {
     class: RouteClass,
-    meters: Arc<Mutex<Vec<Meter>>>,
+    found: Arc<Mutex<Found>>,
+}
+
+#[derive(Default)]
+struct Found {
+    meters: Vec<Meter>,
+    holder: Option<Holder>,
 }
 
 impl Limited {
     fn new(class: RouteClass) -> Self {
-        Self { class, meters: Arc::default() }
+        Self { class, found: Arc::default() }
+    }
+
+    fn found(&self) -> std::sync::MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add(&self, more: Vec<Meter>) {
-        self.meters.lock().unwrap_or_else(PoisonError::into_inner).extend(more);
+        self.found().meters.extend(more);
     }
-}
-
-/// Whether the request names somebody, rightly or not.
-fn presents_credentials(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::AUTHORIZATION) || has_session(headers)
 }
 
 /// The layer before authentication.
 pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
-    let class = state.classes.of_request(&request);
+    let declared = state.classes.of_request(&request);
+    let class = declared.map_or(RouteClass::Standard, |declared| declared.class);
     let Some(by_address) = class.policy(Asker::Address) else { return next.run(request).await };
+    let limited = Limited::new(class);
+    request.extensions_mut().insert(limited.clone());
     // Where nobody knows the address, all clients would be one, and any of them could shut out the rest.
     let network = request.extensions().get::<ClientAddress>().map(|address| Network::of(address.0));
-    let limited = Limited::new(class);
-    let named = presents_credentials(request.headers());
-    // Where secrets are tried, whoever tries is counted, signed in or not.
-    // Who is shut out may still prove itself: others of that address are let in by credentials that are good.
-    let shut_out = network
-        .filter(|_| !named || class == RouteClass::SignIn)
-        .and_then(|network| state.app.address_blocked_for(network));
-    let passed = match (network, shut_out) {
-        (None, _) => Ok(Vec::new()),
-        (Some(_), Some(wait)) => Err(state.app.blocked(by_address, wait)),
-        (Some(network), None) if named && class != RouteClass::SignIn => {
-            state.app.look_at_failures(network).map(|()| Vec::new())
+    let Some(network) = network else { return finish(next.run(request).await, &limited) };
+    let credentials = credentials(request.headers());
+    let by_caller = declared.is_some_and(|declared| declared.needs_caller);
+    let answered = match credentials.filter(|_| by_caller) {
+        Some(credentials) => {
+            let presented = state.app.presented(network, &credentials);
+            let guess = Guess { network, presented, known: state.app.known_credentials(presented) };
+            match guess.begin(&state, class) {
+                Ok(()) => {
+                    let response = next.run(request).await;
+                    guess.end(&state, &limited, is_failed(&response)).await;
+                    Ok(response)
+                }
+                Err(refused) => Err((refused, request)),
+            }
         }
-        (Some(network), None) => {
+        None => {
+            // Pages of other sites are refused where somebody signs in; whoever looked at such a page has tried nothing.
+            let is_foreign =
+                class == RouteClass::SignIn && is_foreign_page(request.headers(), &state.config.public_url);
+            // What belongs to nobody has its bucket. Who is shut out may go on with tokens of their own, which are told apart there.
+            let may_be_shut_out = class == RouteClass::SignIn || by_caller || declared.is_none();
             let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
-            state.app.take_rate(&[ask], class).await
+            match enter(&state, ask, (class, network), (is_foreign, may_be_shut_out)).await {
+                Ok(meters) => {
+                    limited.add(meters);
+                    let response = next.run(request).await;
+                    if class == RouteClass::SignIn && is_failed(&response) {
+                        state.app.strike_address(network).await;
+                    }
+                    Ok(response)
+                }
+                Err(refused) => Err((refused, request)),
+            }
         }
     };
-    match passed {
-        Ok(meters) => limited.add(meters),
-        Err(refused) => {
-            if let Some(network) = network.filter(|_| refused.why == RefusedFor::Quota) {
-                state.app.strike_address(network).await;
-            }
+    match answered {
+        Ok(response) => finish(response, &limited),
+        Err((refused, request)) => {
             discard_small(request).await;
-            return with_fields(refusal(&refused).into_response(), &[], Some(&refused));
+            with_fields(refusal(&refused).into_response(), &[], Some(&refused))
         }
     }
-    request.extensions_mut().insert(limited.clone());
-    let mut response = next.run(request).await;
-    if let Some(network) = network.filter(|_| named && is_failed(&response)) {
-        state.app.count_failure(network).await;
+}
+
+/// Counts a request by its address alone.
+async fn enter(
+    state: &HttpState,
+    ask: Ask,
+    (class, network): (RouteClass, Network),
+    (is_foreign, may_be_shut_out): (bool, bool),
+) -> Result<Vec<Meter>, RateRefused> {
+    if is_foreign {
+        return Ok(Vec::new());
+    }
+    if may_be_shut_out && let Some(wait) = state.app.address_blocked_for(network) {
+        return Err(state.app.blocked(ask.policy, wait));
+    }
+    let taken = state.app.take_rate(&[ask], class).await;
+    if class == RouteClass::SignIn && taken.as_ref().is_err_and(|refused| refused.why == RefusedFor::Quota) {
         state.app.strike_address(network).await;
     }
+    taken
+}
+
+/// Credentials on their way to who looks at them.
+struct Guess {
+    network: Network,
+    presented: Presented,
+    known: Option<Known>,
+}
+
+impl Guess {
+    /// Lets them be looked at, unless it is known already that nothing would come of it.
+    fn begin(&self, state: &HttpState, class: RouteClass) -> Result<(), RateRefused> {
+        let Some(Known::Good(holder)) = self.known else { return state.app.begin_credentials(self.network) };
+        let Some(policy) = asker(holder.counted).and_then(|asker| class.policy(asker)) else { return Ok(()) };
+        if let (Counted::Key(key), Some(org)) = (holder.counted, holder.org)
+            && let Some(wait) = state.app.key_blocked_for(org, key)
+        {
+            return Err(state.app.blocked(policy, wait));
+        }
+        state.app.look_at_rate(policy, holder.counted)
+    }
+
+    /// Remembers what came of them. The same ones again are no further guess.
+    async fn end(&self, state: &HttpState, limited: &Limited, failed: bool) {
+        let holder = limited.found().holder;
+        match (self.known, failed) {
+            // What it took is gone.
+            (Some(Known::Bad), true) => {}
+            (known, true) => {
+                if known.is_some() {
+                    state.app.begin_credentials(self.network).ok();
+                }
+                state.app.remember_credentials(self.presented, Known::Bad);
+                state.app.count_credentials(self.network, true).await;
+                state.app.strike_address(self.network).await;
+            }
+            (Some(Known::Good(_)), false) => {}
+            (None | Some(Known::Bad), false) => {
+                state.app.count_credentials(self.network, false).await;
+                if let Some(holder) = holder {
+                    state.app.remember_credentials(self.presented, Known::Good(holder));
+                }
+            }
+        }
+    }
+}
+
+fn asker(counted: Counted) -> Option<Asker> {
+    match counted {
+        Counted::User(_) => Some(Asker::User),
+        Counted::Key(_) => Some(Asker::Key),
+        Counted::Network(_) | Counted::Org(_) => None,
+    }
+}
+
+fn finish(mut response: Response, limited: &Limited) -> Response {
     let refused = response.extensions_mut().remove::<RateRefused>();
-    let meters = std::mem::take(&mut *limited.meters.lock().unwrap_or_else(PoisonError::into_inner));
+    let meters = std::mem::take(&mut limited.found().meters);
     with_fields(response, &meters, refused.as_ref())
 }
 
-/// Whether credentials were refused; that a fresher proof is asked for is no failure.
+/// Whether credentials were refused, or good ones from where they are no good; that a fresher proof is asked for is no failure.
 fn is_failed(response: &Response) -> bool {
-    response.extensions().get::<Arc<Problem>>().is_some_and(|problem| problem.is(Kind::Unauthenticated))
+    let problem = response.extensions().get::<Arc<Problem>>();
+    problem.is_some_and(|problem| problem.is(Kind::Unauthenticated) || problem.is(Kind::AddressRefused))
 }
 
 /// Counts a request by its caller and the caller's organization.
@@ -172,6 +276,11 @@ async fn take(
     org: Option<Counted>,
 ) -> Result<(), Problem> {
     let limited = parts.extensions.get::<Limited>().cloned().unwrap_or_else(|| Limited::new(RouteClass::Standard));
+    let holder_org = match org {
+        Some(Counted::Org(org)) => Some(org),
+        Some(Counted::Network(_) | Counted::User(_) | Counted::Key(_)) | None => None,
+    };
+    limited.found().holder = Some(Holder { counted, org: holder_org });
     let Some(policy) = limited.class.policy(asker) else { return Ok(()) };
     let cost = limited.class.cost();
     let of_org = org.map(|counted| Ask { policy: Policy::Organization, counted, cost });
@@ -377,11 +486,15 @@ mod tests {
     fn every_operation_has_a_class() {
         let (_, document) = crate::routes().split_for_parts();
         let classes = Classes::of(&document);
-        let of = |method: &str, path: &str| classes.0[path][method];
+        let of = |method: &str, path: &str| classes.0[path][method].class;
         assert_eq!(of("POST", "/api/v1/orgs/{org}/api-keys"), RouteClass::Strict);
         assert_eq!(of("GET", "/api/v1/orgs/{org}/api-keys"), RouteClass::Standard);
         assert_eq!(of("POST", "/api/v1/auth/login"), RouteClass::SignIn);
-        assert_eq!(of("GET", "/readyz"), RouteClass::Relaxed);
+        assert_eq!(of("GET", "/readyz"), RouteClass::Probe);
+        assert!(
+            classes.0["/api/v1/orgs/{org}/api-keys"]["GET"].needs_caller && classes.0["/api/v1/me"]["GET"].needs_caller
+        );
+        assert!(!classes.0["/api/v1/auth/revoke"]["POST"].needs_caller && !classes.0["/metrics"]["GET"].needs_caller);
         let declared: usize = classes.0.values().map(HashMap::len).sum();
         let operations: usize = document
             .paths
@@ -402,7 +515,7 @@ mod tests {
             if !path.starts_with("/api/v1/auth/") && !path.starts_with("/api/v1/me/mfa") {
                 continue;
             }
-            for (method, class) in methods.iter().filter(|(method, _)| **method != "GET") {
+            for (method, Declared { class, .. }) in methods.iter().filter(|(method, _)| **method != "GET") {
                 seen += 1;
                 // Nothing can be guessed there: 256 bits, and the end of what is the caller's own.
                 let gives_nothing = ["/logout", "/refresh", "/revoke"].iter().any(|end| path.ends_with(end));

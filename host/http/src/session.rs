@@ -62,6 +62,25 @@ pub(crate) fn has_session(headers: &HeaderMap) -> bool {
     cookie(headers, SESSION) != Cookie::Absent
 }
 
+/// What the request would prove somebody with, good or not: the header's values and the session's token.
+pub(crate) fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
+    let mut all = Vec::new();
+    for value in headers.get_all(header::AUTHORIZATION) {
+        all.push(b'a');
+        all.extend_from_slice(value.as_bytes());
+        all.push(0);
+    }
+    match cookie(headers, SESSION) {
+        Cookie::Absent => {}
+        Cookie::Malformed => all.push(b'm'),
+        Cookie::Token(token) => {
+            all.push(b's');
+            all.extend_from_slice(&token.hash().0);
+        }
+    }
+    (!all.is_empty()).then_some(all)
+}
+
 /// Whether one of our own pages sent the request.
 fn is_own_page(headers: &HeaderMap, public_url: &str) -> bool {
     let mut sites = headers.get_all(FETCH_SITE).iter();
@@ -73,6 +92,12 @@ fn is_own_page(headers: &HeaderMap, public_url: &str) -> bool {
     // `public_url` has a path only where a proxy adds one; an origin never has.
     let ours = public_url.splitn(4, '/').take(3).collect::<Vec<_>>().join("/");
     origin.to_str().is_ok_and(|origin| origin.eq_ignore_ascii_case(&ours))
+}
+
+/// Whether the request says that a page sent it, and not one of our own.
+pub(crate) fn is_foreign_page(headers: &HeaderMap, public_url: &str) -> bool {
+    let says_whence = headers.contains_key(FETCH_SITE) || headers.contains_key(header::ORIGIN);
+    says_whence && !is_own_page(headers, public_url)
 }
 
 fn is_safe(method: &Method) -> bool {
@@ -130,8 +155,7 @@ impl FromRequestParts<HttpState> for Visitor {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
-        let says_whence = parts.headers.contains_key(FETCH_SITE) || parts.headers.contains_key(header::ORIGIN);
-        if says_whence && !is_own_page(&parts.headers, &state.config.public_url) {
+        if is_foreign_page(&parts.headers, &state.config.public_url) {
             return Err(foreign_origin());
         }
         filter::<NoFilter>(parts.uri.query().unwrap_or_default())?;

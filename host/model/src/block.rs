@@ -32,9 +32,10 @@ pub fn length(level: u32) -> Duration {
 }
 
 impl Block {
+    /// From the moment it is there: another node's clock may say that it was placed later than now.
     #[must_use]
     pub fn is_in_force(&self, now: Timestamp) -> bool {
-        self.placed_at <= now && now < self.ends_at
+        now < self.ends_at
     }
 
     /// Whether the next one would be longer because of this.

@@ -216,6 +216,11 @@ impl Held {
         true
     }
 
+    /// Holds again what was used for nothing.
+    pub fn put_back(&mut self, cost: u32) {
+        self.tokens = self.tokens.saturating_add(cost);
+    }
+
     fn count(&mut self, cost: u32, now: i64) {
         let passed = now - self.second_micros;
         if !(0..HELD_MICROS).contains(&passed) {
@@ -365,6 +370,8 @@ named! {
         Export = "export",
         /// What comes in by webhook: starts have limits of their own, and a sender is one address for many organizations.
         Starts = "starts",
+        /// Whether the process is well: refused, a probe has it killed, and strangers may come from where probes do.
+        Probe = "probe",
     }
 }
 
@@ -408,7 +415,13 @@ impl RouteClass {
     pub const fn cost(self) -> u32 {
         match self {
             Self::Heavy => 10,
-            Self::Standard | Self::Relaxed | Self::Strict | Self::SignIn | Self::Export | Self::Starts => 1,
+            Self::Standard
+            | Self::Relaxed
+            | Self::Strict
+            | Self::SignIn
+            | Self::Export
+            | Self::Starts
+            | Self::Probe => 1,
         }
     }
 
@@ -417,7 +430,7 @@ impl RouteClass {
     pub const fn is_sensitive(self) -> bool {
         match self {
             Self::Strict | Self::SignIn | Self::Export => true,
-            Self::Standard | Self::Heavy | Self::Relaxed | Self::Starts => false,
+            Self::Standard | Self::Heavy | Self::Relaxed | Self::Starts | Self::Probe => false,
         }
     }
 
@@ -425,7 +438,7 @@ impl RouteClass {
     #[must_use]
     pub const fn policy(self, asker: Asker) -> Option<Policy> {
         Some(match (self, asker) {
-            (Self::Starts, _) => return None,
+            (Self::Starts | Self::Probe, _) => return None,
             // Whoever names nobody is refused there before anything is done.
             (Self::Standard | Self::Heavy | Self::Strict | Self::Export, Asker::Address) => Policy::Anonymous,
             (Self::Standard | Self::Heavy, Asker::User) => Policy::User,

@@ -25,6 +25,17 @@ impl Tx {
         Ok(StoredAllowList { list, revision: row.get("revision")? })
     }
 
+    /// Lets the organization be reached from everywhere, whatever is stored, readable or not; `None` where nothing is. Answers what was there.
+    pub async fn clear_allow_list(&mut self, now: Timestamp) -> Result<Option<String>, StoreError> {
+        let org = self.org()?;
+        let sql = sql!("select entries from ip_allow_list where org_id = $1");
+        let Some(row) = self.fetch_optional(sql, binds![org]).await? else { return Ok(None) };
+        let sql =
+            sql!("update ip_allow_list set entries = '[]', revision = revision + 1, updated_at = $2 where org_id = $1");
+        self.execute(sql, binds![org, now]).await?;
+        row.get("entries").map(Some)
+    }
+
     /// Saves the list over the revision that was seen: `false` if it is another one by now.
     pub async fn save_allow_list(&mut self, list: &AllowList, seen: i64, now: Timestamp) -> Result<bool, StoreError> {
         let entries = serde_json::to_string(&list.entries()).map_err(|error| StoreError::corrupt("entries", error))?;

@@ -1,8 +1,12 @@
 //! Token buckets: shared by nodes on PostgreSQL; on SQLite, whose one process keeps them in memory, what a restart begins with. They belong
 //! to nobody: every method needs the scope of `SystemReason::Limits`.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::rate::Share;
+use serde_json::{Value, json};
 
 use crate::error::StoreError;
 use crate::sql::{binds, sql, sql_postgres};
@@ -20,58 +24,58 @@ pub struct Taking {
     pub full_at_micros: i64,
 }
 
+impl Taking {
+    /// How long it is until the bucket is full.
+    #[must_use]
+    pub fn full_in(&self) -> Duration {
+        Duration::from_micros(u64::try_from(self.full_at_micros.saturating_sub(self.now_micros)).unwrap_or_default())
+    }
+}
+
+/// Tokens that a node takes from a bucket: at least and at most so many, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenAsk {
+    pub key: BucketKey,
+    pub share: Share,
+    pub least: u32,
+    pub most: u32,
+}
+
 impl Tx {
-    /// Takes as many tokens as there are, at least `least` and at most `most`, by the rule of [`Share::take`]. PostgreSQL only.
+    /// Takes tokens from several buckets, each of which is asked for once, by the rule of [`Share::take`]; answers in the order of the asks.
+    /// PostgreSQL only.
     ///
     /// # Errors
     /// [`StoreError::Misuse`] on SQLite.
-    pub async fn take_tokens(
-        &mut self,
-        key: &BucketKey,
-        share: Share,
-        (least, most): (u32, u32),
-    ) -> Result<Taking, StoreError> {
+    pub async fn take_tokens(&mut self, asks: &[TokenAsk]) -> Result<Vec<Taking>, StoreError> {
         self.require_reason(SystemReason::Limits)?;
         if !self.is_postgres() {
             return Err(StoreError::Misuse("buckets are shared on PostgreSQL alone"));
         }
-        // One statement, so that two nodes never see the same tokens; the database's clock is the one that they share. The time is read
-        // before the row is locked: one that waited for it sees fewer tokens, never more.
-        let sql = sql_postgres!(
-            "insert into rate_limit as held (key, at_micros, taken, full_at_micros)
-             select $1, clock.now, least(cast($5 as bigint), cast($3 as bigint) / cast($2 as bigint)),
-                 clock.now + $2 * least($5, $3 / $2)
-             from (select cast(extract(epoch from clock_timestamp()) * 1000000 as bigint) as now) clock
-             on conflict (key) do update set
-                 at_micros = excluded.at_micros,
-                 taken = least($5, (excluded.at_micros + $3
-                     - least(greatest(held.full_at_micros, excluded.at_micros), excluded.at_micros + $3)) / $2),
-                 full_at_micros = least(greatest(held.full_at_micros, excluded.at_micros), excluded.at_micros + $3)
-                     + $2 * least($5, (excluded.at_micros + $3
-                     - least(greatest(held.full_at_micros, excluded.at_micros), excluded.at_micros + $3)) / $2)
-             where excluded.at_micros + $3
-                 - least(greatest(held.full_at_micros, excluded.at_micros), excluded.at_micros + $3) >= $2 * $4
-             returning at_micros, taken, full_at_micros"
-        );
-        let values =
-            binds![&key[..], share.token_micros, share.full_micros, i64::from(least), i64::from(most.max(least))];
-        if let Some(row) = self.fetch_optional(sql, values).await? {
-            return Ok(Taking {
-                taken: Some(row.get("taken")?),
+        let asked: Vec<_> = asks
+            .iter()
+            .map(|ask| {
+                json!({
+                    "key": hex::encode(ask.key), "token": ask.share.token_micros, "full": ask.share.full_micros,
+                    "least": ask.least, "most": ask.most.max(ask.least),
+                })
+            })
+            .collect();
+        // A function, so that a node's asks are one round trip, and no two nodes see the same tokens: see the migration.
+        let sql = sql_postgres!("select key, taken, at_micros, full_at_micros from take_tokens(cast($1 as jsonb))");
+        let (asked, mut takings) = (Value::from(asked).to_string(), HashMap::with_capacity(asks.len()));
+        for row in self.fetch(sql, binds![&asked]).await? {
+            let taken: Option<i64> = row.get("taken")?;
+            let taken = taken.map(|taken| u32::try_from(taken).map_err(|_| StoreError::corrupt("taken", taken)));
+            let taking = Taking {
+                taken: taken.transpose()?,
                 now_micros: row.get("at_micros")?,
                 full_at_micros: row.get("full_at_micros")?,
-            });
+            };
+            takings.insert(row.get::<Vec<u8>>("key")?, taking);
         }
-        // Too few. One that says it is full later than an empty one would be was left by another clock or a larger policy.
-        let sql = sql_postgres!(
-            "update rate_limit set
-                 at_micros = clock.now, full_at_micros = least(greatest(full_at_micros, clock.now), clock.now + $2)
-             from (select cast(extract(epoch from clock_timestamp()) * 1000000 as bigint) as now) clock
-             where key = $1 returning at_micros, full_at_micros"
-        );
-        let row = self.fetch_optional(sql, binds![&key[..], share.full_micros]).await?;
-        let row = row.ok_or(StoreError::NotFound { what: "bucket" })?;
-        Ok(Taking { taken: None, now_micros: row.get("at_micros")?, full_at_micros: row.get("full_at_micros")? })
+        let of_ask = |ask: &TokenAsk| takings.get(&ask.key[..]).copied().ok_or(StoreError::NotFound { what: "bucket" });
+        asks.iter().map(of_ask).collect()
     }
 
     /// Writes down when a bucket is full.
@@ -105,9 +109,18 @@ impl Tx {
             .collect()
     }
 
-    /// Removes buckets that were full before then; answers how many.
-    pub async fn remove_full_buckets(&mut self, before_micros: i64) -> Result<u64, StoreError> {
+    /// Removes buckets that have been full for so long; answers how many. `now_micros` is the clock that SQLite's rows were written by;
+    /// PostgreSQL's live by the database's own, which a node that runs ahead must not cut short.
+    pub async fn remove_full_buckets(&mut self, now_micros: i64, full_for_micros: i64) -> Result<u64, StoreError> {
         self.require_reason(SystemReason::Limits)?;
-        self.execute(sql!("delete from rate_limit where full_at_micros < $1"), binds![before_micros]).await
+        if self.is_postgres() {
+            let sql = sql_postgres!(
+                "delete from rate_limit
+                 where full_at_micros < cast(extract(epoch from clock_timestamp()) * 1000000 as bigint) - $1"
+            );
+            return self.execute(sql, binds![full_for_micros]).await;
+        }
+        self.execute(sql!("delete from rate_limit where full_at_micros < $1"), binds![now_micros - full_for_micros])
+            .await
     }
 }

@@ -5,6 +5,7 @@ use bulkhead_model::block::Block;
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::rate::Rate;
 use bulkhead_store::StoreError;
+use bulkhead_store::rate::TokenAsk;
 
 use crate::support::LIMITS;
 
@@ -13,7 +14,8 @@ on_both! {
         let org = test.org("a").await;
         let at = test.ambient.now();
         let block = Block::next(None, at).unwrap();
-        let (key, now, share) = ([7_u8; 16], test.ambient.now().as_micros(), Rate::per_minute(60, 30).share());
+        let (key, now) = ([7_u8; 16], test.ambient.now().as_micros());
+        let ask = TokenAsk { key, share: Rate::per_minute(60, 30).share(), least: 1, most: 1 };
         for reason in [SystemReason::SignIn, SystemReason::Jobs, SystemReason::Admin, SystemReason::Worker, SystemReason::Accounts] {
             for within in [false, true] {
                 let (system, own) = (SystemScope::new(reason), SystemScope::new(reason).for_org(org));
@@ -25,10 +27,10 @@ on_both! {
                 }
                 macro_rules! each {
                     ($scope:expr) => {
-                        refused!(tx!(test.write, $scope, [key, share], |tx| tx.take_tokens(key, *share, (1, 1)).await.map(drop)));
+                        refused!(tx!(test.write, $scope, [ask], |tx| tx.take_tokens(&[*ask]).await.map(drop)));
                         refused!(tx!(test.write, $scope, [key, now], |tx| tx.save_bucket(key, *now, *now).await));
                         refused!(tx!(test.write, $scope, [now], |tx| tx.list_buckets(*now, 9).await.map(drop)));
-                        refused!(tx!(test.write, $scope, [now], |tx| tx.remove_full_buckets(*now).await.map(drop)));
+                        refused!(tx!(test.write, $scope, [now], |tx| tx.remove_full_buckets(*now, 0).await.map(drop)));
                     };
                 }
                 if within {

@@ -92,11 +92,10 @@ impl Entry {
         if (1..=share.full_micros.saturating_add(share.token_micros)).contains(&empty_for) {
             return Begun::Refused(Duration::from_micros(u64::try_from(empty_for).unwrap_or_default()));
         }
-        let holds = self.held.spend(share.cost(cost), now);
         if let Err(wait) = self.bucket.take(self.rate, cost, now) {
             return Begun::Refused(wait);
         }
-        if holds {
+        if self.held.spend(share.cost(cost), now) {
             return Begun::Passed(self.shared_level(share, now));
         }
         Begun::Ask { most: self.held.wanted(share.cost(cost), share) }
@@ -128,6 +127,22 @@ impl Entry {
     pub(super) fn is_within_reserve(&self, now: i64) -> bool {
         let used = self.rate.burst.saturating_sub(self.bucket.left(self.rate, now));
         used <= self.rate.burst.div_ceil(4)
+    }
+
+    /// Takes one token here alone.
+    pub(super) fn reserve(&mut self, now: i64) -> Result<(), Duration> {
+        if let Some(wait) = self.empty_for(now) {
+            return Err(wait);
+        }
+        self.bucket.take(self.rate, 1, now)
+    }
+
+    /// Gives back what passed, and what was held of the shared bucket for it.
+    pub(super) fn undo(&mut self, cost: u32, share: Share, is_shared: bool) {
+        self.give_back(cost);
+        if is_shared {
+            self.held.put_back(share.cost(cost));
+        }
     }
 
     pub(super) fn give_back(&mut self, cost: u32) {
@@ -236,6 +251,15 @@ impl Memory {
         changed
     }
 
+    /// They could not be written down, and are changed still.
+    pub(super) fn not_saved(&self, changed: &[(BucketKey, i64)]) {
+        for (key, _) in changed {
+            if let Some(entry) = self.shard(key).entries.get_mut(key) {
+                entry.changed = true;
+            }
+        }
+    }
+
     /// What was written down of a bucket before this process began. How large it is says whoever asks next.
     pub(super) fn remember(&self, key: BucketKey, full_at_micros: i64) {
         let mut shard = self.shard(&key);
@@ -248,7 +272,7 @@ impl Memory {
 
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().unwrap().entries.len()).sum()
+        self.shards.iter().map(|shard| shard.lock().unwrap_or_else(PoisonError::into_inner).entries.len()).sum()
     }
 }
 

@@ -1,0 +1,119 @@
+//! A job whose own task panics: its slot and its lease come back at once, the run goes on, and one that kills its task each time ends with
+//! the dead letters instead of being tried for ever.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bulkhead_app::data::DeadLetterFilter;
+use bulkhead_app::queue::look_at_queue;
+use bulkhead_app::run::StartByHand;
+use bulkhead_app::supervise::Supervisor;
+use bulkhead_app::worker::{Slots, WorkerConfig};
+use bulkhead_app::workflow::SaveWorkflow;
+use bulkhead_model::id::RunId;
+use bulkhead_model::run::RunStatus;
+use bulkhead_store::page::PageRequest;
+use bulkhead_test_support::wait::until_async;
+use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+use serde_json::{Map, Value, json};
+
+use crate::guests::acme_echo;
+use crate::support::{PATIENCE, Tenant, TestApp};
+
+/// How many more calls' tasks panic.
+static PANICS: AtomicU32 = AtomicU32::new(0);
+
+/// Counts nothing; panics where calls are counted, which a job's own task does before it saves what the call gave.
+struct Trap;
+
+impl CounterFn for Trap {
+    fn increment(&self, _: u64) {
+        let take = |left: u32| left.checked_sub(1);
+        assert!(PANICS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err(), "a test's panic");
+    }
+
+    fn absolute(&self, _: u64) {}
+}
+
+impl Recorder for Trap {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        if key.name() == "bulkhead_plugin_calls_total" { Counter::from_arc(Arc::new(Self)) } else { Counter::noop() }
+    }
+
+    fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+async fn begin(app: &TestApp, tenant: &Tenant) -> RunId {
+    app.install(tenant, acme_echo(), json!({})).await;
+    let definition = json!({
+        "schema": 1, "name": "calls", "triggers": [{ "id": "by-hand", "type": "api" }], "start": "call",
+        "steps": { "call": { "type": "action", "use": "acme/echo#it", "with": {} } },
+    });
+    let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
+    let workflow = app.app.create_workflow(&tenant.caller, tenant.org, save).await.unwrap().workflow.id;
+    let start = StartByHand { input: Value::Null, variables: Map::new(), idempotency_key: None };
+    app.app.start_run(&tenant.caller, tenant.org, workflow, start).await.unwrap()
+}
+
+/// Lets the clock go on until the run has this status.
+async fn comes_to(app: &TestApp, tenant: &Tenant, run: RunId, status: RunStatus) {
+    let now = async || app.app.show_run(&tenant.caller, tenant.org, run).await.unwrap().run.status;
+    let reached = until_async(PATIENCE, async || {
+        app.ambient.advance(Duration::from_secs(10));
+        now().await == status
+    });
+    assert!(reached.await, "{run} is {:?}, not {status:?}", now().await);
+}
+
+async fn nothing_is_held(app: &TestApp) {
+    let held = async || {
+        let whole = look_at_queue(&app.store, &app.ambient).await.unwrap();
+        whole.nodes.iter().flat_map(|(_, held)| held).map(|held| held.count).sum::<i64>()
+    };
+    assert!(until_async(PATIENCE, async || held().await == 0).await, "{} are held", held().await);
+}
+
+on_both! {
+    async fn a_panicking_task_gives_back_what_it_holds(app: TestApp) {
+        // Another test of the same process may have been first; it sets the same.
+        metrics::set_global_recorder(Trap).ok();
+        let supervisor = Supervisor::new();
+        // One slot: were it leaked, nothing would go on.
+        let config = WorkerConfig { name: "one".into(), slots: Slots { interactive: 1, ..Slots::default() }, heartbeat: None };
+        let acme = app.tenant("acme").await;
+        PANICS.store(2, Ordering::SeqCst);
+        let run = begin(&app, &acme).await;
+        app.app.start_worker(config, &supervisor).await.unwrap();
+        comes_to(&app, &acme, run, RunStatus::Succeeded).await;
+        assert_eq!(PANICS.load(Ordering::SeqCst), 0);
+        nothing_is_held(&app).await;
+
+        // What kills its task each time comes to an end.
+        PANICS.store(u32::MAX, Ordering::SeqCst);
+        let other = app.tenant("other").await;
+        let poisoned = begin(&app, &other).await;
+        comes_to(&app, &other, poisoned, RunStatus::Failed).await;
+        let page = PageRequest { before: None, limit: 10 };
+        let letters = app.app.list_dead_letters(&other.caller, other.org, DeadLetterFilter::default(), page).await.unwrap();
+        assert_eq!(letters.items.len(), 1, "{:?}", letters.items);
+        nothing_is_held(&app).await;
+
+        // And the slot serves the next.
+        PANICS.store(0, Ordering::SeqCst);
+        let third = app.tenant("third").await;
+        let next = begin(&app, &third).await;
+        comes_to(&app, &third, next, RunStatus::Succeeded).await;
+        supervisor.shut_down(PATIENCE).await;
+    }
+}
