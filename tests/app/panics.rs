@@ -11,7 +11,7 @@ use bulkhead_app::run::StartByHand;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
-use bulkhead_model::id::RunId;
+use bulkhead_model::id::{RunId, WorkflowId};
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::page::PageRequest;
 use bulkhead_test_support::wait::until_async;
@@ -54,14 +54,17 @@ impl Recorder for Trap {
     }
 }
 
-async fn begin(app: &TestApp, tenant: &Tenant) -> RunId {
+async fn workflow(app: &TestApp, tenant: &Tenant) -> WorkflowId {
     app.install(tenant, acme_echo(), json!({})).await;
     let definition = json!({
         "schema": 1, "name": "calls", "triggers": [{ "id": "by-hand", "type": "api" }], "start": "call",
         "steps": { "call": { "type": "action", "use": "acme/echo#it", "with": {} } },
     });
     let save = SaveWorkflow { definition: definition.to_string(), summary: String::new() };
-    let workflow = app.app.create_workflow(&tenant.caller, tenant.org, save).await.unwrap().workflow.id;
+    app.app.create_workflow(&tenant.caller, tenant.org, save).await.unwrap().workflow.id
+}
+
+async fn begin(app: &TestApp, tenant: &Tenant, workflow: WorkflowId) -> RunId {
     let start = StartByHand { input: Value::Null, variables: Map::new(), idempotency_key: None };
     app.app.start_run(&tenant.caller, tenant.org, workflow, start).await.unwrap()
 }
@@ -92,8 +95,9 @@ on_both! {
         // One slot: were it leaked, nothing would go on.
         let config = WorkerConfig { name: "one".into(), slots: Slots { interactive: 1, ..Slots::default() }, heartbeat: None };
         let acme = app.tenant("acme").await;
+        let workflow = workflow(&app, &acme).await;
         PANICS.store(2, Ordering::SeqCst);
-        let run = begin(&app, &acme).await;
+        let run = begin(&app, &acme, workflow).await;
         app.app.start_worker(config, &supervisor).await.unwrap();
         comes_to(&app, &acme, run, RunStatus::Succeeded).await;
         assert_eq!(PANICS.load(Ordering::SeqCst), 0);
@@ -101,19 +105,17 @@ on_both! {
 
         // What kills its task each time comes to an end.
         PANICS.store(u32::MAX, Ordering::SeqCst);
-        let other = app.tenant("other").await;
-        let poisoned = begin(&app, &other).await;
-        comes_to(&app, &other, poisoned, RunStatus::Failed).await;
+        let poisoned = begin(&app, &acme, workflow).await;
+        comes_to(&app, &acme, poisoned, RunStatus::Failed).await;
         let page = PageRequest { before: None, limit: 10 };
-        let letters = app.app.list_dead_letters(&other.caller, other.org, DeadLetterFilter::default(), page).await.unwrap();
+        let letters = app.app.list_dead_letters(&acme.caller, acme.org, DeadLetterFilter::default(), page).await.unwrap();
         assert_eq!(letters.items.len(), 1, "{:?}", letters.items);
         nothing_is_held(&app).await;
 
         // And the slot serves the next.
         PANICS.store(0, Ordering::SeqCst);
-        let third = app.tenant("third").await;
-        let next = begin(&app, &third).await;
-        comes_to(&app, &third, next, RunStatus::Succeeded).await;
+        let next = begin(&app, &acme, workflow).await;
+        comes_to(&app, &acme, next, RunStatus::Succeeded).await;
         supervisor.shut_down(PATIENCE).await;
     }
 }

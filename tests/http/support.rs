@@ -296,6 +296,8 @@ impl TestServer {
     /// Bounds how often somebody may ask from now on.
     pub(crate) fn limit_rates(&mut self, limits: RateLimits) {
         self.app = self.app.clone().with_rate_limits(limits);
+        let (app, stop) = (self.app.clone(), self.supervisor.stop_token());
+        self.supervisor.spawn("shared limits", async move { app.serve_shared_limits(&stop).await });
         self.router = router(self.app.clone(), config());
     }
 

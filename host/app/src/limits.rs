@@ -438,7 +438,7 @@ impl App {
             let (app, stop) = (app.clone(), stop.clone());
             supervisor.spawn_loop("shared limits", move || {
                 let (app, stop) = (app.clone(), stop.clone());
-                async move { app.limiter().serve(app.store(), &stop).await }
+                async move { app.serve_shared_limits(&stop).await }
             });
         }
         supervisor.spawn_loop("limits", move || {
@@ -459,6 +459,11 @@ impl App {
             }
         });
         Ok(())
+    }
+
+    /// Asks the database for all of this process until it is told to stop.
+    pub async fn serve_shared_limits(&self, stop: &CancellationToken) {
+        self.limiter().serve(self.store(), stop).await;
     }
 
     async fn tend_limits(&self, removes: bool) {

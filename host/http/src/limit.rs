@@ -468,7 +468,7 @@ mod tests {
             RateRefused { policy: Policy::Strict, rate: Rate::per_minute(10, 10), wait, why: RefusedFor::Quota };
         let response = with_fields(refusal(&refused).into_response(), &[], Some(&refused));
         assert_eq!(response.status().as_u16(), 429);
-        assert_eq!(response.headers()[header::RETRY_AFTER], "3");
+        assert_eq!(response.headers()["retry-after"], "3");
         assert_eq!(response.headers()[RATE_LIMIT], r#""strict";r=0;t=3"#);
         let document: serde_json::Value =
             serde_json::from_slice(&response.extensions().get::<Arc<Problem>>().unwrap().render("req")).unwrap();

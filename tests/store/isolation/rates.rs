@@ -84,6 +84,7 @@ on_both! {
         let (of_b, now, list) = (crate::support::scope(b), test.ambient.now(), AllowList::read(&["10.0.0.0/8"]).unwrap());
         let seen = tx!(test.write, &of_b, [now, list], |tx| {
             let before = tx.load_allow_list().await?;
+            assert_eq!(tx.clear_allow_list(*now).await?, None);
             // A's revision is no revision of B's.
             assert!(!tx.save_allow_list(list, 1, *now).await?);
             assert!(tx.save_allow_list(list, 0, *now).await?);

@@ -40,6 +40,10 @@ impl Shared {
 
     /// Takes tokens; `None` where the database does not answer in time, or too many wait already.
     pub(super) async fn take(&self, asks: Vec<TokenAsk>) -> Option<Vec<Taking>> {
+        if self.receiver.try_lock().is_ok() {
+            // Nobody carries asks: it begins, or has ended.
+            return None;
+        }
         let (answer, answered) = oneshot::channel();
         self.sender.try_send(Waiting { asks, answer }).ok()?;
         tokio::time::timeout(ANSWER_MAX, answered).await.ok()?.ok()
