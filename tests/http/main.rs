@@ -25,6 +25,7 @@ mod lists;
 mod members;
 mod mfa;
 mod openapi;
+mod passkeys;
 mod people;
 mod plugins;
 mod queue;

@@ -75,7 +75,7 @@ on_both! {
         // The organization asks its admins for more; their own account is theirs all the same.
         assert_eq!(server.send(ada.ask("GET", "/api/v1/orgs/acme")).await.problem(403), "mfa-required");
         let status = server.send(ada.ask("GET", "/api/v1/me/mfa")).await.json(200);
-        assert_eq!(status, json!({ "active": false, "active_since": null, "locked": false, "backup_codes_left": 0, "set_up": null }));
+        assert_eq!(status, json!({ "active": false, "active_since": null, "locked": false, "backup_codes_left": 0, "passkeys": 0, "set_up": null }));
         let mut elsewhere = Browser::default();
         elsewhere.sign_in(&server, ADA, PASSWORD).await.json(200);
 

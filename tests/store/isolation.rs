@@ -667,6 +667,24 @@ on_both! {
         assert_eq!((there.unwrap().unwrap().id, of_a), (p.totp.id, a.org), "and nothing was changed");
     }
 
+    async fn passkeys_need_the_scope_of_people(test: TestStore) {
+        let (a, b) = (test.tenant("a").await, test.org("b").await);
+        let (p, now, of_a) = (a.person.clone(), test.ambient.now(), a.org);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_passkey(&p.passkey).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_passkeys(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_passkey_by_credential(&p.passkey.credential_id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.update_passkey(p.passkey.id, "{}", *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_passkey(p.user.id, p.passkey.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_passkeys(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_factors(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_ceremony(&p.ceremony).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_ceremony(&p.step.token_hash, p.ceremony.purpose).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_ceremonies(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_ceremonies(*now).await);
+        let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_passkeys(p.user.id).await);
+        assert_eq!((there.unwrap()[0].id, of_a), (p.passkey.id, a.org), "and nothing was changed");
+    }
+
     async fn another_organizations_sign_in_policy_is_not_ours(test: TestStore) {
         let (a, b, now) = (test.tenant("a").await, test.org("b").await, test.ambient.now());
         let scope = crate::support::scope(b);

@@ -21,6 +21,7 @@ mod keys;
 mod mfa;
 mod nodes;
 mod nouns;
+mod passkeys;
 mod people;
 mod plans;
 mod postgres;

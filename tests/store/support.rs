@@ -14,14 +14,15 @@ use bulkhead_model::fault::Fault;
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
     ApiKeyId, AuditId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, HookId, InstallationId, InvitationId, LinkId,
-    OrgId, PluginId, RunId, SecretId, SessionId, SignInAttemptId, SignInStepId, TokenFamilyId, TotpId, UserId,
-    WorkerId, WorkflowId,
+    OrgId, PasskeyId, PluginId, RunId, SecretId, SessionId, SignInAttemptId, SignInStepId, TokenFamilyId, TotpId,
+    UserId, WorkerId, WorkflowId,
 };
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::letter::Letter;
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::link::Purpose;
 use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::passkey::CeremonyPurpose;
 use bulkhead_model::password::{Cost, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::retention::RetentionPolicy;
@@ -45,6 +46,7 @@ use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
 use bulkhead_store::link::Link;
 use bulkhead_store::mfa::{SignInStep, Totp, TotpState};
 use bulkhead_store::org::Org;
+use bulkhead_store::passkey::{Ceremony, StoredPasskey};
 use bulkhead_store::plugin::Plugin;
 use bulkhead_store::retention::{History, Pass};
 use bulkhead_store::run::{Run, RunEvent, Step};
@@ -144,7 +146,8 @@ pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
     let text = concat!(
         include_str!("../../migrations/postgres/0001_foundation.sql"),
         include_str!("../../migrations/postgres/0002_identity.sql"),
-        include_str!("../../migrations/postgres/0003_keys.sql")
+        include_str!("../../migrations/postgres/0003_keys.sql"),
+        include_str!("../../migrations/postgres/0005_devices.sql")
     );
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
@@ -318,6 +321,8 @@ pub(crate) struct Person {
     pub(crate) totp: Totp,
     pub(crate) codes: Vec<StoredPassword>,
     pub(crate) step: SignInStep,
+    pub(crate) passkey: StoredPasskey,
+    pub(crate) ceremony: Ceremony,
     seed: u64,
 }
 
@@ -412,6 +417,25 @@ impl Person {
             expires_at: now.plus(Duration::from_mins(5)),
         };
         let codes = (0..10).map(code).collect();
+        let passkey = StoredPasskey {
+            id: PasskeyId::new(ambient),
+            user: id,
+            handle: uuid::Uuid::from_bytes(ambient.random()),
+            credential_id: ambient.random::<32>().to_vec(),
+            name: "laptop".to_owned(),
+            credential: "{}".to_owned(),
+            created_at: now,
+            used_at: None,
+        };
+        let ceremony = Ceremony {
+            purpose: CeremonyPurpose::SecondFactor,
+            token_hash: step.token_hash,
+            user: Some(id),
+            handle: None,
+            state: "{}".to_owned(),
+            created_at: now,
+            expires_at: now.plus(Duration::from_mins(5)),
+        };
         Self {
             user,
             device,
@@ -422,6 +446,8 @@ impl Person {
             totp,
             codes,
             step,
+            passkey,
+            ceremony,
             seed: u64::from_le_bytes(ambient.random()),
         }
     }
@@ -439,6 +465,8 @@ impl Person {
         tx.activate_totp(self.user.id, self.totp.id).await?;
         tx.replace_backup_codes(self.totp.id, &self.codes, self.user.created_at).await?;
         tx.insert_sign_in_step(&self.step).await?;
+        tx.insert_passkey(&self.passkey).await?;
+        tx.replace_ceremony(&self.ceremony).await?;
         tx.enqueue_mail(&self.user.email, &Letter::ResetPassword, &Ambient::manual(self.user.created_at, self.seed))
             .await
             .map(drop)
@@ -846,6 +874,8 @@ pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "totp",
     "backup_code",
     "sign_in_step",
+    "passkey",
+    "passkey_ceremony",
 ];
 /// Those of them whose rows belong to people.
 pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
@@ -861,4 +891,6 @@ pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
     "totp",
     "backup_code",
     "sign_in_step",
+    "passkey",
+    "passkey_ceremony",
 ];

@@ -15,6 +15,7 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{LinkId, OrgId, SessionId, UserId};
 use bulkhead_model::letter::{Letter, Notice};
 use bulkhead_model::link::{LinkKey, Purpose};
+use bulkhead_model::passkey::RelyingParty;
 use bulkhead_model::password::{LEN_MIN_ALONE, Password, StoredPassword, Weak, check};
 use bulkhead_model::permission::{AccountScope, Actor, SystemReason, SystemScope};
 use bulkhead_model::role::BuiltIn;
@@ -27,6 +28,7 @@ use bulkhead_store::link::Link;
 use bulkhead_store::member::Membership;
 use bulkhead_store::seal::RootKey;
 use serde_json::{Value, json};
+use webauthn_rs::Webauthn;
 
 pub(crate) use self::attempts::{Attempt, Source};
 pub use self::hashing::HashingLimits;
@@ -63,11 +65,14 @@ pub struct AccountParts {
     /// How people reach this server, without a trailing slash. Links begin with it and with nothing that a request says.
     public_url: String,
     post: Option<Arc<dyn Post>>,
+    /// What passkeys are made for; none where there can be none.
+    party: Option<RelyingParty>,
 }
 
 impl AccountParts {
     #[must_use]
     pub fn new(root: &RootKey, hashing: HashingLimits, public_url: String) -> Self {
+        let party = RelyingParty::configured(&public_url, None, &[]).unwrap_or_default();
         Self {
             pepper: root.derive("password pepper v1"),
             link_key: root.derive("links v1"),
@@ -76,7 +81,14 @@ impl AccountParts {
             hashing,
             public_url,
             post: None,
+            party,
         }
+    }
+
+    /// With passkeys for another site than the public address's.
+    #[must_use]
+    pub fn with_passkeys(self, party: Option<RelyingParty>) -> Self {
+        Self { party, ..self }
     }
 
     /// With a relay that letters are handed to.
@@ -95,14 +107,17 @@ pub(crate) struct Accounts {
     pub(crate) public_url: String,
     /// None: this server sends no mail.
     pub(crate) post: Option<Arc<dyn Post>>,
+    /// None: this server is reached under no name that passkeys can be made for.
+    pub(crate) passkeys: Option<Webauthn>,
 }
 
 impl Accounts {
     pub(crate) fn new(parts: AccountParts) -> Self {
-        let AccountParts { pepper, link_key, counter_key, token_seed, hashing, public_url, post } = parts;
+        let AccountParts { pepper, link_key, counter_key, token_seed, hashing, public_url, post, party } = parts;
         let tokens = TokenKey::new(&token_seed, &public_url);
         let (hasher, links) = (Hasher::new(hashing, pepper), LinkKey::new(link_key));
-        Self { hasher, links, counter_key, tokens, public_url, post }
+        let passkeys = party.as_ref().map(crate::passkey::site);
+        Self { hasher, links, counter_key, tokens, public_url, post, passkeys }
     }
 }
 
@@ -422,6 +437,7 @@ pub(crate) async fn end_everything(
     let now = ambient.now();
     tx.delete_sessions(user, keep).await?;
     tx.delete_totp_set_up(user, keep).await?;
+    tx.delete_ceremonies(user).await?;
     tx.forget_devices(user, 0).await?;
     tx.raise_user_epoch(user, now).await?;
     let memberships = tx.list_memberships(user).await?;

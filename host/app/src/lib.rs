@@ -38,6 +38,7 @@ pub mod member;
 pub mod mfa;
 pub mod node;
 pub mod org;
+pub mod passkey;
 pub mod permits;
 mod planner;
 pub mod plugin;

@@ -10,7 +10,7 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::backup_code::{BackupCode, CODES, WARN_AT};
 use bulkhead_model::id::{OrgId, TotpId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_MFA, AMR_PASSWORD, MfaPolicy};
+use bulkhead_model::mfa::{AMR_MFA, AMR_PASSWORD, MfaPolicy, without_second_factor};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
 use bulkhead_model::session::BrowserToken;
@@ -97,6 +97,7 @@ pub struct MfaStatus {
     /// Its codes were wrong too often: a backup code lets them count again.
     pub is_locked: bool,
     pub backup_codes_left: usize,
+    pub passkeys: usize,
     /// A set-up that the session began, how far it is, and when it ends.
     pub set_up: Option<(TotpState, Timestamp)>,
 }
@@ -130,7 +131,7 @@ async fn load_own_set_up(tx: &mut Tx, signed_in: &SignedIn, now: Timestamp) -> R
     Ok(found.filter(is_own))
 }
 
-fn no_set_up() -> AppError {
+pub(crate) fn no_set_up() -> AppError {
     AppError::conflict("no-set-up", "no set-up waits for this, or its time is over: begin again")
 }
 
@@ -321,13 +322,18 @@ impl App {
     ) -> Result<String, AppError> {
         let user = &signed_in.user;
         let Some(proof) = proof else {
-            let totp = self.store().read(&AccountScope::OWN, user.id, |tx, user| {
-                Box::pin(async move { tx.load_totp(*user).await.map_err(AppError::from) })
+            let factors = self.store().read(&AccountScope::OWN, user.id, |tx, user| {
+                Box::pin(async move { tx.load_factors(*user).await.map_err(AppError::from) })
             });
-            if totp.await?.is_none() {
-                return Ok(AMR_PASSWORD.to_owned());
-            }
-            let message = "say a code of your authenticator app or a backup code as well";
+            let factors = factors.await?;
+            let message = match (factors.app, factors.passkey) {
+                (false, false) => return Ok(AMR_PASSWORD.to_owned()),
+                (true, false) => "say a code of your authenticator app or a backup code as well",
+                (true, true) => {
+                    "say a code of your authenticator app or a backup code as well, or use your passkey instead"
+                }
+                (false, true) => "use your passkey instead (`auth/step-up/passkey`)",
+            };
             return Err(AppError::invalid("second-factor-required", "/code", message));
         };
         self.prove_factor(signed_in, proof, client).await?;
@@ -382,6 +388,7 @@ impl App {
                         active_since: totp.as_ref().map(|totp| totp.created_at),
                         is_locked: totp.as_ref().is_some_and(|totp| totp.failures >= FAILURES_MAX),
                         backup_codes_left: tx.list_backup_codes(signed_in.user.id).await?.len(),
+                        passkeys: tx.list_passkeys(signed_in.user.id).await?.len(),
                         set_up: set_up.and_then(|totp| totp.expires_at.map(|expires_at| (totp.state, expires_at))),
                     })
                 })
@@ -530,7 +537,7 @@ impl App {
                             if !tx.delete_second_factors(user.id).await? {
                                 return Err(AppError::NotFound { what: "second factor" });
                             }
-                            (AMR_PASSWORD, Notice::MfaDisabled, EventType::MfaDisabled)
+                            (without_second_factor(&session.amr), Notice::MfaDisabled, EventType::MfaDisabled)
                         }
                     };
                     let mut renewed = signed_in.with_token(*hash, now);
@@ -543,7 +550,10 @@ impl App {
                     if *sends_mail {
                         tell_person(tx, &user.email, notice, ambient).await?;
                     }
-                    let detail = json!({ "method": "otp" });
+                    let detail = match change {
+                        Change::Activate => json!({ "method": "otp" }),
+                        Change::Disable => json!({}),
+                    };
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
                     renewed.user.epoch += 1;
                     Ok(renewed)
@@ -680,13 +690,13 @@ enum Change {
 }
 
 /// The person of a waiting sign-in, unless they were disabled or changed a credential since.
-async fn require_same(tx: &mut Tx, step: &SignInStep) -> Result<User, AppError> {
+pub(crate) async fn require_same(tx: &mut Tx, step: &SignInStep) -> Result<User, AppError> {
     let user = tx.load_user(step.user).await?.filter(|user| user.is_active && user.epoch == step.epoch);
     user.ok_or(AppError::Unauthenticated)
 }
 
 /// Refuses to take a second factor away that somebody asks for.
-async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp) -> Result<(), AppError> {
+pub(crate) async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp) -> Result<(), AppError> {
     let stays = |message: &str| Err(AppError::conflict("second-factor-stays", message));
     if user.is_super_admin {
         return stays("who administers the platform keeps a second factor: replace it by setting another one up");

@@ -11,7 +11,7 @@ use bulkhead_model::account::Email;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, SignInStepId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_PASSWORD, is_mfa};
+use bulkhead_model::mfa::{AMR_PASSWORD, Factors, is_mfa};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Caller};
 use bulkhead_model::session::{BrowserToken, STEP_UP_WINDOW, SessionLimits, SessionTimes};
@@ -56,7 +56,7 @@ impl Client {
         self.agent.chars().filter(|letter| !letter.is_control()).take(AGENT_LEN_MAX).collect()
     }
 
-    fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         self.address.map(|address| address.to_string()).unwrap_or_default()
     }
 }
@@ -135,6 +135,8 @@ pub struct Opened {
 /// A sign-in that waits for a second factor.
 pub struct Waiting {
     pub token: BrowserToken,
+    /// What the person has to prove one.
+    pub factors: Factors,
     pub expires_at: Timestamp,
 }
 
@@ -450,10 +452,11 @@ impl App {
                     let user = current.ok_or(AppError::Unauthenticated)?;
                     attempt.succeed(tx).await?;
                     tx.record_sign_in_attempt(row).await?;
-                    if tx.load_totp(user.id).await?.is_some() {
+                    let factors = tx.load_factors(user.id).await?;
+                    if factors.any() {
                         let step = fresh.step(&user, row.device, now);
                         tx.insert_sign_in_step(&step).await?;
-                        return Ok(Err(step.expires_at));
+                        return Ok(Err((factors, step.expires_at)));
                     }
                     begin_session(tx, app, user, client, row.device, fresh, AMR_PASSWORD).await.map(Ok)
                 })
@@ -461,7 +464,9 @@ impl App {
             .await?;
         Ok(match outcome {
             Ok(signed_in) => SignInOutcome::Opened(Box::new(fresh.opened(signed_in))),
-            Err(expires_at) => SignInOutcome::SecondFactor(Waiting { token: fresh.token, expires_at }),
+            Err((factors, expires_at)) => {
+                SignInOutcome::SecondFactor(Waiting { token: fresh.token, factors, expires_at })
+            }
         })
     }
 

@@ -223,8 +223,9 @@ pub(crate) async fn opened_answer(state: &HttpState, opened: Opened) -> Result<R
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = SecondFactorAsked)]
 pub(crate) struct SecondFactorAskedView {
-    /// What can be said at `auth/second-factor`: `code`, `backup_code`.
-    methods: [&'static str; 2],
+    /// What the person can go on with: `code` and `backup_code` at `auth/second-factor`, `passkey` at `auth/second-factor/passkey`.
+    #[schema(example = json!(["code", "backup_code"]))]
+    methods: Vec<&'static str>,
     #[schema(value_type = String, format = DateTime)]
     expires_at: Timestamp,
 }
@@ -249,8 +250,8 @@ pub(crate) async fn sign_in(
     match state.app.sign_in(&input.email, &input.password, &client).await? {
         SignInOutcome::Opened(opened) => opened_answer(&state, *opened).await,
         SignInOutcome::SecondFactor(waiting) => {
-            let view = SecondFactorAskedView { methods: ["code", "backup_code"], expires_at: waiting.expires_at };
-            Ok((StatusCode::ACCEPTED, waiting_cookie(&waiting), Json(view)).into_response())
+            let view = SecondFactorAskedView { methods: waiting.factors.methods(), expires_at: waiting.expires_at };
+            Ok((StatusCode::ACCEPTED, waiting_cookie(&waiting.token), Json(view)).into_response())
         }
     }
 }

@@ -41,6 +41,7 @@ mod mfa;
 mod openapi;
 mod org;
 mod page;
+mod passkey;
 mod plugin;
 mod policy;
 mod problem;
@@ -175,6 +176,16 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(personal(own, routes!(mfa::verify_totp)))
         .routes(personal(own, routes!(mfa::activate_totp)))
         .routes(personal(own, routes!(mfa::renew_backup_codes)))
+        .routes(public("nobody is named", routes!(passkey::begin_passkey_sign_in)))
+        .routes(public("the passkey is the credential", routes!(passkey::sign_in_by_passkey)))
+        .routes(public("the cookie of the first step is the credential", routes!(passkey::begin_passkey_second)))
+        .routes(public("the cookie of the first step is the credential", routes!(passkey::sign_in_second_by_passkey)))
+        .routes(personal(own, routes!(passkey::begin_passkey_step_up)))
+        .routes(personal(own, routes!(passkey::step_up_by_passkey)))
+        .routes(personal(own, routes!(passkey::list_passkeys)))
+        .routes(personal(own, routes!(passkey::begin_passkey)))
+        .routes(personal(own, routes!(passkey::add_passkey)))
+        .routes(personal(own, routes!(passkey::remove_passkey)))
         .routes(personal(own, routes!(token::issue_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::refresh_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::revoke_tokens)))

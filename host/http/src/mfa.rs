@@ -83,23 +83,27 @@ pub(crate) struct SetUpStateView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Mfa)]
 pub(crate) struct MfaView {
-    /// Whether signing in asks for it.
+    /// Whether signing in by password asks for it.
     active: bool,
+    /// Since when an authenticator app counts.
     #[schema(value_type = Option<String>, format = DateTime)]
     active_since: Option<Timestamp>,
     /// Ten wrong codes in a row: a backup code lets the app's codes count again.
     locked: bool,
     backup_codes_left: usize,
+    /// They are listed at `me/passkeys`.
+    passkeys: usize,
     set_up: Option<SetUpStateView>,
 }
 
 impl From<MfaStatus> for MfaView {
     fn from(status: MfaStatus) -> Self {
         Self {
-            active: status.active_since.is_some(),
+            active: status.active_since.is_some() || status.passkeys > 0,
             active_since: status.active_since,
             locked: status.is_locked,
             backup_codes_left: status.backup_codes_left,
+            passkeys: status.passkeys,
             set_up: status.set_up.map(|(state, expires_at)| SetUpStateView { state: state.as_str(), expires_at }),
         }
     }
@@ -138,7 +142,7 @@ impl From<TotpShown> for TotpSetUpView {
 }
 
 /// An answer that nobody on the way keeps.
-fn unstored(status: StatusCode, view: impl Serialize) -> Response {
+pub(crate) fn unstored(status: StatusCode, view: impl Serialize) -> Response {
     (status, [(header::CACHE_CONTROL, "no-store")], Json(view)).into_response()
 }
 
@@ -225,7 +229,7 @@ pub(crate) async fn activate_totp(
     opened_answer(&state, opened).await
 }
 
-/// Takes the person's second factor away, where nobody asks for one. Every other session, token and key of the person ends, and the cookie
+/// Takes the person's second factors away, passkeys among them, where nobody asks for one. Every other session, token and key of the person ends, and the cookie
 /// changes.
 #[utoipa::path(
     delete,

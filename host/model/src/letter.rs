@@ -43,6 +43,10 @@ pub enum Notice {
     /// Three are left, or fewer.
     BackupCodesLow,
     BackupCodesMade,
+    PasskeyAdded,
+    PasskeyRemoved,
+    /// It answered with a counter that was used before: there may be two of it.
+    PasskeyCopied,
 }
 
 impl Letter {
@@ -148,12 +152,23 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                     "New backup codes",
                     "New backup codes were made for your account, and the old ones are worth nothing, since",
                 ),
+                Notice::PasskeyAdded => (
+                    "A passkey was added",
+                    "A passkey was added to your account, which opens it from now on. It was added",
+                ),
+                Notice::PasskeyRemoved => {
+                    ("A passkey was removed", "One of your passkeys opens your account no longer. It was removed")
+                }
+                Notice::PasskeyCopied => (
+                    "A passkey was refused",
+                    "One of your passkeys counted backwards, as it does when somebody has a copy of it. Remove it, and add another one. It was refused",
+                ),
                 Notice::ManyFailures => (
                     "Many sign-ins were refused",
                     "Somebody tried to sign in to your account with a wrong password ten times within a day. Your password held. The last time was",
                 ),
                 Notice::NewDevice => {
-                    ("A new sign-in", "Somebody signed in with your password in a browser that was not used before,")
+                    ("A new sign-in", "Somebody signed in to your account in a browser that was not used before,")
                 }
             };
             let body = format!(

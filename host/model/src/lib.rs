@@ -7,7 +7,7 @@
 //! | question | file |
 //! | --- | --- |
 //! | who may do it? | [`permission`], and [`role`] for where that comes from |
-//! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`], [`mfa`], [`totp`], [`backup_code`] |
+//! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`], [`mfa`], [`totp`], [`backup_code`], [`passkey`] |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
 //! | when does a schedule fire? | [`schedule`] |
@@ -33,6 +33,7 @@ pub mod link;
 pub mod manifest;
 pub mod mfa;
 pub mod name;
+pub mod passkey;
 pub mod password;
 pub mod permission;
 pub mod quota;

@@ -7,6 +7,54 @@ pub const AMR_PASSWORD: &str = "pwd";
 /// … and a one-time code as well: of an authenticator app, or a backup code.
 pub const AMR_MFA: &str = "pwd otp mfa";
 
+/// … and a passkey alone, which an authenticator used after it had verified who holds it: something one has, and something one knows or is.
+pub const AMR_PASSKEY: &str = "pop mfa";
+/// … and a password and a passkey.
+pub const AMR_PASSWORD_AND_PASSKEY: &str = "pwd pop mfa";
+
+/// What a session has proven that makes a passkey the person's.
+#[must_use]
+pub fn with_passkey(amr: &str) -> String {
+    let mut methods: Vec<&str> = amr.split(' ').filter(|method| !matches!(*method, "" | "pop" | "mfa")).collect();
+    methods.extend(["pop", "mfa"]);
+    methods.join(" ")
+}
+
+/// What a session has proven once the person has no second factor any more.
+#[must_use]
+pub fn without_second_factor(amr: &str) -> &'static str {
+    if amr.split(' ').any(|method| method == "pwd") { AMR_PASSWORD } else { "pop" }
+}
+
+/// What a person has besides a password. A sign-in by password waits for one of them, whichever it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Factors {
+    /// An authenticator app, with backup codes.
+    pub app: bool,
+    pub passkey: bool,
+}
+
+impl Factors {
+    /// Whether there is any.
+    #[must_use]
+    pub const fn any(self) -> bool {
+        self.app || self.passkey
+    }
+
+    /// What can be said for them.
+    #[must_use]
+    pub fn methods(self) -> Vec<&'static str> {
+        let mut methods = Vec::new();
+        if self.app {
+            methods.extend(["code", "backup_code"]);
+        }
+        if self.passkey {
+            methods.push("passkey");
+        }
+        methods
+    }
+}
+
 /// Whether two factors were proven.
 #[must_use]
 pub fn is_mfa(amr: &str) -> bool {
@@ -61,9 +109,35 @@ mod tests {
 
     #[test]
     fn two_factors_are_two_factors() {
-        assert!(is_mfa(AMR_MFA));
+        assert!(is_mfa(AMR_MFA) && is_mfa(AMR_PASSKEY) && is_mfa(AMR_PASSWORD_AND_PASSKEY));
         for one in [AMR_PASSWORD, "", "pwd otp", "pwdmfa", "mfa2", "MFA"] {
             assert!(!is_mfa(one), "{one:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_proven_comes_and_goes_with_the_factors() {
+        for (before, with) in
+            [(AMR_PASSWORD, AMR_PASSWORD_AND_PASSKEY), (AMR_PASSKEY, AMR_PASSKEY), (AMR_MFA, "pwd otp pop mfa")]
+        {
+            assert_eq!(with_passkey(before), with);
+            assert_eq!(with_passkey(with), with);
+        }
+        for (before, without) in
+            [(AMR_MFA, AMR_PASSWORD), (AMR_PASSWORD_AND_PASSKEY, AMR_PASSWORD), (AMR_PASSKEY, "pop")]
+        {
+            assert_eq!(without_second_factor(before), without);
+            assert!(!is_mfa(without_second_factor(before)));
+        }
+    }
+
+    /// Kratos GHSA-wc43-73w7-x2f5: one of the methods was not looked at.
+    #[test]
+    fn every_factor_is_a_factor() {
+        for (app, passkey) in [(false, false), (false, true), (true, false), (true, true)] {
+            let factors = Factors { app, passkey };
+            assert_eq!(factors.any(), app || passkey);
+            assert_eq!(factors.any(), !factors.methods().is_empty());
         }
     }
 

@@ -46,6 +46,7 @@ pub const TABLES: &[&str] = &[
     "mail",
     "totp",
     "backup_code",
+    "passkey",
     "invitation",
     "sign_in_policy",
     "org_key",
@@ -88,7 +89,7 @@ pub const TABLES: &[&str] = &[
 
 /// Those of them whose rows belong to people rather than to an organization.
 pub const TABLES_OF_PEOPLE: &[&str] =
-    &["user_account", "device", "user_link", "sign_in_attempt", "mail", "totp", "backup_code"];
+    &["user_account", "device", "user_link", "sign_in_attempt", "mail", "totp", "backup_code", "passkey"];
 
 /// Tables that a backup leaves out.
 pub const TABLES_LEFT_OUT: &[&str] = &[
@@ -96,10 +97,11 @@ pub const TABLES_LEFT_OUT: &[&str] = &[
     "token_family", // … and so do machines
     "refresh_token",
     "sign_in_step",
-    "throttle",   // who failed how often matters for a day
-    "probe",      // says whether writes succeed here and now
-    "worker",     // processes that serve now; none of them serves what is restored
-    "root_check", // a restore keeps that of the root key that opened the archive
+    "passkey_ceremony", // challenges of the last minutes
+    "throttle",         // who failed how often matters for a day
+    "probe",            // says whether writes succeed here and now
+    "worker",           // processes that serve now; none of them serves what is restored
+    "root_check",       // a restore keeps that of the root key that opened the archive
 ];
 
 /// Why a backup could not be made, checked or restored. Before a restore has ended, nothing is written.

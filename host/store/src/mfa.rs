@@ -176,10 +176,12 @@ impl Tx {
         Ok(self.execute(sql, binds![id]).await? > 0)
     }
 
-    /// Takes every app and backup code of a person away; whether one counted.
+    /// Takes every app, backup code and passkey of a person away; whether one counted.
     pub async fn delete_second_factors(&mut self, user: UserId) -> Result<bool, StoreError> {
         self.require_people()?;
-        let was_active = self.load_totp(user).await?.is_some();
+        let was_active = self.load_factors(user).await?.any();
+        self.delete_passkeys(user).await?;
+        self.delete_ceremonies(user).await?;
         self.execute(sql!("delete from totp where user_id = $1"), binds![user]).await?;
         self.execute(sql!("delete from sign_in_step where user_id = $1"), binds![user]).await?;
         Ok(was_active)
@@ -279,7 +281,7 @@ impl Tx {
     pub async fn remove_expired_steps(&mut self, now: Timestamp) -> Result<u64, StoreError> {
         self.require_people()?;
         let set_ups = sql!("delete from totp where state <> 'active' and expires_at <= $1");
-        let removed = self.execute(set_ups, binds![now]).await?;
+        let removed = self.execute(set_ups, binds![now]).await? + self.remove_expired_ceremonies(now).await?;
         Ok(removed + self.execute(sql!("delete from sign_in_step where expires_at <= $1"), binds![now]).await?)
     }
 

@@ -66,6 +66,7 @@ kinds! {
     InvalidPassword = "invalid-password", UNPROCESSABLE_ENTITY, "The password cannot be chosen";
     WrongPassword = "wrong-password", UNPROCESSABLE_ENTITY, "The password is not the current one";
     WrongCode = "wrong-code", UNPROCESSABLE_ENTITY, "The code does not count";
+    InvalidPasskey = "invalid-passkey", UNPROCESSABLE_ENTITY, "The passkey's answer does not count";
     SecondFactorRequired = "second-factor-required", UNPROCESSABLE_ENTITY, "A second factor is needed as well";
     InvalidLink = "invalid-link", UNPROCESSABLE_ENTITY, "The link is of no use";
     InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
@@ -103,6 +104,8 @@ kinds! {
     // What stands against it.
     AlreadySetUp = "already-set-up", CONFLICT, "The server is set up already";
     NoSetUp = "no-set-up", CONFLICT, "No set-up waits for this";
+    NoPasskeys = "no-passkeys", CONFLICT, "There are no passkeys here";
+    TooManyPasskeys = "too-many-passkeys", CONFLICT, "The person has as many passkeys as a person may";
     SecondFactorStays = "second-factor-stays", CONFLICT, "The second factor is asked for";
     NoMail = "no-mail", CONFLICT, "This server sends no mail";
     SignInFirst = "sign-in-first", CONFLICT, "The invitation is to somebody with an account";

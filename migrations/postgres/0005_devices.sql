@@ -1,0 +1,41 @@
+-- What people prove themselves with besides a password: passkeys.
+
+-- A person's passkey. Nothing of it is secret: it proves who answers, and makes no answer.
+create table passkey (
+    id             uuid not null primary key,
+    user_id        uuid not null references user_account (id),
+    -- What authenticators know the person by: random, and the same for all of their passkeys.
+    handle         uuid not null,
+    credential_id  bytea not null unique,
+    name           text not null,
+    -- JSON of the library that judges answers: public key, counter, flags.
+    credential     text not null,
+    created_at     timestamptz not null,
+    used_at        timestamptz
+);
+create index passkey_user on passkey (user_id, id);
+
+-- A challenge that waits for an answer, which has to come with the cookie of this hash: a session's, or a sign-in's. It goes with the first
+-- answer, whatever that is worth.
+create table passkey_ceremony (
+    token_hash  bytea not null,
+    purpose     text collate "C" not null check (purpose in ('register', 'sign_in', 'second_factor', 'step_up')),
+    -- Who has to answer; none where the passkey says who it is.
+    user_id     uuid references user_account (id),
+    handle      uuid,
+    state       text not null,
+    created_at  timestamptz not null,
+    expires_at  timestamptz not null,
+    primary key (token_hash, purpose)
+);
+create index passkey_ceremony_user on passkey_ceremony (user_id);
+create index passkey_ceremony_expires on passkey_ceremony (expires_at);
+
+alter table passkey enable row level security;
+alter table passkey force row level security;
+create policy passkey_people on passkey using ((select app_scope()) in ('accounts', 'admin'))
+    with check ((select app_scope()) in ('accounts', 'admin'));
+alter table passkey_ceremony enable row level security;
+alter table passkey_ceremony force row level security;
+create policy passkey_ceremony_people on passkey_ceremony using ((select app_scope()) in ('accounts', 'admin'))
+    with check ((select app_scope()) in ('accounts', 'admin'));

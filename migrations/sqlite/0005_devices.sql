@@ -1,0 +1,32 @@
+-- What people prove themselves with besides a password: passkeys.
+
+-- A person's passkey. Nothing of it is secret: it proves who answers, and makes no answer.
+create table passkey (
+    id             blob not null primary key,
+    user_id        blob not null references user_account (id),
+    -- What authenticators know the person by: random, and the same for all of their passkeys.
+    handle         blob not null,
+    credential_id  blob not null unique,
+    name           text not null,
+    -- JSON of the library that judges answers: public key, counter, flags.
+    credential     text not null,
+    created_at     integer not null,
+    used_at        integer
+) strict;
+create index passkey_user on passkey (user_id, id);
+
+-- A challenge that waits for an answer, which has to come with the cookie of this hash: a session's, or a sign-in's. It goes with the first
+-- answer, whatever that is worth.
+create table passkey_ceremony (
+    token_hash  blob not null,
+    purpose     text not null check (purpose in ('register', 'sign_in', 'second_factor', 'step_up')),
+    -- Who has to answer; none where the passkey says who it is.
+    user_id     blob references user_account (id),
+    handle      blob,
+    state       text not null,
+    created_at  integer not null,
+    expires_at  integer not null,
+    primary key (token_hash, purpose)
+) strict;
+create index passkey_ceremony_user on passkey_ceremony (user_id);
+create index passkey_ceremony_expires on passkey_ceremony (expires_at);
