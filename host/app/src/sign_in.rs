@@ -13,7 +13,7 @@ use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, SignInStepId, Use
 use bulkhead_model::letter::Notice;
 use bulkhead_model::mfa::{AMR_PASSWORD, Factors, is_mfa};
 use bulkhead_model::password::{Password, StoredPassword};
-use bulkhead_model::permission::{AccountScope, Caller};
+use bulkhead_model::permission::{AccountScope, Caller, SessionProof};
 use bulkhead_model::session::{BrowserToken, STEP_UP_WINDOW, SessionLimits, SessionTimes};
 use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
@@ -89,18 +89,32 @@ impl SignedIn {
     }
 }
 
-/// Looks again whether the session lives, in the transaction that hands something out because of it: its request may have been let in long
-/// before the rest of it came, and everything that the person was given may have ended meanwhile.
+/// Looks again whether the session lives that a request came with, in the transaction that hands something out because of it: the request may
+/// have been let in long before the rest of it came, and everything that the person was given may have ended meanwhile.
+///
+/// # Errors
+/// [`AppError::Unauthenticated`].
+pub(crate) async fn require_proof(
+    tx: &mut Tx,
+    user: UserId,
+    proof: SessionProof,
+    now: Timestamp,
+) -> Result<Session, AppError> {
+    let person = tx.load_user(user).await?.filter(|person| person.is_active && person.epoch == proof.epoch);
+    let session = tx.load_session(user, proof.session).await?.filter(|session| session.times.is_live(now));
+    person.and(session).ok_or(AppError::Unauthenticated)
+}
+
+/// As [`require_proof`] for what a person does with their own account: with the session's token of then as well, which changes with each proof
+/// of who they are.
 ///
 /// # Errors
 /// [`AppError::Unauthenticated`].
 pub(crate) async fn require_live(tx: &mut Tx, signed_in: &SignedIn, now: Timestamp) -> Result<(), AppError> {
     let (user, session) = (&signed_in.user, &signed_in.session);
-    let found = tx.load_session(user.id, session.id).await?;
-    let lives = found.is_some_and(|found| found.token_hash == session.token_hash && found.times.is_live(now));
-    let current = tx.load_user(user.id).await?;
-    let is_same = current.is_some_and(|current| current.is_active && current.epoch == user.epoch);
-    if lives && is_same { Ok(()) } else { Err(AppError::Unauthenticated) }
+    let proof = SessionProof { session: session.id, epoch: user.epoch };
+    let found = require_proof(tx, user.id, proof, now).await?;
+    if found.token_hash == session.token_hash { Ok(()) } else { Err(AppError::Unauthenticated) }
 }
 
 /// A session as lists show it.
