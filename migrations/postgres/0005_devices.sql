@@ -1,4 +1,11 @@
--- What people prove themselves with besides a password: passkeys.
+-- What people prove themselves with besides a password: passkeys, and browsers that stand for a second factor.
+
+-- Until when the browser stands for a second factor, where an organization takes it for one.
+alter table device add column trusted_until timestamptz;
+
+-- Which second factors an organization takes (host/model/src/mfa.rs), and whether a trusted browser stands for one.
+alter table sign_in_policy add column methods text not null default 'app passkey';
+alter table sign_in_policy add column trusts_devices bigint not null default 0 check (trusts_devices in (0, 1));
 
 -- A person's passkey. Nothing of it is secret: it proves who answers, and makes no answer.
 create table passkey (

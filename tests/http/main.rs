@@ -15,6 +15,7 @@ mod accounts;
 mod api_keys;
 mod breakers;
 mod dead_letters;
+mod devices;
 mod edge;
 mod hooks;
 mod input;

@@ -7,7 +7,7 @@ use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{CallId, DeadLetterId, EventId, MailId, RunId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::letter::Letter;
-use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::mfa::{Method, MfaPolicy, SignInPolicy};
 use bulkhead_model::permission::{AccountScope, Actor, OrgScope, SystemReason};
 use bulkhead_model::quota::{Quota, Quotas};
 use bulkhead_model::retention::{EndedRun, RetentionPolicy};
@@ -603,6 +603,8 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.forget_devices(p.user.id, 0).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.list_devices(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_device(p.user.id, p.device.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.trust_device(p.user.id, p.device.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.is_device_trusted(p.user.id, p.device.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.lock_failures(&p.attempt.identifier).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.save_failures(&p.attempt.identifier, Failures::NONE).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_quiet_failures(*now).await);
@@ -689,13 +691,17 @@ on_both! {
         let (a, b, now) = (test.tenant("a").await, test.org("b").await, test.ambient.now());
         let scope = crate::support::scope(b);
         let ours = tx!(test.write, &scope, [now], |tx| {
-            let before = tx.load_mfa_policy().await?;
-            tx.save_mfa_policy(MfaPolicy::Optional, *now).await?;
-            Ok((before, tx.load_mfa_policy().await?))
+            let before = tx.load_sign_in_policy().await?;
+            let policy = SignInPolicy::new(MfaPolicy::Optional, vec![Method::Passkey], true).unwrap();
+            tx.save_sign_in_policy(&policy, *now).await?;
+            assert_eq!(tx.load_sign_in_policy().await?, policy);
+            tx.save_mfa_policy(MfaPolicy::All, *now).await?;
+            assert_eq!(tx.load_sign_in_policy().await?, SignInPolicy { mfa: MfaPolicy::All, ..policy });
+            Ok(before)
         });
-        assert_eq!(ours.unwrap(), (MfaPolicy::Admins, MfaPolicy::Optional));
-        let theirs = tx!(test.read, &a.scope(), [], |tx| tx.load_mfa_policy().await);
-        assert_eq!(theirs.unwrap(), MfaPolicy::All);
+        assert_eq!(ours.unwrap(), SignInPolicy::default());
+        let theirs = tx!(test.read, &a.scope(), [], |tx| tx.load_sign_in_policy().await);
+        assert_eq!(theirs.unwrap(), SignInPolicy { mfa: MfaPolicy::All, ..SignInPolicy::default() });
     }
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {

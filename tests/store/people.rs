@@ -208,4 +208,26 @@ on_both! {
         let removed = tx!(test.write, &PEOPLE, [far], |tx| tx.remove_failed_mail(MailId::first_at(*far)).await);
         assert_eq!(removed.unwrap(), 1);
     }
+
+    async fn a_browser_is_trusted_until_then_and_by_its_person_alone(test: TestStore) {
+        let (p, other) = (person(&test).await, person(&test).await);
+        let end = p.user.created_at.plus(Duration::from_hours(1));
+        let early = end.minus(Duration::from_micros(1));
+        tx!(test.write, &PEOPLE, [p, other, end, early], |tx| {
+            let (user, device) = (p.user.id, p.device.id);
+            assert!(!tx.is_device_trusted(user, device, *early).await?);
+            assert!(!tx.trust_device(other.user.id, device, *end).await?, "somebody else's");
+            assert!(tx.trust_device(user, device, *end).await?);
+            assert!(tx.is_device_trusted(user, device, *early).await?);
+            assert!(!tx.is_device_trusted(user, device, *end).await?);
+            assert!(!tx.is_device_trusted(other.user.id, device, *early).await?);
+            let listed = tx.list_devices(user).await?;
+            assert_eq!((listed[0].is_trusted(*early), listed[0].is_trusted(*end)), (true, false));
+            // Another token is the same browser.
+            assert!(tx.renew_device(device, &other.session.token_hash, *early).await?);
+            assert!(tx.is_device_trusted(user, device, *early).await?);
+            Ok(())
+        })
+        .unwrap();
+    }
 }

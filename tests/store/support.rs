@@ -349,6 +349,7 @@ impl Person {
             agent: "browser".to_owned(),
             created_at: now,
             seen_at: now,
+            trusted_until: None,
         };
         let session = Session {
             id: SessionId::new(ambient),

@@ -10,7 +10,7 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::backup_code::{BackupCode, CODES, WARN_AT};
 use bulkhead_model::id::{OrgId, TotpId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_MFA, AMR_PASSWORD, MfaPolicy, without_second_factor};
+use bulkhead_model::mfa::{AMR_MFA, AMR_PASSWORD, MfaPolicy, SignInPolicy, without_second_factor};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
 use bulkhead_model::session::BrowserToken;
@@ -22,13 +22,14 @@ use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::mfa::{SignInStep, StoredBackupCode, Totp, TotpState};
 use bulkhead_store::seal::{KEY_VERSION, Place};
 use bulkhead_store::{StoreError, account::User};
-use serde_json::json;
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
 use crate::access::{load_roles, load_standing};
 use crate::account::{Attempt, Source, end_everything, read_email, tell_organizations, tell_person};
 use crate::sign_in::{
-    Client, NewDevice, NewSession, Opened, SignedIn, begin_session, keep_browser, known_device, ledger, require_live,
+    Client, NewDevice, NewSession, Opened, Proven, SignedIn, begin_session, keep_browser, known_device, ledger,
+    require_live, trust_browser,
 };
 use crate::{App, AppError};
 
@@ -250,7 +251,7 @@ impl App {
         Ok(())
     }
 
-    /// Goes on with a sign-in that waits for a second factor.
+    /// Goes on with a sign-in that waits for a second factor; `trusts` lets the browser stand for it from now on, where that may be.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`] for a sign-in that does not wait, any more; [`AppError::Invalid`] `wrong-code`;
@@ -258,7 +259,7 @@ impl App {
     pub async fn sign_in_second(
         &self,
         token: &BrowserToken,
-        proof: &Proof,
+        (proof, trusts): (&Proof, bool),
         client: &Client,
     ) -> Result<Opened, AppError> {
         let args = (self.clone(), token.hash(), proof.clone(), client.clone());
@@ -283,10 +284,11 @@ impl App {
             return Err(wrong_code(proof.path()));
         };
         let fresh = NewSession::generate(self.ambient());
-        let args = (self.clone(), (step, factors.clone()), (proof.clone(), right), client.clone(), fresh.clone());
+        let args =
+            (self.clone(), (step, factors.clone()), (proof.clone(), right), (client.clone(), trusts), fresh.clone());
         let signed_in = self
             .store()
-            .write(&AccountScope::OWN, args, |tx, (app, (step, factors), (proof, right), client, fresh)| {
+            .write(&AccountScope::OWN, args, |tx, (app, (step, factors), (proof, right), (client, trusts), fresh)| {
                 Box::pin(async move {
                     // Disabled, or another password, between the steps.
                     let user = require_same(tx, step).await?;
@@ -298,7 +300,12 @@ impl App {
                         return Err(wrong_code(proof.path()));
                     }
                     app.accept_factor(tx, factors, proof, client).await?;
-                    begin_session(tx, app, user, client, step.device, fresh, AMR_MFA).await
+                    let proven = Proven::Now(AMR_MFA);
+                    let signed_in = begin_session(tx, app, user, client, step.device, fresh, proven).await?;
+                    if *trusts {
+                        trust_browser(tx, &signed_in, app.ambient()).await?;
+                    }
+                    Ok(signed_in)
                 })
             })
             .await;
@@ -645,39 +652,50 @@ impl App {
             .await
     }
 
-    /// What the organization asks of its members besides a password.
+    /// What the organization asks of its members besides a password, and what it takes for it.
     ///
     /// # Errors
     /// A refusal, or the store's.
-    pub async fn show_mfa_policy(&self, caller: &Caller, org: OrgId) -> Result<MfaPolicy, AppError> {
+    pub async fn show_sign_in_policy(&self, caller: &Caller, org: OrgId) -> Result<SignInPolicy, AppError> {
         let scope = caller.authorize(org, Permission::SecurityRead)?;
-        self.store().read(&scope, (), |tx, ()| Box::pin(async move { Ok(tx.load_mfa_policy().await?) })).await
+        self.store().read(&scope, (), |tx, ()| Box::pin(async move { Ok(tx.load_sign_in_policy().await?) })).await
     }
 
-    /// Changes what the organization asks of its members: from their next request on.
+    /// Changes what the organization asks of its members, and what it takes: from their next request on.
     ///
     /// # Errors
     /// A refusal, or the store's.
-    pub async fn change_mfa_policy(&self, caller: &Caller, org: OrgId, policy: MfaPolicy) -> Result<(), AppError> {
+    pub async fn change_sign_in_policy(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        policy: SignInPolicy,
+    ) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::SecurityWrite)?;
         let args = (policy, scope.actor().clone(), self.ambient().clone());
         self.store()
             .write(&scope, args, |tx, (policy, actor, ambient)| {
-                Box::pin(async move { save_policy(tx, *policy, actor, ambient).await })
+                Box::pin(async move {
+                    let before = tx.load_sign_in_policy().await?;
+                    save_policy(tx, &before, policy, actor, ambient).await
+                })
             })
             .await
     }
 
-    /// … by the operator.
+    /// Changes whom the organization asks for a second factor, by the operator; what it takes stays.
     ///
     /// # Errors
     /// The store's.
-    pub async fn change_mfa_policy_as_operator(&self, org: OrgId, policy: MfaPolicy) -> Result<(), AppError> {
+    pub async fn change_mfa_policy_as_operator(&self, org: OrgId, mfa: MfaPolicy) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Admin).for_org(org);
-        let actor = Actor::System(SystemReason::Admin);
         self.store()
-            .write(&scope, (policy, actor, self.ambient().clone()), |tx, (policy, actor, ambient)| {
-                Box::pin(async move { save_policy(tx, *policy, actor, ambient).await })
+            .write(&scope, (mfa, self.ambient().clone()), |tx, (mfa, ambient)| {
+                Box::pin(async move {
+                    let before = tx.load_sign_in_policy().await?;
+                    let policy = SignInPolicy { mfa: *mfa, ..before.clone() };
+                    save_policy(tx, &before, &policy, &Actor::System(SystemReason::Admin), ambient).await
+                })
             })
             .await
     }
@@ -705,26 +723,35 @@ pub(crate) async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp
         tx.enter_org(membership.org).await?;
         let roles = load_roles(tx).await?;
         let is_admin = load_standing(tx, user.id, &roles).await?.administers(now);
-        if tx.load_mfa_policy().await?.asks(is_admin) {
+        if tx.load_sign_in_policy().await?.mfa.asks(is_admin) {
             return stays("an organization of yours asks for a second factor: replace it by setting another one up");
         }
     }
     Ok(())
 }
 
-async fn save_policy(tx: &mut Tx, policy: MfaPolicy, actor: &Actor, ambient: &Ambient) -> Result<(), AppError> {
-    let before = tx.load_mfa_policy().await?;
+fn told(policy: &SignInPolicy) -> Value {
+    json!({ "mfa": policy.mfa, "methods": policy.methods(), "trusts_devices": policy.trusts_devices })
+}
+
+async fn save_policy(
+    tx: &mut Tx,
+    before: &SignInPolicy,
+    policy: &SignInPolicy,
+    actor: &Actor,
+    ambient: &Ambient,
+) -> Result<(), AppError> {
     if before == policy {
         return Ok(());
     }
     // What is known of members holds the policy as well.
     tx.begin_policy_epoch(ambient.now()).await?;
-    tx.save_mfa_policy(policy, ambient.now()).await?;
+    tx.save_sign_in_policy(policy, ambient.now()).await?;
     let event = AuditEvent {
         action: EventType::SettingsChanged,
         target: "sign_in_policy".to_owned(),
         actor: actor.clone(),
-        detail: json!({ "mfa": { "before": before, "after": policy } }),
+        detail: json!({ "before": told(before), "after": told(policy) }),
     };
     Ok(tx.record_audit(&event, ambient).await?)
 }

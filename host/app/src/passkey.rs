@@ -31,7 +31,8 @@ use webauthn_rs::prelude::{
 use crate::account::{Attempt, Source, end_everything, tell_organizations, tell_person};
 use crate::mfa::{no_set_up, require_dispensable, require_same};
 use crate::sign_in::{
-    Client, NewDevice, NewSession, Opened, SignedIn, begin_session, keep_browser, known_device, require_live,
+    Client, NewDevice, NewSession, Opened, Proven, SignedIn, begin_session, keep_browser, known_device, require_live,
+    trust_browser,
 };
 use crate::{App, AppError};
 
@@ -463,7 +464,8 @@ impl App {
             .await
     }
 
-    /// Goes on with a sign-in that waits for a second factor, by a passkey.
+    /// Goes on with a sign-in that waits for a second factor, by a passkey; `trusts` lets the browser stand for it from now on, where that
+    /// may be.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`] for a sign-in that does not wait, any more; [`AppError::Invalid`] `invalid-passkey`;
@@ -471,13 +473,14 @@ impl App {
     pub async fn sign_in_second_by_passkey(
         &self,
         token: &BrowserToken,
-        credential: Value,
+        (credential, trusts): (Value, bool),
         client: &Client,
     ) -> Result<Opened, AppError> {
         self.passkey_site()?;
         let presented: PublicKeyCredential = serde_json::from_value(credential).map_err(|_| invalid_passkey())?;
         let fresh = NewSession::generate(self.ambient());
         let args = (self.clone(), token.hash(), presented, client.clone(), fresh.clone());
+        let args = (args, trusts);
         let answered = self.store().write(&AccountScope::OWN, args, |tx, args| Box::pin(open_second(tx, args))).await?;
         count_second(&answered);
         match answered {
@@ -621,11 +624,14 @@ async fn open(tx: &mut Tx, args: &Opening) -> Result<Answered<SignedIn>, AppErro
     app.accept_passkey(tx, &known, kept, (&user, &by_address), client).await?;
     let device = client.device.as_ref().map(BrowserToken::hash);
     let device = known_device(tx, device, Some(user.id)).await?.map(|device| device.id);
-    begin_session(tx, app, user, client, device, fresh, AMR_PASSKEY).await.map(Answered::Accepted)
+    let proven = Proven::Now(AMR_PASSKEY);
+    begin_session(tx, app, user, client, device, fresh, proven).await.map(Answered::Accepted)
 }
 
-async fn open_second(tx: &mut Tx, args: &Opening) -> Result<Answered<SignedIn>, AppError> {
-    let (app, hash, presented, client, fresh) = args;
+async fn open_second(
+    tx: &mut Tx,
+    ((app, hash, presented, client, fresh), trusts): &(Opening, bool),
+) -> Result<Answered<SignedIn>, AppError> {
     let now = app.ambient().now();
     let (step, user) = waiting(tx, hash, now).await?;
     let device = client.device.as_ref().map(BrowserToken::hash);
@@ -640,7 +646,12 @@ async fn open_second(tx: &mut Tx, args: &Opening) -> Result<Answered<SignedIn>, 
     if !tx.use_sign_in_step(step.id).await? {
         return Err(AppError::Unauthenticated);
     }
-    begin_session(tx, app, user, client, step.device, fresh, AMR_PASSWORD_AND_PASSKEY).await.map(Answered::Accepted)
+    let proven = Proven::Now(AMR_PASSWORD_AND_PASSKEY);
+    let signed_in = begin_session(tx, app, user, client, step.device, fresh, proven).await?;
+    if *trusts {
+        trust_browser(tx, &signed_in, app.ambient()).await?;
+    }
+    Ok(Answered::Accepted(signed_in))
 }
 
 type Proving = (App, SignedIn, PublicKeyCredential, Client, SecretHash);

@@ -11,7 +11,7 @@ use bulkhead_model::account::Email;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, SignInStepId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_PASSWORD, Factors, is_mfa};
+use bulkhead_model::mfa::{AMR_PASSWORD, AMR_TRUSTED, Factors, TRUST_LIVES};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Caller, SessionProof};
 use bulkhead_model::session::{BrowserToken, STEP_UP_WINDOW, SessionLimits, SessionTimes};
@@ -176,7 +176,15 @@ impl NewDevice {
     }
 
     pub(crate) fn row(&self, user: UserId, agent: String, now: Timestamp) -> Device {
-        Device { id: self.id, user, token_hash: self.token.hash(), agent, created_at: now, seen_at: now }
+        Device {
+            id: self.id,
+            user,
+            token_hash: self.token.hash(),
+            agent,
+            created_at: now,
+            seen_at: now,
+            trusted_until: None,
+        }
     }
 
     pub(crate) fn into_token(self) -> BrowserToken {
@@ -229,6 +237,15 @@ impl NewSession {
     }
 }
 
+/// What somebody proved who signs in.
+#[derive(Clone, Copy)]
+pub(crate) enum Proven<'a> {
+    /// Everything that was asked for, just now.
+    Now(&'a str),
+    /// A password, in a browser in which a second factor was proven lately: not enough for what asks for a fresh proof.
+    InTrustedBrowser,
+}
+
 /// Begins a session of somebody who has proven all that is asked for, in the transaction that found it right.
 pub(crate) async fn begin_session(
     tx: &mut Tx,
@@ -237,7 +254,7 @@ pub(crate) async fn begin_session(
     client: &Client,
     known: Option<DeviceId>,
     fresh: &NewSession,
-    amr: &str,
+    proven: Proven<'_>,
 ) -> Result<SignedIn, AppError> {
     let now = app.ambient().now();
     let memberships = tx.list_memberships(user.id).await?;
@@ -256,7 +273,11 @@ pub(crate) async fn begin_session(
             row.id
         }
     };
-    let limits = limits(tx, &user, &memberships, now).await?;
+    let times = SessionTimes::begin(limits(tx, &user, &memberships, now).await?, now);
+    let (amr, times) = match proven {
+        Proven::Now(amr) => (amr, times),
+        Proven::InTrustedBrowser => (AMR_TRUSTED, times.without_proof()),
+    };
     let row = Session {
         id: fresh.id,
         user: user.id,
@@ -266,7 +287,7 @@ pub(crate) async fn begin_session(
         amr: amr.to_owned(),
         address: client.address(),
         agent: client.agent(),
-        times: SessionTimes::begin(limits, now),
+        times,
         created_at: now,
     };
     tx.insert_session(&row).await?;
@@ -315,6 +336,35 @@ pub(crate) async fn known_device(
 ) -> Result<Option<Device>, AppError> {
     let Some(hash) = hash else { return Ok(None) };
     Ok(tx.load_device_by_token(&hash).await?.filter(|device| Some(device.user) == user))
+}
+
+/// Whether a browser may stand for the person's second factor: somewhere that they work that was chosen, and they give nobody rights.
+async fn may_trust(tx: &mut Tx, user: &User, now: Timestamp) -> Result<bool, AppError> {
+    let memberships = tx.list_memberships(user.id).await?;
+    if user.is_super_admin || administers(tx, user.id, &memberships, now).await? {
+        return Ok(false);
+    }
+    for membership in memberships.iter().filter(|membership| membership.is_active) {
+        tx.enter_org(membership.org).await?;
+        if tx.load_sign_in_policy().await?.trusts_devices {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Lets the browser of a session stand for the second factor that was just proven in it, where that may be.
+pub(crate) async fn trust_browser(tx: &mut Tx, signed_in: &SignedIn, ambient: &Ambient) -> Result<(), AppError> {
+    let (user, now) = (&signed_in.user, ambient.now());
+    let Some(device) = signed_in.session.device else { return Ok(()) };
+    if !may_trust(tx, user, now).await? {
+        return Ok(());
+    }
+    let until = now.plus(TRUST_LIVES);
+    tx.trust_device(user.id, device, until).await?;
+    let memberships = tx.list_memberships(user.id).await?;
+    let detail = json!({ "device": device, "until": until });
+    tell_organizations(tx, &memberships, user.id, EventType::DeviceTrusted, &detail, ambient).await
 }
 
 /// By what the person's assignments give, not by what their roles are called.
@@ -468,11 +518,20 @@ impl App {
                     tx.record_sign_in_attempt(row).await?;
                     let factors = tx.load_factors(user.id).await?;
                     if factors.any() {
+                        let is_trusted = match row.device {
+                            Some(device) => tx.is_device_trusted(user.id, device, now).await?,
+                            None => false,
+                        };
+                        if is_trusted && may_trust(tx, &user, now).await? {
+                            let proven = Proven::InTrustedBrowser;
+                            return begin_session(tx, app, user, client, row.device, fresh, proven).await.map(Ok);
+                        }
                         let step = fresh.step(&user, row.device, now);
                         tx.insert_sign_in_step(&step).await?;
                         return Ok(Err((factors, step.expires_at)));
                     }
-                    begin_session(tx, app, user, client, row.device, fresh, AMR_PASSWORD).await.map(Ok)
+                    let proven = Proven::Now(AMR_PASSWORD);
+                    begin_session(tx, app, user, client, row.device, fresh, proven).await.map(Ok)
                 })
             })
             .await?;
@@ -757,7 +816,7 @@ impl App {
     ) -> Result<Opened, AppError> {
         let user = &signed_in.user;
         let password = read_new_password(new, "/new_password", &user.email, &user.name)?;
-        if is_mfa(&signed_in.session.amr) {
+        if signed_in.session.amr != AMR_PASSWORD {
             signed_in.require_fresh(self.ambient().now())?;
         }
         self.prove_password(signed_in, current, client).await?;
@@ -772,7 +831,7 @@ impl App {
                     let (now, session, user) = (ambient.now(), &signed_in.session, signed_in.user.id);
                     let mut renewed = signed_in.with_token(*hash, now);
                     // Of two factors only one was proven again.
-                    if !is_mfa(&session.amr) {
+                    if session.amr == AMR_PASSWORD {
                         renewed.session.times.auth_at = now;
                     }
                     if !tx.renew_session(&session.token_hash, &renewed.session).await? {

@@ -450,6 +450,9 @@ pub(crate) struct DeviceView {
     /// The last sign-in.
     #[schema(value_type = String, format = DateTime)]
     last_seen_at: Timestamp,
+    /// Until when it stands for a second factor, where an organization takes it for one.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    trusted_until: Option<Timestamp>,
 }
 
 /// The browsers that are known.
@@ -469,6 +472,7 @@ pub(crate) async fn list_devices(person: Person, State(state): State<HttpState>)
         agent: device.agent,
         first_seen_at: device.created_at,
         last_seen_at: device.seen_at,
+        trusted_until: device.trusted_until,
     };
     let devices = state.app.list_own_devices(&person.signed_in).await?;
     Ok(Json(DevicesView { items: devices.into_iter().map(view).collect() }))

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use bulkhead_app::AppError;
 use bulkhead_app::mfa::{MfaStatus, Proof, TotpShown};
 use bulkhead_model::backup_code::BackupCode;
-use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::mfa::{Method, MfaPolicy, SignInPolicy};
 use bulkhead_model::time::Timestamp;
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,10 @@ pub(crate) struct ProofInput {
     /// A backup code, with or without its hyphen.
     #[serde(default)]
     backup_code: Option<String>,
+    /// Lets the browser stand for the second factor for thirty days, where an organization of the person's takes it for one; never for who gives
+    /// others rights, and for nothing that asks for a fresh proof.
+    #[serde(default)]
+    trust_browser: bool,
 }
 
 /// One of the two, and not both.
@@ -63,7 +67,7 @@ pub(crate) async fn sign_in_second(
 ) -> Result<Response, Problem> {
     let proof = read_proof(input.code, input.backup_code)?;
     let proof = proof.ok_or_else(|| AppError::invalid("wrong-code", "/code", "say a code or a backup code"))?;
-    let opened = state.app.sign_in_second(&waits.token, &proof, &waits.client).await?;
+    let opened = state.app.sign_in_second(&waits.token, (&proof, input.trust_browser), &waits.client).await?;
     let mut answer = opened_answer(&state, opened).await?;
     answer.headers_mut().append(header::SET_COOKIE, no_waiting_cookie());
     Ok(answer)
@@ -260,7 +264,11 @@ pub(crate) async fn renew_backup_codes(
     Ok(unstored(StatusCode::CREATED, BackupCodesView::from(codes)))
 }
 
-/// What an organization asks of its members besides a password.
+fn every_method() -> Vec<Method> {
+    Method::ALL.to_vec()
+}
+
+/// What an organization asks of its members besides a password, and what it takes for it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = SignInPolicy)]
@@ -268,9 +276,23 @@ pub(crate) struct SignInPolicyView {
     /// Whom it asks for a second factor: nobody (`optional`), those who give others rights (`admins`), or everybody (`all`).
     #[schema(value_type = String, example = "admins")]
     mfa: MfaPolicy,
+    /// What it takes for one, one at least: `app` (with backup codes), `passkey`. All of them if left out.
+    #[serde(default = "every_method")]
+    #[schema(value_type = Vec<String>, example = json!(["app", "passkey"]))]
+    methods: Vec<Method>,
+    /// Whether a browser in which somebody proved one within thirty days stands for it: weaker than the standards allow, never for who gives
+    /// others rights.
+    #[serde(default)]
+    trusts_devices: bool,
 }
 
-/// Shows what the organization asks of its members besides a password.
+impl From<SignInPolicy> for SignInPolicyView {
+    fn from(policy: SignInPolicy) -> Self {
+        Self { mfa: policy.mfa, methods: policy.methods().to_vec(), trusts_devices: policy.trusts_devices }
+    }
+}
+
+/// Shows what the organization asks of its members besides a password, and what it takes for it.
 #[utoipa::path(
     get,
     path = "/api/v1/orgs/{org}/sign-in-policy",
@@ -281,22 +303,27 @@ pub(crate) async fn show_sign_in_policy(
     OrgCaller { caller, org }: OrgCaller,
     State(state): State<HttpState>,
 ) -> Result<Json<SignInPolicyView>, Problem> {
-    Ok(Json(SignInPolicyView { mfa: state.app.show_mfa_policy(&caller, org).await? }))
+    Ok(Json(state.app.show_sign_in_policy(&caller, org).await?.into()))
 }
 
-/// Changes what the organization asks of its members besides a password, from their next request on.
+/// Changes what the organization asks of its members besides a password, and what it takes for it, from their next request on.
 #[utoipa::path(
     put,
     path = "/api/v1/orgs/{org}/sign-in-policy",
     tag = "organizations",
     request_body = SignInPolicyView,
     responses((status = 200, body = SignInPolicyView)),
+    extensions(("x-bulkhead-problems" = json!(["invalid-methods"]))),
 )]
 pub(crate) async fn replace_sign_in_policy(
     OrgCaller { caller, org }: OrgCaller,
     State(state): State<HttpState>,
     Input(input): Input<SignInPolicyView>,
 ) -> Result<Json<SignInPolicyView>, Problem> {
-    state.app.change_mfa_policy(&caller, org, input.mfa).await?;
-    Ok(Json(input))
+    let policy = SignInPolicy::new(input.mfa, input.methods, input.trusts_devices);
+    let policy = policy.ok_or_else(|| {
+        AppError::invalid("invalid-methods", "/methods", "name one method at least: nobody could prove anything else")
+    })?;
+    state.app.change_sign_in_policy(&caller, org, policy.clone()).await?;
+    Ok(Json(policy.into()))
 }

@@ -47,6 +47,20 @@ pub(crate) struct AnswerInput {
     credential: Value,
 }
 
+/// What the authenticator answered, as a second factor.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+#[schema(as = SecondPasskeyAnswer)]
+pub(crate) struct SecondAnswerInput {
+    /// As `PublicKeyCredential.toJSON()` makes it.
+    #[schema(value_type = Object)]
+    credential: Value,
+    /// Lets the browser stand for the second factor for thirty days, where an organization of the person's takes it for one; never for who gives
+    /// others rights, and for nothing that asks for a fresh proof.
+    #[serde(default)]
+    trust_browser: bool,
+}
+
 /// A new passkey.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -221,7 +235,7 @@ pub(crate) async fn begin_passkey_second(
     post,
     path = "/api/v1/auth/second-factor/passkey",
     tag = "accounts",
-    request_body = AnswerInput,
+    request_body = SecondAnswerInput,
     responses((status = 200, body = MeView)),
     extensions(("x-bulkhead-problems" = json!([
         "unauthenticated", "no-passkeys", "invalid-passkey", "too-many-attempts", "foreign-origin", "unavailable", "invalid-query",
@@ -230,9 +244,10 @@ pub(crate) async fn begin_passkey_second(
 pub(crate) async fn sign_in_second_by_passkey(
     waits: Waits,
     State(state): State<HttpState>,
-    Input(input): Input<AnswerInput>,
+    Input(input): Input<SecondAnswerInput>,
 ) -> Result<Response, Problem> {
-    let opened = state.app.sign_in_second_by_passkey(&waits.token, input.credential, &waits.client).await?;
+    let answer = (input.credential, input.trust_browser);
+    let opened = state.app.sign_in_second_by_passkey(&waits.token, answer, &waits.client).await?;
     let mut answer = opened_answer(&state, opened).await?;
     answer.headers_mut().append(header::SET_COOKIE, no_waiting_cookie());
     Ok(answer)

@@ -1,5 +1,7 @@
 //! What is asked for besides a password, and of whom.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// What a session's `amr` says when only a password was proven (RFC 8176).
@@ -103,6 +105,97 @@ impl MfaPolicy {
     }
 }
 
+/// A kind of second factor, as an organization allows or forbids it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Method {
+    /// An authenticator app, and its backup codes.
+    App,
+    Passkey,
+}
+
+impl Method {
+    pub const ALL: [Self; 2] = [Self::App, Self::Passkey];
+
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::App => "app",
+            Self::Passkey => "passkey",
+        }
+    }
+
+    /// What a session says that has proven it (RFC 8176).
+    #[must_use]
+    pub const fn amr(self) -> &'static str {
+        match self {
+            Self::App => "otp",
+            Self::Passkey => "pop",
+        }
+    }
+}
+
+/// What a session says that began in a trusted browser, without a second factor.
+const TRUSTED: &str = "device";
+/// … and with a password.
+pub const AMR_TRUSTED: &str = "pwd device";
+/// How long a browser is trusted that somebody proved a second factor in. Source: identity.md.
+pub const TRUST_LIVES: Duration = Duration::from_hours(30 * 24);
+
+/// What an organization asks of its members besides a password, and what it takes for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignInPolicy {
+    pub mfa: MfaPolicy,
+    /// In order, each once; one at least.
+    methods: Vec<Method>,
+    /// Whether a browser in which somebody proved a second factor lately stands for it. Weaker than any standard allows (NIST SP 800-63B-4
+    /// §5.1), hence never without somebody's saying so, and never for who gives others rights.
+    pub trusts_devices: bool,
+}
+
+impl Default for SignInPolicy {
+    fn default() -> Self {
+        Self { mfa: MfaPolicy::default(), methods: Method::ALL.to_vec(), trusts_devices: false }
+    }
+}
+
+impl SignInPolicy {
+    /// `None` without a method: what is asked for could be proven by nobody.
+    #[must_use]
+    pub fn new(mfa: MfaPolicy, mut methods: Vec<Method>, trusts_devices: bool) -> Option<Self> {
+        methods.sort_unstable();
+        methods.dedup();
+        (!methods.is_empty()).then_some(Self { mfa, methods, trusts_devices })
+    }
+
+    #[must_use]
+    pub fn methods(&self) -> &[Method] {
+        &self.methods
+    }
+
+    /// As it is stored: the methods' names, divided by spaces.
+    #[must_use]
+    pub fn methods_text(&self) -> String {
+        self.methods.iter().map(|method| method.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Reads what [`methods_text`](Self::methods_text) writes; a method of a newer version is none of ours.
+    #[must_use]
+    pub fn read_methods(text: &str) -> Vec<Method> {
+        let known = |name: &str| Method::ALL.into_iter().find(|method| method.as_str() == name);
+        text.split(' ').filter_map(known).collect()
+    }
+
+    /// Whether a session that has proven this much may act in the organization.
+    #[must_use]
+    pub fn admits(&self, is_admin: bool, amr: &str) -> bool {
+        let has = |word: &str| amr.split(' ').any(|method| method == word);
+        !self.mfa.asks(is_admin)
+            || (is_mfa(amr) && self.methods.iter().any(|method| has(method.amr())))
+            || (self.trusts_devices && !is_admin && has(TRUSTED))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,5 +243,47 @@ mod tests {
             assert_eq!(MfaPolicy::parse(policy.as_str()), Some(policy));
         }
         assert_eq!(MfaPolicy::parse("none"), None);
+    }
+
+    fn policy(mfa: MfaPolicy, methods: &[Method], trusts_devices: bool) -> SignInPolicy {
+        SignInPolicy::new(mfa, methods.to_vec(), trusts_devices).unwrap()
+    }
+
+    #[test]
+    fn a_method_that_is_not_allowed_is_none() {
+        let passkeys = policy(MfaPolicy::All, &[Method::Passkey], false);
+        assert!(passkeys.admits(false, AMR_PASSKEY) && passkeys.admits(true, AMR_PASSWORD_AND_PASSKEY));
+        assert!(!passkeys.admits(false, AMR_MFA) && !passkeys.admits(false, AMR_PASSWORD));
+        let apps = policy(MfaPolicy::All, &[Method::App], false);
+        assert!(apps.admits(false, AMR_MFA) && !apps.admits(false, AMR_PASSKEY));
+        assert!(SignInPolicy::new(MfaPolicy::All, Vec::new(), true).is_none());
+        assert!(policy(MfaPolicy::Optional, &[Method::App], false).admits(true, AMR_PASSWORD));
+    }
+
+    /// NIST SP 800-63B-4 §5.1: a remembered browser is no factor.
+    #[test]
+    fn a_trusted_browser_stands_for_a_factor_only_where_somebody_chose_that_and_never_for_admins() {
+        for mfa in MfaPolicy::ALL {
+            for is_admin in [false, true] {
+                let strict = policy(mfa, &Method::ALL, false);
+                assert_eq!(
+                    strict.admits(is_admin, AMR_TRUSTED),
+                    strict.admits(is_admin, AMR_PASSWORD),
+                    "{mfa:?} {is_admin}"
+                );
+                let trusting = policy(mfa, &Method::ALL, true);
+                assert_eq!(trusting.admits(is_admin, AMR_TRUSTED), !is_admin || !mfa.asks(true), "{mfa:?} {is_admin}");
+            }
+        }
+        assert!(!is_mfa(AMR_TRUSTED));
+    }
+
+    #[test]
+    fn methods_are_read_as_they_are_written() {
+        for methods in [&[Method::App][..], &[Method::Passkey], &Method::ALL] {
+            let policy = policy(MfaPolicy::All, methods, false);
+            assert_eq!(SignInPolicy::read_methods(&policy.methods_text()), methods);
+        }
+        assert_eq!(SignInPolicy::read_methods("app retina  "), [Method::App]);
     }
 }

@@ -4,7 +4,7 @@
 //! [`Tx::use_sign_in_step`].
 
 use bulkhead_model::id::{DeviceId, SessionId, SignInStepId, TotpId, UserId};
-use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::mfa::{MfaPolicy, SignInPolicy};
 use bulkhead_model::password::StoredPassword;
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
@@ -285,15 +285,29 @@ impl Tx {
         Ok(removed + self.execute(sql!("delete from sign_in_step where expires_at <= $1"), binds![now]).await?)
     }
 
-    /// What the transaction's organization asks of its members besides a password.
-    pub async fn load_mfa_policy(&mut self) -> Result<MfaPolicy, StoreError> {
+    /// What the transaction's organization asks of its members besides a password, and what it takes for it.
+    pub async fn load_sign_in_policy(&mut self) -> Result<SignInPolicy, StoreError> {
         let org = self.org()?;
-        let sql = sql!("select mfa from sign_in_policy where org_id = $1");
-        let row = self.fetch_optional(sql, binds![org]).await?;
-        let policy = row.map(|row| row.parsed("mfa", MfaPolicy::parse)).transpose()?;
-        Ok(policy.unwrap_or_default())
+        let sql = sql!("select mfa, methods, trusts_devices from sign_in_policy where org_id = $1");
+        let Some(row) = self.fetch_optional(sql, binds![org]).await? else { return Ok(SignInPolicy::default()) };
+        let (mfa, methods) = (row.parsed("mfa", MfaPolicy::parse)?, row.get::<String>("methods")?);
+        let policy =
+            SignInPolicy::new(mfa, SignInPolicy::read_methods(&methods), row.get::<i64>("trusts_devices")? == 1);
+        policy.ok_or_else(|| StoreError::corrupt("methods", "none that is known"))
     }
 
+    pub async fn save_sign_in_policy(&mut self, policy: &SignInPolicy, now: Timestamp) -> Result<(), StoreError> {
+        let org = self.org()?;
+        let sql = sql!(
+            "insert into sign_in_policy (org_id, mfa, methods, trusts_devices, updated_at) values ($1, $2, $3, $4, $5)
+             on conflict (org_id) do update set mfa = excluded.mfa, methods = excluded.methods,
+                 trusts_devices = excluded.trusts_devices, updated_at = excluded.updated_at"
+        );
+        let values = binds![org, policy.mfa.as_str(), &policy.methods_text(), i64::from(policy.trusts_devices), now];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// Changes whom the organization asks, and nothing else of its policy.
     pub async fn save_mfa_policy(&mut self, policy: MfaPolicy, now: Timestamp) -> Result<(), StoreError> {
         let org = self.org()?;
         let sql = sql!(

@@ -66,6 +66,7 @@ kinds! {
     InvalidPassword = "invalid-password", UNPROCESSABLE_ENTITY, "The password cannot be chosen";
     WrongPassword = "wrong-password", UNPROCESSABLE_ENTITY, "The password is not the current one";
     WrongCode = "wrong-code", UNPROCESSABLE_ENTITY, "The code does not count";
+    InvalidMethods = "invalid-methods", UNPROCESSABLE_ENTITY, "The methods leave nothing to prove";
     InvalidPasskey = "invalid-passkey", UNPROCESSABLE_ENTITY, "The passkey's answer does not count";
     SecondFactorRequired = "second-factor-required", UNPROCESSABLE_ENTITY, "A second factor is needed as well";
     InvalidLink = "invalid-link", UNPROCESSABLE_ENTITY, "The link is of no use";
