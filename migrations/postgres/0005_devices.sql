@@ -7,6 +7,19 @@ alter table device add column trusted_until timestamptz;
 alter table sign_in_policy add column methods text not null default 'app passkey';
 alter table sign_in_policy add column trusts_devices bigint not null default 0 check (trusts_devices in (0, 1));
 
+-- A link in a letter that tells of something: it ends everything of the account, once. What is in it besides the id is computed.
+create table revoke_link (
+    id          uuid not null primary key,
+    user_id     uuid not null references user_account (id),
+    -- Where the letter went.
+    email       text collate "C" not null,
+    -- What was added to the account from then on is taken away.
+    since       timestamptz not null,
+    expires_at  timestamptz not null
+);
+create index revoke_link_user on revoke_link (user_id);
+create index revoke_link_expires on revoke_link (expires_at);
+
 -- A person's passkey. Nothing of it is secret: it proves who answers, and makes no answer.
 create table passkey (
     id             uuid not null primary key,
@@ -38,6 +51,10 @@ create table passkey_ceremony (
 create index passkey_ceremony_user on passkey_ceremony (user_id);
 create index passkey_ceremony_expires on passkey_ceremony (expires_at);
 
+alter table revoke_link enable row level security;
+alter table revoke_link force row level security;
+create policy revoke_link_people on revoke_link using ((select app_scope()) in ('accounts', 'admin'))
+    with check ((select app_scope()) in ('accounts', 'admin'));
 alter table passkey enable row level security;
 alter table passkey force row level security;
 create policy passkey_people on passkey using ((select app_scope()) in ('accounts', 'admin'))

@@ -7,6 +7,19 @@ alter table device add column trusted_until integer;
 alter table sign_in_policy add column methods text not null default 'app passkey';
 alter table sign_in_policy add column trusts_devices integer not null default 0 check (trusts_devices in (0, 1));
 
+-- A link in a letter that tells of something: it ends everything of the account, once. What is in it besides the id is computed.
+create table revoke_link (
+    id          blob not null primary key,
+    user_id     blob not null references user_account (id),
+    -- Where the letter went.
+    email       text not null,
+    -- What was added to the account from then on is taken away.
+    since       integer not null,
+    expires_at  integer not null
+) strict;
+create index revoke_link_user on revoke_link (user_id);
+create index revoke_link_expires on revoke_link (expires_at);
+
 -- A person's passkey. Nothing of it is secret: it proves who answers, and makes no answer.
 create table passkey (
     id             blob not null primary key,

@@ -32,6 +32,7 @@ mod plugins;
 mod queue;
 mod quotas;
 mod retention;
+mod revoke;
 mod roles;
 mod schedules;
 mod tokens;

@@ -44,7 +44,7 @@ impl UserValidationMethod for Holder {
 
 /// A machine with at most one passkey on it.
 #[derive(Clone, Default)]
-struct Machine {
+pub(crate) struct Machine {
     passkey: Option<Passkey>,
 }
 
@@ -101,7 +101,7 @@ impl TestServer {
     }
 
     /// A machine whose passkey is the person's.
-    async fn with_passkey(&self, browser: &mut Browser, name: &str) -> Machine {
+    pub(crate) async fn with_passkey(&self, browser: &mut Browser, name: &str) -> Machine {
         let mut machine = Machine::default();
         let options = self.challenge(browser, "me/passkeys").await;
         let credential = machine.make(ORIGIN, &options).await;
@@ -109,7 +109,7 @@ impl TestServer {
         machine
     }
 
-    async fn by_passkey(&self, browser: &mut Browser, machine: &mut Machine) -> Answer {
+    pub(crate) async fn by_passkey(&self, browser: &mut Browser, machine: &mut Machine) -> Answer {
         let options = self.challenge(browser, "auth/passkey").await;
         let credential = machine.answer(&options).await;
         self.say_credential(browser, "auth/passkey", &credential).await

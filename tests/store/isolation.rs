@@ -679,6 +679,11 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_passkey(p.user.id, p.passkey.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_passkeys(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_factors(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_revoke_link(&p.revoke).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_revoke_link(p.revoke.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_revoke_links(*now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.clear_user_password(p.user.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_factors_since(p.user.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_ceremony(&p.ceremony).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_ceremony(&p.step.token_hash, p.ceremony.purpose).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_ceremonies(p.user.id).await);

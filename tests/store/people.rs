@@ -230,4 +230,26 @@ on_both! {
         })
         .unwrap();
     }
+
+    async fn a_link_that_ends_everything_is_used_once_and_in_time(test: TestStore) {
+        let p = person(&test).await;
+        let (id, end, early) = (p.revoke.id, p.revoke.expires_at, p.revoke.expires_at.minus(Duration::from_micros(1)));
+        let late = tx!(test.write, &PEOPLE, [id, end], |tx| tx.use_revoke_link(*id, *end).await);
+        assert!(late.unwrap().is_none());
+        let uses = (0..50).map(|_| async { tx!(test.write, &PEOPLE, [id, early], |tx| tx.use_revoke_link(*id, *early).await).unwrap() });
+        let used: Vec<_> = futures_util::future::join_all(uses).await.into_iter().flatten().collect();
+        assert_eq!(used, [p.revoke.clone()]);
+        tx!(test.write, &PEOPLE, [p, end, early], |tx| {
+            tx.insert_revoke_link(&p.revoke).await?;
+            assert_eq!(tx.remove_expired_revoke_links(*early).await?, 0);
+            assert_eq!(tx.remove_expired_revoke_links(*end).await?, 1);
+            assert!(tx.clear_user_password(p.user.id, *early).await?);
+            assert!(tx.load_user(p.user.id).await?.unwrap().password.is_none());
+            let after = p.user.created_at.plus(Duration::from_micros(1));
+            assert_eq!(tx.delete_factors_since(p.user.id, after).await?, 0, "what was there before stays");
+            assert_eq!(tx.delete_factors_since(p.user.id, p.user.created_at).await?, 2);
+            Ok(())
+        })
+        .unwrap();
+    }
 }

@@ -43,7 +43,7 @@ use bulkhead_store::hook::Hook;
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::invitation::Invitation;
 use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
-use bulkhead_store::link::Link;
+use bulkhead_store::link::{Link, RevokeLink};
 use bulkhead_store::mfa::{SignInStep, Totp, TotpState};
 use bulkhead_store::org::Org;
 use bulkhead_store::passkey::{Ceremony, StoredPasskey};
@@ -323,6 +323,7 @@ pub(crate) struct Person {
     pub(crate) step: SignInStep,
     pub(crate) passkey: StoredPasskey,
     pub(crate) ceremony: Ceremony,
+    pub(crate) revoke: RevokeLink,
     seed: u64,
 }
 
@@ -437,6 +438,13 @@ impl Person {
             created_at: now,
             expires_at: now.plus(Duration::from_mins(5)),
         };
+        let revoke = RevokeLink {
+            id: LinkId::new(ambient),
+            user: id,
+            email: user.email.clone(),
+            since: now,
+            expires_at: now.plus(Duration::from_hours(1)),
+        };
         Self {
             user,
             device,
@@ -449,6 +457,7 @@ impl Person {
             step,
             passkey,
             ceremony,
+            revoke,
             seed: u64::from_le_bytes(ambient.random()),
         }
     }
@@ -468,6 +477,7 @@ impl Person {
         tx.insert_sign_in_step(&self.step).await?;
         tx.insert_passkey(&self.passkey).await?;
         tx.replace_ceremony(&self.ceremony).await?;
+        tx.insert_revoke_link(&self.revoke).await?;
         tx.enqueue_mail(&self.user.email, &Letter::ResetPassword, &Ambient::manual(self.user.created_at, self.seed))
             .await
             .map(drop)
@@ -877,6 +887,7 @@ pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "sign_in_step",
     "passkey",
     "passkey_ceremony",
+    "revoke_link",
 ];
 /// Those of them whose rows belong to people.
 pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
@@ -894,4 +905,5 @@ pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
     "sign_in_step",
     "passkey",
     "passkey_ceremony",
+    "revoke_link",
 ];

@@ -4,6 +4,7 @@
 mod attempts;
 mod email;
 mod hashing;
+mod revoke;
 mod set_up;
 
 use std::sync::Arc;
@@ -407,7 +408,7 @@ impl App {
                             tx.verify_user_email(user.id, email, now).await?;
                         }
                         if *sends_mail {
-                            tell_person(tx, &user.email, Notice::PasswordChanged, ambient).await?;
+                            tell_person(tx, &user, Notice::PasswordChanged, ambient).await?;
                         }
                         tell_organizations(tx, &memberships, user.id, EventType::PasswordReset, &json!({}), ambient)
                             .await
@@ -420,9 +421,9 @@ impl App {
 }
 
 /// Puts down a letter that tells a person of something about their account.
-pub(crate) async fn tell_person(tx: &mut Tx, to: &Email, notice: Notice, ambient: &Ambient) -> Result<(), AppError> {
-    let letter = Letter::Notice { notice, at: ambient.now().to_string() };
-    tx.enqueue_mail(to, &letter, ambient).await?;
+pub(crate) async fn tell_person(tx: &mut Tx, to: &User, notice: Notice, ambient: &Ambient) -> Result<(), AppError> {
+    let letter = Letter::Notice { notice, at: ambient.now().to_string(), user: Some(to.id) };
+    tx.enqueue_mail(&to.email, &letter, ambient).await?;
     Ok(())
 }
 

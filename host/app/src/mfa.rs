@@ -240,7 +240,7 @@ impl App {
                 let left = tx.list_backup_codes(user.id).await?.len();
                 if self.sends_mail() {
                     let notice = if left <= WARN_AT { Notice::BackupCodesLow } else { Notice::BackupCodeUsed };
-                    tell_person(tx, &user.email, notice, ambient).await?;
+                    tell_person(tx, user, notice, ambient).await?;
                 }
                 (EventType::BackupCodeUsed, json!({ "left": left }))
             }
@@ -555,7 +555,7 @@ impl App {
                     let memberships = end_everything(tx, user.id, Some(session.id), ambient).await?;
                     keep_browser(tx, &mut renewed, device, now).await?;
                     if *sends_mail {
-                        tell_person(tx, &user.email, notice, ambient).await?;
+                        tell_person(tx, user, notice, ambient).await?;
                     }
                     let detail = match change {
                         Change::Activate => json!({ "method": "otp" }),
@@ -600,7 +600,7 @@ impl App {
                     let totp = tx.load_totp(user.id).await?.ok_or_else(no_set_up)?;
                     tx.replace_backup_codes(totp.id, hashes, ambient.now()).await?;
                     if *sends_mail {
-                        tell_person(tx, &user.email, Notice::BackupCodesMade, ambient).await?;
+                        tell_person(tx, user, Notice::BackupCodesMade, ambient).await?;
                     }
                     let memberships = tx.list_memberships(user.id).await?;
                     let detail = json!({ "count": hashes.len() });
@@ -634,7 +634,7 @@ impl App {
                         tx.save_failures(key, bulkhead_model::throttle::Failures::NONE).await?;
                     }
                     if *sends_mail {
-                        tell_person(tx, &user.email, Notice::MfaDisabled, ambient).await?;
+                        tell_person(tx, &user, Notice::MfaDisabled, ambient).await?;
                     }
                     for membership in end_everything(tx, user.id, None, ambient).await? {
                         tx.enter_org(membership.org).await?;

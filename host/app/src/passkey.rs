@@ -223,7 +223,7 @@ impl App {
         let row = self.passkey_row(attempt, user.id, false, client);
         tx.record_sign_in_attempt(&row).await?;
         if is_copied && self.sends_mail() {
-            tell_person(tx, &user.email, Notice::PasskeyCopied, self.ambient()).await?;
+            tell_person(tx, user, Notice::PasskeyCopied, self.ambient()).await?;
         }
         let memberships = tx.list_memberships(user.id).await?;
         let detail = json!({ "method": METHOD, "address": row.address, "counter_seen_before": is_copied });
@@ -402,7 +402,7 @@ impl App {
         let memberships = end_everything(tx, user.id, Some(session.id), ambient).await?;
         keep_browser(tx, &mut renewed, device, ambient.now()).await?;
         if self.sends_mail() {
-            tell_person(tx, &user.email, notice, ambient).await?;
+            tell_person(tx, user, notice, ambient).await?;
         }
         tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
         renewed.user.epoch += 1;

@@ -265,7 +265,7 @@ pub(crate) async fn begin_session(
         Some(_) | None => {
             // The first browser of all is no news. One after everything was forgotten is.
             if app.sends_mail() && !is_first {
-                tell_person(tx, &user.email, Notice::NewDevice, app.ambient()).await?;
+                tell_person(tx, &user, Notice::NewDevice, app.ambient()).await?;
             }
             let row = fresh.device.row(user.id, client.agent(), now);
             tx.insert_device(&row).await?;
@@ -490,7 +490,7 @@ impl App {
                         && tx.count_refused_attempts(user, since, MANY + 1).await? == MANY as usize
                         && let Some(user) = tx.load_user(user).await?.filter(|user| user.is_active)
                     {
-                        tell_person(tx, &user.email, Notice::ManyFailures, ambient).await?;
+                        tell_person(tx, &user, Notice::ManyFailures, ambient).await?;
                     }
                     Ok::<_, AppError>(())
                 })
@@ -841,7 +841,7 @@ impl App {
                     let memberships = end_everything(tx, user, Some(session.id), ambient).await?;
                     keep_browser(tx, &mut renewed, device, now).await?;
                     if *sends_mail {
-                        tell_person(tx, &signed_in.user.email, Notice::PasswordChanged, ambient).await?;
+                        tell_person(tx, &signed_in.user, Notice::PasswordChanged, ambient).await?;
                     }
                     tell_organizations(tx, &memberships, user, EventType::PasswordChanged, &json!({}), ambient).await?;
                     // By the password and by what ended with the old one.

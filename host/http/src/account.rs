@@ -636,6 +636,25 @@ pub(crate) async fn verify_email(
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Ends everything of an account with the link of a letter that told of something: every session, token and API key, and what was added since. The
+/// password is worth nothing from then on, and a letter to choose another one goes out. Nobody is signed in.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/revoke-account",
+    tag = "accounts",
+    request_body = LinkTokenInput,
+    responses((status = 204)),
+    extensions(("x-bulkhead-problems" = json!(["invalid-link", "foreign-origin", "unavailable", "invalid-query"]))),
+)]
+pub(crate) async fn revoke_account(
+    _: Visitor,
+    State(state): State<HttpState>,
+    Input(input): Input<LinkTokenInput>,
+) -> Result<StatusCode, Problem> {
+    state.app.revoke_account(&input.token).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// An invitation's token, and what somebody without an account says.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -157,6 +157,7 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(public("the link is the credential", routes!(account::choose_password)))
         .routes(public("nobody learns whether anybody has the address", routes!(account::ask_for_reset)))
         .routes(public("the link is the credential", routes!(account::verify_email)))
+        .routes(public("the link is the credential", routes!(account::revoke_account)))
         .routes(public("the link is the credential", routes!(account::join)))
         .routes(personal(own, routes!(account::sign_out)))
         .routes(personal(own, routes!(account::step_up)))

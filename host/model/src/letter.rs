@@ -23,7 +23,13 @@ pub enum Letter {
     /// Somebody is to join an organization.
     Invitation { org: OrgId, invitation: InvitationId, org_name: String, inviter: String },
     /// Tells of something that the person should know of, and can do something about.
-    Notice { notice: Notice, at: String },
+    Notice {
+        notice: Notice,
+        at: String,
+        /// Whose account it is about, whoever has the address by now; none in letters of older versions.
+        #[serde(default)]
+        user: Option<UserId>,
+    },
 }
 
 /// What a person is told of.
@@ -68,7 +74,10 @@ impl Letter {
             Self::ResetPassword => Some(Purpose::ChoosePassword),
             Self::VerifyEmail { .. } => Some(Purpose::VerifyEmail),
             Self::Invitation { .. } => Some(Purpose::Join),
-            Self::Notice { .. } => None,
+            Self::Notice { user, .. } => match user {
+                Some(_) => Some(Purpose::Revoke),
+                None => None,
+            },
         }
     }
 }
@@ -121,7 +130,7 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                 quoted(org_name)
             ),
         ),
-        Letter::Notice { notice, at } => {
+        Letter::Notice { notice, at, user } => {
             let (subject, what) = match notice {
                 Notice::PasswordChanged => ("Your password was changed", "Your password was changed"),
                 Notice::EmailChanged => (
@@ -171,9 +180,14 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                     ("A new sign-in", "Somebody signed in to your account in a browser that was not used before,")
                 }
             };
-            let body = format!(
-                "{what} at {at}.\n\nIf that was you, do nothing. If not, choose a new password at once, which ends every session:\n\n  {link}"
-            );
+            let otherwise = if user.is_some() {
+                "follow this link, and say so there. It ends every session, token and API key of your account and takes away what was added to \
+                 it since; your password is worth nothing from then on, and you get a letter to choose another one. The link works once, for a \
+                 week, and signs nobody in"
+            } else {
+                "choose a new password at once, which ends every session"
+            };
+            let body = format!("{what} at {at}.\n\nIf that was you, do nothing. If not, {otherwise}:\n\n  {link}");
             (subject.to_owned(), body)
         }
     };
@@ -209,5 +223,18 @@ mod tests {
         assert_eq!(serde_json::from_str::<Letter>(&text).unwrap(), letter);
         assert_eq!(letter.purpose(), Some(Purpose::VerifyEmail));
         assert!(text.contains("verify_email"), "{text}");
+    }
+
+    #[test]
+    fn an_alert_carries_the_way_to_end_it_and_one_of_an_older_version_is_read() {
+        let ambient = Ambient::manual(Timestamp::from_micros(0), 1);
+        let old: Letter = serde_json::from_str(r#"{"kind":"notice","notice":"new_device","at":"then"}"#).unwrap();
+        assert_eq!(old, Letter::Notice { notice: Notice::NewDevice, at: "then".to_owned(), user: None });
+        assert_eq!(old.purpose(), None);
+        let new =
+            Letter::Notice { notice: Notice::NewDevice, at: "then".to_owned(), user: Some(UserId::new(&ambient)) };
+        assert_eq!(new.purpose(), Some(Purpose::Revoke));
+        let written = write(&new, "ada@example.com".parse().unwrap(), "https://bulkhead.test/link#revoke=x");
+        assert!(written.body.contains("signs nobody in") && written.body.contains("#revoke=x"), "{}", written.body);
     }
 }

@@ -150,6 +150,13 @@ impl Tx {
         Ok(self.execute(sql, binds![id, &password.to_string(), now]).await? > 0)
     }
 
+    /// Takes a person's password away: they have to choose another one by a link.
+    pub async fn clear_user_password(&mut self, id: UserId, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update user_account set password = null, updated_at = $2 where id = $1");
+        Ok(self.execute(sql, binds![id, now]).await? > 0)
+    }
+
     /// Writes the same password's newer hash; nothing if it was changed meanwhile.
     pub async fn replace_user_hash(
         &mut self,

@@ -42,6 +42,7 @@ pub const TABLES: &[&str] = &[
     "member",
     "device",
     "user_link",
+    "revoke_link",
     "sign_in_attempt",
     "mail",
     "totp",
@@ -88,8 +89,17 @@ pub const TABLES: &[&str] = &[
 ];
 
 /// Those of them whose rows belong to people rather than to an organization.
-pub const TABLES_OF_PEOPLE: &[&str] =
-    &["user_account", "device", "user_link", "sign_in_attempt", "mail", "totp", "backup_code", "passkey"];
+pub const TABLES_OF_PEOPLE: &[&str] = &[
+    "user_account",
+    "device",
+    "user_link",
+    "revoke_link",
+    "sign_in_attempt",
+    "mail",
+    "totp",
+    "backup_code",
+    "passkey",
+];
 
 /// Tables that a backup leaves out.
 pub const TABLES_LEFT_OUT: &[&str] = &[

@@ -187,6 +187,15 @@ impl Tx {
         Ok(was_active)
     }
 
+    /// Takes the apps and passkeys away that were added to an account from then on; how many.
+    pub async fn delete_factors_since(&mut self, user: UserId, since: Timestamp) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let apps = sql!("delete from totp where user_id = $1 and created_at >= $2");
+        let apps = self.execute(apps, binds![user, since]).await?;
+        let passkeys = sql!("delete from passkey where user_id = $1 and created_at >= $2");
+        Ok(apps + self.execute(passkeys, binds![user, since]).await?)
+    }
+
     /// Ends what a person began to set up, but for what this session did.
     pub async fn delete_totp_set_up(&mut self, user: UserId, keep: Option<SessionId>) -> Result<u64, StoreError> {
         self.require_people()?;
