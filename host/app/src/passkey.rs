@@ -95,9 +95,8 @@ fn read_stored<T: DeserializeOwned>(what: &'static str, text: &str) -> Result<T,
 
 /// The library's options as a browser takes them, without what they are wrapped in.
 fn options_of(what: &impl serde::Serialize) -> Result<Value, AppError> {
-    let mut wrapped = serde_json::to_value(what).map_err(|error| {
-        AppError::Store(StoreError::Corrupt { what: "a passkey's options", why: error.to_string() })
-    })?;
+    let failed = |error: serde_json::Error| StoreError::Corrupt { what: "a passkey's options", why: error.to_string() };
+    let mut wrapped = serde_json::to_value(what).map_err(failed)?;
     Ok(wrapped["publicKey"].take())
 }
 
@@ -146,7 +145,7 @@ async fn take(
     Ok(found.filter(|ceremony| now < ceremony.expires_at))
 }
 
-/// The last one whose time is not over of a person's passkeys, of this name.
+/// The passkey that answers, whoever's it is.
 async fn find(tx: &mut Tx, presented: &PublicKeyCredential) -> Result<Option<StoredPasskey>, AppError> {
     Ok(tx.load_passkey_by_credential(presented.get_credential_id()).await?)
 }
@@ -297,10 +296,7 @@ impl App {
                     let (now, user) = (app.ambient().now(), &signed_in.user);
                     require_live(tx, signed_in, now).await?;
                     let known = tx.list_passkeys(user.id).await?;
-                    if known.len() >= PASSKEYS_MAX as usize {
-                        let message = format!("you have {PASSKEYS_MAX} passkeys: remove one first");
-                        return Err(AppError::conflict("too-many-passkeys", message));
-                    }
+                    require_room(&known)?;
                     let handle = known.first().map_or(*handle, |passkey| passkey.handle);
                     let excluded = known.into_iter().map(|passkey| passkey.credential_id).collect();
                     let (options, state) = app
@@ -334,7 +330,7 @@ impl App {
     /// changes; when the person last proved who they are does not.
     ///
     /// # Errors
-    /// [`AppError::StepUp`]; [`AppError::Invalid`] `invalid-name`, `invalid-passkey`; [`AppError::Conflict`] `no-set-up`, `no-passkeys`;
+    /// [`AppError::StepUp`]; [`AppError::Invalid`] `invalid-name`, `invalid-passkey`; [`AppError::Conflict`] `no-set-up`, `no-passkeys`, `too-many-passkeys`;
     /// [`AppError::Unauthenticated`] when the session has ended meanwhile.
     pub async fn add_passkey(&self, signed_in: &SignedIn, name: &str, credential: Value) -> Result<Opened, AppError> {
         self.passkey_site()?;
@@ -538,6 +534,14 @@ fn count_second<T>(answered: &Answered<T>) {
     metrics::counter!("bulkhead_second_factors_total", "method" => METHOD, "outcome" => outcome).increment(1);
 }
 
+fn require_room(known: &[StoredPasskey]) -> Result<(), AppError> {
+    if known.len() < PASSKEYS_MAX as usize {
+        return Ok(());
+    }
+    let message = format!("you have {PASSKEYS_MAX} passkeys: remove one first");
+    Err(AppError::conflict("too-many-passkeys", message))
+}
+
 /// What a browser is told of a passkey that may answer.
 fn allow(passkey: &StoredPasskey) -> Result<Value, AppError> {
     let credential: Value = read_stored("a passkey", &passkey.credential)?;
@@ -575,6 +579,7 @@ async fn add(tx: &mut Tx, args: &Adding) -> Result<Answered<SignedIn>, AppError>
     let ceremony = take(tx, &signed_in.session.token_hash, CeremonyPurpose::Register, now).await?;
     let ceremony = ceremony.filter(|ceremony| ceremony.user == Some(user.id)).ok_or_else(no_set_up)?;
     let handle: Uuid = ceremony.handle.ok_or_else(no_set_up)?;
+    require_room(&tx.list_passkeys(user.id).await?)?;
     let state: PasskeyRegistration = read_stored("a passkey's challenge", &ceremony.state)?;
     let passkey = match app.passkey_site()?.finish_passkey_registration(presented, &state) {
         Ok(passkey) => passkey,

@@ -138,7 +138,7 @@ pub(crate) async fn begin_passkey(
     request_body = NewPasskeyInput,
     responses((status = 201, body = MeView)),
     extensions(("x-bulkhead-problems" = json!([
-        "step-up-required", "no-passkeys", "no-set-up", "invalid-name", "invalid-passkey",
+        "step-up-required", "no-passkeys", "too-many-passkeys", "no-set-up", "invalid-name", "invalid-passkey",
     ]))),
 )]
 pub(crate) async fn add_passkey(
