@@ -20,6 +20,18 @@ create table revoke_link (
 create index revoke_link_user on revoke_link (user_id);
 create index revoke_link_expires on revoke_link (expires_at);
 
+-- Whether mail chose the password: then a code by mail is no second factor, but the first one again.
+alter table user_account add column password_by_mail bigint not null default 0 check (password_by_mail in (0, 1));
+
+-- The code that was mailed for a sign-in that waits, and goes with it.
+create table email_code (
+    step_id     uuid not null primary key references sign_in_step (id) on delete cascade,
+    -- argon2id, as a backup code's.
+    hash        text not null,
+    failures    bigint not null,
+    created_at  timestamptz not null
+);
+
 -- A person's passkey. Nothing of it is secret: it proves who answers, and makes no answer.
 create table passkey (
     id             uuid not null primary key,
@@ -54,6 +66,10 @@ create index passkey_ceremony_expires on passkey_ceremony (expires_at);
 alter table revoke_link enable row level security;
 alter table revoke_link force row level security;
 create policy revoke_link_people on revoke_link using ((select app_scope()) in ('accounts', 'admin'))
+    with check ((select app_scope()) in ('accounts', 'admin'));
+alter table email_code enable row level security;
+alter table email_code force row level security;
+create policy email_code_people on email_code using ((select app_scope()) in ('accounts', 'admin'))
     with check ((select app_scope()) in ('accounts', 'admin'));
 alter table passkey enable row level security;
 alter table passkey force row level security;

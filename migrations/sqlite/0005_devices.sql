@@ -20,6 +20,18 @@ create table revoke_link (
 create index revoke_link_user on revoke_link (user_id);
 create index revoke_link_expires on revoke_link (expires_at);
 
+-- Whether mail chose the password: then a code by mail is no second factor, but the first one again.
+alter table user_account add column password_by_mail integer not null default 0 check (password_by_mail in (0, 1));
+
+-- The code that was mailed for a sign-in that waits, and goes with it.
+create table email_code (
+    step_id     blob not null primary key references sign_in_step (id) on delete cascade,
+    -- argon2id, as a backup code's.
+    hash        text not null,
+    failures    integer not null,
+    created_at  integer not null
+) strict;
+
 -- A person's passkey. Nothing of it is secret: it proves who answers, and makes no answer.
 create table passkey (
     id             blob not null primary key,

@@ -679,6 +679,12 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_passkey(p.user.id, p.passkey.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.delete_passkeys(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_factors(p.user.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.has_sign_in_step(p.step.id, *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.replace_email_code(p.step.id, &p.codes[0], *now).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_email_code(p.step.id, 5).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.fail_email_code(p.step.id).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.set_password_by_mail(p.user.id, false).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.is_password_by_mail(p.user.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.insert_revoke_link(&p.revoke).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.use_revoke_link(p.revoke.id, *now).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.remove_expired_revoke_links(*now).await);
@@ -701,12 +707,12 @@ on_both! {
             tx.save_sign_in_policy(&policy, *now).await?;
             assert_eq!(tx.load_sign_in_policy().await?, policy);
             tx.save_mfa_policy(MfaPolicy::All, *now).await?;
-            assert_eq!(tx.load_sign_in_policy().await?, SignInPolicy { mfa: MfaPolicy::All, ..policy });
+            assert_eq!(tx.load_sign_in_policy().await?, policy.with_mfa(MfaPolicy::All));
             Ok(before)
         });
         assert_eq!(ours.unwrap(), SignInPolicy::default());
         let theirs = tx!(test.read, &a.scope(), [], |tx| tx.load_sign_in_policy().await);
-        assert_eq!(theirs.unwrap(), SignInPolicy { mfa: MfaPolicy::All, ..SignInPolicy::default() });
+        assert_eq!(theirs.unwrap(), SignInPolicy::default().with_mfa(MfaPolicy::All));
     }
 
     async fn the_queues_own_methods_need_the_queues_scope(test: TestStore) {

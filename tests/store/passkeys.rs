@@ -62,12 +62,12 @@ on_both! {
             assert!(tx.update_passkey(p.passkey.id, "{\"n\":2}", *now).await?);
             let listed = tx.list_passkeys(p.user.id).await?;
             assert_eq!((listed.len(), &*listed[0].credential, listed[0].used_at), (1, "{\"n\":2}", Some(*now)));
-            assert_eq!(tx.load_factors(p.user.id).await?, Factors { app: true, passkey: true });
+            assert_eq!(tx.load_factors(p.user.id).await?, Factors { app: true, passkey: true, email: false });
             assert!(!tx.delete_passkey(other.user.id, p.passkey.id).await?, "somebody else's");
             assert!(tx.delete_second_factors(p.user.id).await?);
             assert_eq!(tx.load_factors(p.user.id).await?, Factors::default());
             assert!(tx.delete_passkey(other.user.id, other.passkey.id).await?);
-            assert_eq!(tx.load_factors(other.user.id).await?, Factors { app: true, passkey: false });
+            assert_eq!(tx.load_factors(other.user.id).await?, Factors { app: true, passkey: false, email: false });
             assert_eq!(tx.delete_passkeys(other.user.id).await?, 0);
             Ok(())
         })

@@ -12,6 +12,7 @@ use crate::support::{APP_ROLE, GLOBAL_TABLES, TABLES_OF_PEOPLE, TestStore};
 const ADMITTED: &[(&str, &str)] = &[
     ("accounts", "backup_code"),
     ("accounts", "device"),
+    ("accounts", "email_code"),
     ("accounts", "mail"),
     ("accounts", "member"),
     ("accounts", "organization"),
@@ -29,6 +30,7 @@ const ADMITTED: &[(&str, &str)] = &[
     ("accounts", "user_link"),
     ("admin", "backup_code"),
     ("admin", "device"),
+    ("admin", "email_code"),
     ("admin", "mail"),
     ("admin", "org_key"),
     ("admin", "organization"),

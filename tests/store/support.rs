@@ -475,6 +475,7 @@ impl Person {
         tx.activate_totp(self.user.id, self.totp.id).await?;
         tx.replace_backup_codes(self.totp.id, &self.codes, self.user.created_at).await?;
         tx.insert_sign_in_step(&self.step).await?;
+        tx.replace_email_code(self.step.id, &self.codes[0], self.user.created_at).await?;
         tx.insert_passkey(&self.passkey).await?;
         tx.replace_ceremony(&self.ceremony).await?;
         tx.insert_revoke_link(&self.revoke).await?;
@@ -888,6 +889,7 @@ pub(crate) const GLOBAL_TABLES: &[&str] = &[
     "passkey",
     "passkey_ceremony",
     "revoke_link",
+    "email_code",
 ];
 /// Those of them whose rows belong to people.
 pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
@@ -906,4 +908,5 @@ pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
     "passkey",
     "passkey_ceremony",
     "revoke_link",
+    "email_code",
 ];

@@ -401,6 +401,7 @@ impl App {
                         let is_theirs = |user: &User| user.is_active && link.epoch == Some(user.epoch);
                         let user = tx.load_user(user).await?.filter(is_theirs).ok_or_else(invalid_link)?;
                         tx.update_user_password(user.id, stored, now).await?;
+                        tx.set_password_by_mail(user.id, link.email.is_some()).await?;
                         let memberships = end_everything(tx, user.id, None, ambient).await?;
                         tx.insert_device(&fresh.row(user.id, client.agent(), now)).await?;
                         // It came by mail to this very address.

@@ -21,6 +21,7 @@ mod breaker;
 pub mod call;
 pub mod data;
 pub mod dead_letter;
+mod email_code;
 mod engine;
 pub mod error;
 pub mod event;

@@ -201,6 +201,7 @@ impl App {
                 let token = self.accounts().links.reveal(Purpose::Join, &[&org.uuid(), &invitation.uuid()]);
                 Some(self.link_url(Purpose::Join, &token))
             }
+            Letter::SignInCode { step } => self.keep_email_code(*step).await?,
             Letter::Notice { user: Some(user), .. } => Some(self.keep_revoke_link(*user, mail).await?),
             Letter::Notice { user: None, .. } => Some(format!("{}/link#forgotten", self.accounts().public_url)),
         };

@@ -8,14 +8,15 @@ use std::time::Duration;
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::backup_code::{BackupCode, CODES, WARN_AT};
-use bulkhead_model::id::{OrgId, TotpId, UserId};
+use bulkhead_model::id::{OrgId, SignInStepId, TotpId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_MFA, AMR_PASSWORD, MfaPolicy, SignInPolicy, without_second_factor};
+use bulkhead_model::mfa::{AMR_EMAIL, AMR_MFA, AMR_PASSWORD, MfaPolicy, SignInPolicy, without_second_factor};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
 use bulkhead_model::session::BrowserToken;
 use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
+use bulkhead_model::token::SecretHash;
 use bulkhead_model::totp::{FAILURES_MAX, SECRET_BYTES, SET_UP_LIVES_S, TotpSecret};
 use bulkhead_store::Tx;
 use bulkhead_store::audit::AuditEvent;
@@ -27,6 +28,7 @@ use zeroize::Zeroizing;
 
 use crate::access::{load_roles, load_standing};
 use crate::account::{Attempt, Source, end_everything, read_email, tell_organizations, tell_person};
+use crate::email_code::FAILURES_MAX as FAILURES_MAX_BY_MAIL;
 use crate::sign_in::{
     Client, NewDevice, NewSession, Opened, Proven, SignedIn, begin_session, keep_browser, known_device, ledger,
     require_live, trust_browser,
@@ -42,6 +44,8 @@ pub enum Proof {
     /// Of the authenticator app.
     Code(String),
     BackupCode(String),
+    /// Mailed for this very sign-in.
+    EmailCode(String),
 }
 
 impl Proof {
@@ -53,7 +57,7 @@ impl Proof {
 
     const fn guarded(&self) -> Guarded {
         match self {
-            Self::Code(_) => Guarded::Code,
+            Self::Code(_) | Self::EmailCode(_) => Guarded::Code,
             Self::BackupCode(_) => Guarded::BackupCode,
         }
     }
@@ -63,6 +67,7 @@ impl Proof {
         match self {
             Self::Code(_) => "otp",
             Self::BackupCode(_) => "backup_code",
+            Self::EmailCode(_) => "email",
         }
     }
 
@@ -70,6 +75,7 @@ impl Proof {
         match self {
             Self::Code(_) => "/code",
             Self::BackupCode(_) => "/backup_code",
+            Self::EmailCode(_) => "/email_code",
         }
     }
 }
@@ -79,6 +85,8 @@ impl Proof {
 enum Right {
     Step(TotpId, i64),
     BackupCode(StoredBackupCode),
+    /// It goes with the sign-in that it was mailed for.
+    EmailCode,
 }
 
 /// What an attempt is judged by, as it was when it was counted.
@@ -88,6 +96,8 @@ struct Factors {
     attempt: Attempt,
     totp: Option<Totp>,
     codes: Vec<StoredBackupCode>,
+    /// The sign-in that it is for, and the code that was mailed for it.
+    mailed: Option<(SignInStepId, Option<StoredPassword>)>,
 }
 
 /// What a person has.
@@ -140,6 +150,7 @@ pub(crate) fn no_set_up() -> AppError {
 async fn spend(tx: &mut Tx, user: UserId, right: &Right, now: Timestamp) -> Result<bool, AppError> {
     Ok(match right {
         Right::Step(id, step) => tx.use_totp_step(*id, *step).await?,
+        Right::EmailCode => true,
         Right::BackupCode(code) => {
             let is_first = tx.use_backup_code(user, code, now).await?;
             if is_first {
@@ -168,11 +179,11 @@ impl App {
         attempt.begin(tx, self.ambient()).await?;
         let totp = tx.load_totp(user.id).await?;
         let codes = match proof {
-            Proof::Code(_) => Vec::new(),
+            Proof::Code(_) | Proof::EmailCode(_) => Vec::new(),
             // Of the app that counts: without one no backup code is worth anything.
             Proof::BackupCode(_) => tx.list_backup_codes(user.id).await?,
         };
-        Ok(Factors { user, attempt, totp, codes })
+        Ok(Factors { user, attempt, totp, codes, mailed: None })
     }
 
     /// Whether the proof is right, for all that is known outside of a transaction.
@@ -193,6 +204,12 @@ impl App {
                 let found = self.accounts().hasher.find(presented, &hashes).await?;
                 Ok(found.and_then(|at| factors.codes.get(at)).cloned().map(Right::BackupCode))
             }
+            Proof::EmailCode(text) => {
+                let presented = BackupCode::parse(text).and_then(|code| Password::new(code.canonical()));
+                let mailed = factors.mailed.as_ref().and_then(|(_, hash)| hash.clone());
+                let found = self.accounts().hasher.find(presented, mailed.as_slice()).await?;
+                Ok(found.map(|_| Right::EmailCode))
+            }
         }
     }
 
@@ -204,12 +221,20 @@ impl App {
         let row = ledger(self, &factors.attempt, Some(user), None, false, client, proof.method());
         let totp = match proof {
             Proof::Code(_) => factors.totp.as_ref().map(|totp| totp.id),
-            Proof::BackupCode(_) => None,
+            Proof::BackupCode(_) | Proof::EmailCode(_) => None,
         };
+        let mailed = match proof {
+            Proof::EmailCode(_) => factors.mailed.as_ref().map(|(step, _)| *step),
+            Proof::Code(_) | Proof::BackupCode(_) => None,
+        };
+        let args = (row, user, (totp, mailed), self.ambient().clone());
         self.store()
-            .write(&AccountScope::OWN, (row, user, totp, self.ambient().clone()), |tx, (row, user, totp, ambient)| {
+            .write(&AccountScope::OWN, args, |tx, (row, user, (totp, mailed), ambient)| {
                 Box::pin(async move {
                     tx.record_sign_in_attempt(row).await?;
+                    if let Some(step) = mailed {
+                        tx.fail_email_code(*step).await?;
+                    }
                     if let Some(totp) = totp {
                         tx.fail_totp(*totp).await?;
                     }
@@ -235,7 +260,7 @@ impl App {
         tx.record_sign_in_attempt(&row).await?;
         let memberships = tx.list_memberships(user.id).await?;
         let (action, detail) = match proof {
-            Proof::Code(_) => (EventType::MfaPassed, json!({ "method": "otp" })),
+            Proof::Code(_) | Proof::EmailCode(_) => (EventType::MfaPassed, json!({ "method": proof.method() })),
             Proof::BackupCode(_) => {
                 let left = tx.list_backup_codes(user.id).await?.len();
                 if self.sends_mail() {
@@ -274,7 +299,16 @@ impl App {
                     let device = client.device.as_ref().map(BrowserToken::hash);
                     let device = known_device(tx, device, Some(user.id)).await?.map(|device| device.id);
                     let source = Source::new(device, client.address);
-                    Ok::<_, AppError>((step, app.begin_factor(tx, user, proof, source).await?))
+                    let mut factors = app.begin_factor(tx, user, proof, source).await?;
+                    if let Proof::EmailCode(_) = proof {
+                        let now = app.ambient().now();
+                        // What was mailed counts as long as mail does: not once the person has something better.
+                        let counts = !tx.load_factors(step.user).await?.any()
+                            && app.may_mail_code(tx, &factors.user, now).await?;
+                        let hash = if counts { tx.load_email_code(step.id, FAILURES_MAX_BY_MAIL).await? } else { None };
+                        factors.mailed = Some((step.id, hash));
+                    }
+                    Ok::<_, AppError>((step, factors))
                 })
             })
             .await?;
@@ -300,7 +334,10 @@ impl App {
                         return Err(wrong_code(proof.path()));
                     }
                     app.accept_factor(tx, factors, proof, client).await?;
-                    let proven = Proven::Now(AMR_MFA);
+                    let proven = Proven::Now(match proof {
+                        Proof::Code(_) | Proof::BackupCode(_) => AMR_MFA,
+                        Proof::EmailCode(_) => AMR_EMAIL,
+                    });
                     let signed_in = begin_session(tx, app, user, client, step.device, fresh, proven).await?;
                     if *trusts {
                         trust_browser(tx, &signed_in, app.ambient()).await?;
@@ -334,6 +371,8 @@ impl App {
             });
             let factors = factors.await?;
             let message = match (factors.app, factors.passkey) {
+                // Whose second factor is mail has proven it once in this session.
+                (false, false) if signed_in.session.amr == AMR_EMAIL => return Ok(AMR_EMAIL.to_owned()),
                 (false, false) => return Ok(AMR_PASSWORD.to_owned()),
                 (true, false) => "say a code of your authenticator app or a backup code as well",
                 (true, true) => {
@@ -693,7 +732,7 @@ impl App {
             .write(&scope, (mfa, self.ambient().clone()), |tx, (mfa, ambient)| {
                 Box::pin(async move {
                     let before = tx.load_sign_in_policy().await?;
-                    let policy = SignInPolicy { mfa: *mfa, ..before.clone() };
+                    let policy = before.clone().with_mfa(*mfa);
                     save_policy(tx, &before, &policy, &Actor::System(SystemReason::Admin), ambient).await
                 })
             })
@@ -707,8 +746,16 @@ enum Change {
     Disable,
 }
 
+/// A sign-in that waits for its second factor, and whose it is.
+pub(crate) async fn waiting(tx: &mut Tx, hash: &SecretHash, now: Timestamp) -> Result<(SignInStep, User), AppError> {
+    let step = tx.load_sign_in_step(hash).await?.filter(|step| now < step.expires_at);
+    let step = step.ok_or(AppError::Unauthenticated)?;
+    let user = require_same(tx, &step).await?;
+    Ok((step, user))
+}
+
 /// The person of a waiting sign-in, unless they were disabled or changed a credential since.
-pub(crate) async fn require_same(tx: &mut Tx, step: &SignInStep) -> Result<User, AppError> {
+async fn require_same(tx: &mut Tx, step: &SignInStep) -> Result<User, AppError> {
     let user = tx.load_user(step.user).await?.filter(|user| user.is_active && user.epoch == step.epoch);
     user.ok_or(AppError::Unauthenticated)
 }

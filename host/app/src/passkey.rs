@@ -16,7 +16,6 @@ use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::account::User;
-use bulkhead_store::mfa::SignInStep;
 use bulkhead_store::passkey::{Ceremony, StoredPasskey};
 use bulkhead_store::throttle::SignInAttempt;
 use bulkhead_store::{StoreError, Tx};
@@ -29,7 +28,7 @@ use webauthn_rs::prelude::{
 };
 
 use crate::account::{Attempt, Source, end_everything, tell_organizations, tell_person};
-use crate::mfa::{no_set_up, require_dispensable, require_same};
+use crate::mfa::{no_set_up, require_dispensable, waiting};
 use crate::sign_in::{
     Client, NewDevice, NewSession, Opened, Proven, SignedIn, begin_session, keep_browser, known_device, require_live,
     trust_browser,
@@ -551,14 +550,6 @@ fn allow(passkey: &StoredPasskey) -> Result<Value, AppError> {
         allowed["transports"] = transports;
     }
     Ok(allowed)
-}
-
-/// A sign-in that waits for its second factor, and whose it is.
-async fn waiting(tx: &mut Tx, hash: &SecretHash, now: Timestamp) -> Result<(SignInStep, User), AppError> {
-    let step = tx.load_sign_in_step(hash).await?.filter(|step| now < step.expires_at);
-    let step = step.ok_or(AppError::Unauthenticated)?;
-    let user = require_same(tx, &step).await?;
-    Ok((step, user))
 }
 
 async fn require_passkeys(tx: &mut Tx, user: UserId) -> Result<Vec<StoredPasskey>, AppError> {

@@ -11,7 +11,7 @@ use bulkhead_model::account::Email;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, SignInStepId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_PASSWORD, AMR_TRUSTED, Factors, TRUST_LIVES};
+use bulkhead_model::mfa::{AMR_PASSWORD, AMR_TRUSTED, Factors, TRUST_LIVES, is_mfa};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Caller, SessionProof};
 use bulkhead_model::session::{BrowserToken, STEP_UP_WINDOW, SessionLimits, SessionTimes};
@@ -516,7 +516,10 @@ impl App {
                     let user = current.ok_or(AppError::Unauthenticated)?;
                     attempt.succeed(tx).await?;
                     tx.record_sign_in_attempt(row).await?;
-                    let factors = tx.load_factors(user.id).await?;
+                    let mut factors = tx.load_factors(user.id).await?;
+                    if !factors.any() {
+                        factors.email = app.may_mail_code(tx, &user, now).await?;
+                    }
                     if factors.any() {
                         let is_trusted = match row.device {
                             Some(device) => tx.is_device_trusted(user.id, device, now).await?,
@@ -838,6 +841,10 @@ impl App {
                         return Err(AppError::Unauthenticated);
                     }
                     tx.update_user_password(user, stored, now).await?;
+                    // Only something else than the mailbox says that it is the person who knows this one.
+                    if is_mfa(&session.amr) {
+                        tx.set_password_by_mail(user, false).await?;
+                    }
                     let memberships = end_everything(tx, user, Some(session.id), ambient).await?;
                     keep_browser(tx, &mut renewed, device, now).await?;
                     if *sends_mail {

@@ -223,7 +223,8 @@ pub(crate) async fn opened_answer(state: &HttpState, opened: Opened) -> Result<R
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = SecondFactorAsked)]
 pub(crate) struct SecondFactorAskedView {
-    /// What the person can go on with: `code` and `backup_code` at `auth/second-factor`, `passkey` at `auth/second-factor/passkey`.
+    /// What the person can go on with: `code` and `backup_code` at `auth/second-factor`, `passkey` at `auth/second-factor/passkey`,
+    /// `email` at `auth/second-factor/email`, which mails a code, and then `auth/second-factor`.
     #[schema(example = json!(["code", "backup_code"]))]
     methods: Vec<&'static str>,
     #[schema(value_type = String, format = DateTime)]

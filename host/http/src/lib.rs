@@ -177,6 +177,7 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(personal(own, routes!(mfa::verify_totp)))
         .routes(personal(own, routes!(mfa::activate_totp)))
         .routes(personal(own, routes!(mfa::renew_backup_codes)))
+        .routes(public("the cookie of the first step is the credential", routes!(mfa::mail_sign_in_code)))
         .routes(public("nobody is named", routes!(passkey::begin_passkey_sign_in)))
         .routes(public("the passkey is the credential", routes!(passkey::sign_in_by_passkey)))
         .routes(public("the cookie of the first step is the credential", routes!(passkey::begin_passkey_second)))

@@ -31,6 +31,9 @@ pub(crate) struct ProofInput {
     /// A backup code, with or without its hyphen.
     #[serde(default)]
     backup_code: Option<String>,
+    /// The code that was mailed for this sign-in, with or without its hyphen.
+    #[serde(default)]
+    email_code: Option<String>,
     /// Lets the browser stand for the second factor for thirty days, where an organization of the person's takes it for one; never for who gives
     /// others rights, and for nothing that asks for a fresh proof.
     #[serde(default)]
@@ -65,12 +68,35 @@ pub(crate) async fn sign_in_second(
     State(state): State<HttpState>,
     Input(input): Input<ProofInput>,
 ) -> Result<Response, Problem> {
-    let proof = read_proof(input.code, input.backup_code)?;
-    let proof = proof.ok_or_else(|| AppError::invalid("wrong-code", "/code", "say a code or a backup code"))?;
+    let proof = match (read_proof(input.code, input.backup_code)?, input.email_code) {
+        (Some(proof), None) => proof,
+        (None, Some(code)) => Proof::EmailCode(code),
+        (None, None) => return Err(AppError::invalid("wrong-code", "/code", "say a code").into()),
+        (Some(_), Some(_)) => return Err(AppError::invalid("wrong-code", "/email_code", "say one code").into()),
+    };
     let opened = state.app.sign_in_second(&waits.token, (&proof, input.trust_browser), &waits.client).await?;
     let mut answer = opened_answer(&state, opened).await?;
     answer.headers_mut().append(header::SET_COOKIE, no_waiting_cookie());
     Ok(answer)
+}
+
+/// Mails a code for a sign-in that waits, where mail counts as a second factor and the person has none of their own.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/second-factor/email",
+    tag = "accounts",
+    responses((status = 202)),
+    extensions(("x-bulkhead-problems" = json!([
+        "unauthenticated", "no-email-code", "too-many-attempts", "foreign-origin", "unavailable", "invalid-query",
+    ]))),
+)]
+pub(crate) async fn mail_sign_in_code(
+    waits: Waits,
+    State(state): State<HttpState>,
+    _: NoInput,
+) -> Result<StatusCode, Problem> {
+    state.app.mail_sign_in_code(&waits.token, &waits.client).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 /// A set-up that waits.
@@ -264,8 +290,8 @@ pub(crate) async fn renew_backup_codes(
     Ok(unstored(StatusCode::CREATED, BackupCodesView::from(codes)))
 }
 
-fn every_method() -> Vec<Method> {
-    Method::ALL.to_vec()
+fn usual_methods() -> Vec<Method> {
+    Method::DEFAULT.to_vec()
 }
 
 /// What an organization asks of its members besides a password, and what it takes for it.
@@ -276,8 +302,9 @@ pub(crate) struct SignInPolicyView {
     /// Whom it asks for a second factor: nobody (`optional`), those who give others rights (`admins`), or everybody (`all`).
     #[schema(value_type = String, example = "admins")]
     mfa: MfaPolicy,
-    /// What it takes for one, one at least: `app` (with backup codes), `passkey`. All of them if left out.
-    #[serde(default = "every_method")]
+    /// What it takes for one, one at least: `app` (with backup codes), `passkey`, and `email`, which is weak and counts for nobody who gives others
+    /// rights. `app` and `passkey` if left out.
+    #[serde(default = "usual_methods")]
     #[schema(value_type = Vec<String>, example = json!(["app", "passkey"]))]
     methods: Vec<Method>,
     /// Whether a browser in which somebody proved one within thirty days stands for it: weaker than the standards allow, never for who gives

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::account::Email;
-use crate::id::{InvitationId, OrgId, UserId};
+use crate::id::{InvitationId, OrgId, SignInStepId, UserId};
 use crate::link::Purpose;
 
 /// What a letter is about. Stored as JSON.
@@ -22,6 +22,8 @@ pub enum Letter {
     },
     /// Somebody is to join an organization.
     Invitation { org: OrgId, invitation: InvitationId, org_name: String, inviter: String },
+    /// A code for a sign-in that waits. It is made when the letter is sent.
+    SignInCode { step: SignInStepId },
     /// Tells of something that the person should know of, and can do something about.
     Notice {
         notice: Notice,
@@ -63,6 +65,7 @@ impl Letter {
             Self::ResetPassword => "reset_password",
             Self::VerifyEmail { .. } => "verify_email",
             Self::Invitation { .. } => "invitation",
+            Self::SignInCode { .. } => "sign_in_code",
             Self::Notice { .. } => "notice",
         }
     }
@@ -74,6 +77,7 @@ impl Letter {
             Self::ResetPassword => Some(Purpose::ChoosePassword),
             Self::VerifyEmail { .. } => Some(Purpose::VerifyEmail),
             Self::Invitation { .. } => Some(Purpose::Join),
+            Self::SignInCode { .. } => None,
             Self::Notice { user, .. } => match user {
                 Some(_) => Some(Purpose::Revoke),
                 None => None,
@@ -103,7 +107,7 @@ fn quoted(text: &str) -> String {
     plain.replace("://", " ").replace('.', "\u{2024}")
 }
 
-/// Writes a letter. `link` is the whole address, for letters that carry one.
+/// Writes a letter. `link` is the whole address, for letters that carry one, or the code.
 #[must_use]
 pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
     let (subject, text) = match letter {
@@ -128,6 +132,13 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                  what this is about, do nothing.",
                 quoted(inviter),
                 quoted(org_name)
+            ),
+        ),
+        Letter::SignInCode { .. } => (
+            "Your code".to_owned(),
+            format!(
+                "Somebody, probably you, signs in to your account with your password. This code goes on with it, once, within five minutes of the \
+                 password:\n\n  {link}\n\nNobody of ours asks for it. If it was not you, choose another password: somebody has yours."
             ),
         ),
         Letter::Notice { notice, at, user } => {

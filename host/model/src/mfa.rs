@@ -14,6 +14,9 @@ pub const AMR_PASSKEY: &str = "pop mfa";
 /// … and a password and a passkey.
 pub const AMR_PASSWORD_AND_PASSKEY: &str = "pwd pop mfa";
 
+/// … and a password, and a code that was mailed: for members whose organization takes that.
+pub const AMR_EMAIL: &str = "pwd email mfa";
+
 /// What a session has proven that makes a passkey the person's.
 #[must_use]
 pub fn with_passkey(amr: &str) -> String {
@@ -34,13 +37,15 @@ pub struct Factors {
     /// An authenticator app, with backup codes.
     pub app: bool,
     pub passkey: bool,
+    /// A code by mail, for who has nothing better: where an organization takes it, and the mailbox is not what chose the password as well.
+    pub email: bool,
 }
 
 impl Factors {
     /// Whether there is any.
     #[must_use]
     pub const fn any(self) -> bool {
-        self.app || self.passkey
+        self.app || self.passkey || self.email
     }
 
     /// What can be said for them.
@@ -52,6 +57,9 @@ impl Factors {
         }
         if self.passkey {
             methods.push("passkey");
+        }
+        if self.email {
+            methods.push("email");
         }
         methods
     }
@@ -112,16 +120,31 @@ pub enum Method {
     /// An authenticator app, and its backup codes.
     App,
     Passkey,
+    /// A code by mail: the weakest, since mail chooses passwords as well. Not taken unless an organization says so, and never of who gives others
+    /// rights.
+    Email,
 }
 
 impl Method {
-    pub const ALL: [Self; 2] = [Self::App, Self::Passkey];
+    pub const ALL: [Self; 3] = [Self::App, Self::Passkey, Self::Email];
+    /// What is taken unless an organization says otherwise.
+    pub const DEFAULT: [Self; 2] = [Self::App, Self::Passkey];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::App => "app",
             Self::Passkey => "passkey",
+            Self::Email => "email",
+        }
+    }
+
+    /// Whether it stands for a second factor of who gives others rights.
+    #[must_use]
+    pub const fn is_for_admins(self) -> bool {
+        match self {
+            Self::App | Self::Passkey => true,
+            Self::Email => false,
         }
     }
 
@@ -131,6 +154,7 @@ impl Method {
         match self {
             Self::App => "otp",
             Self::Passkey => "pop",
+            Self::Email => "email",
         }
     }
 }
@@ -155,7 +179,7 @@ pub struct SignInPolicy {
 
 impl Default for SignInPolicy {
     fn default() -> Self {
-        Self { mfa: MfaPolicy::default(), methods: Method::ALL.to_vec(), trusts_devices: false }
+        Self { mfa: MfaPolicy::default(), methods: Method::DEFAULT.to_vec(), trusts_devices: false }
     }
 }
 
@@ -166,6 +190,12 @@ impl SignInPolicy {
         methods.sort_unstable();
         methods.dedup();
         (!methods.is_empty()).then_some(Self { mfa, methods, trusts_devices })
+    }
+
+    /// The same for others.
+    #[must_use]
+    pub fn with_mfa(self, mfa: MfaPolicy) -> Self {
+        Self { mfa, ..self }
     }
 
     #[must_use]
@@ -190,8 +220,9 @@ impl SignInPolicy {
     #[must_use]
     pub fn admits(&self, is_admin: bool, amr: &str) -> bool {
         let has = |word: &str| amr.split(' ').any(|method| method == word);
+        let counts = |method: &Method| has(method.amr()) && (!is_admin || method.is_for_admins());
         !self.mfa.asks(is_admin)
-            || (is_mfa(amr) && self.methods.iter().any(|method| has(method.amr())))
+            || (is_mfa(amr) && self.methods.iter().any(counts))
             || (self.trusts_devices && !is_admin && has(TRUSTED))
     }
 }
@@ -227,9 +258,10 @@ mod tests {
     /// Kratos GHSA-wc43-73w7-x2f5: one of the methods was not looked at.
     #[test]
     fn every_factor_is_a_factor() {
-        for (app, passkey) in [(false, false), (false, true), (true, false), (true, true)] {
-            let factors = Factors { app, passkey };
-            assert_eq!(factors.any(), app || passkey);
+        for bits in 0..8_u8 {
+            let (app, passkey, email) = (bits & 1 > 0, bits & 2 > 0, bits & 4 > 0);
+            let factors = Factors { app, passkey, email };
+            assert_eq!(factors.any(), app || passkey || email);
             assert_eq!(factors.any(), !factors.methods().is_empty());
         }
     }
@@ -276,6 +308,15 @@ mod tests {
             }
         }
         assert!(!is_mfa(AMR_TRUSTED));
+    }
+
+    #[test]
+    fn a_mailed_code_counts_where_that_was_chosen_and_never_for_admins() {
+        assert!(is_mfa(AMR_EMAIL));
+        let usual = SignInPolicy { mfa: MfaPolicy::All, ..SignInPolicy::default() };
+        assert!(!usual.admits(false, AMR_EMAIL));
+        let weak = policy(MfaPolicy::All, &[Method::App, Method::Email], false);
+        assert!(weak.admits(false, AMR_EMAIL) && !weak.admits(true, AMR_EMAIL) && weak.admits(true, AMR_MFA));
     }
 
     #[test]

@@ -107,6 +107,7 @@ pub const TABLES_LEFT_OUT: &[&str] = &[
     "token_family", // … and so do machines
     "refresh_token",
     "sign_in_step",
+    "email_code",       // … and codes
     "passkey_ceremony", // challenges of the last minutes
     "throttle",         // who failed how often matters for a day
     "probe",            // says whether writes succeed here and now

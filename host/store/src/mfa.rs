@@ -286,6 +286,47 @@ impl Tx {
         Ok(self.execute(sql!("delete from sign_in_step where id = $1"), binds![id]).await? > 0)
     }
 
+    /// Whether the sign-in of this id waits.
+    pub async fn has_sign_in_step(&mut self, id: SignInStepId, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select id from sign_in_step where id = $1 and expires_at > $2");
+        Ok(self.fetch_optional(sql, binds![id, now]).await?.is_some())
+    }
+
+    /// Keeps the code that is mailed for a sign-in; one before it is worth nothing from here on, and what was tried counts on.
+    pub async fn replace_email_code(
+        &mut self,
+        step: SignInStepId,
+        hash: &StoredPassword,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "insert into email_code (step_id, hash, failures, created_at) values ($1, $2, 0, $3)
+             on conflict (step_id) do update set hash = excluded.hash, created_at = excluded.created_at"
+        );
+        self.execute(sql, binds![step, &hash.to_string(), now]).await.map(drop)
+    }
+
+    /// The code that was mailed for a sign-in, while fewer than `failures_max` others were tried.
+    pub async fn load_email_code(
+        &mut self,
+        step: SignInStepId,
+        failures_max: u32,
+    ) -> Result<Option<StoredPassword>, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select hash from email_code where step_id = $1 and failures < $2");
+        let row = self.fetch_optional(sql, binds![step, failures_max]).await?;
+        row.map(|row| row.parsed("hash", StoredPassword::parse)).transpose()
+    }
+
+    /// Counts a wrong code.
+    pub async fn fail_email_code(&mut self, step: SignInStepId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update email_code set failures = failures + 1 where step_id = $1");
+        Ok(self.execute(sql, binds![step]).await? > 0)
+    }
+
     /// Removes sign-ins and set-ups that nobody went on with.
     pub async fn remove_expired_steps(&mut self, now: Timestamp) -> Result<u64, StoreError> {
         self.require_people()?;

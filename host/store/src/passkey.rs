@@ -137,12 +137,12 @@ impl Tx {
         self.execute(sql!("delete from passkey where user_id = $1"), binds![user]).await
     }
 
-    /// What a person has besides a password.
+    /// What a person has of their own besides a password: whether mail counts is for organizations to say.
     pub async fn load_factors(&mut self, user: UserId) -> Result<Factors, StoreError> {
         self.require_people()?;
         let app = self.load_totp(user).await?.is_some();
         let sql = sql!("select id from passkey where user_id = $1 limit 1");
-        Ok(Factors { app, passkey: self.fetch_optional(sql, binds![user]).await?.is_some() })
+        Ok(Factors { email: false, app, passkey: self.fetch_optional(sql, binds![user]).await?.is_some() })
     }
 
     /// Keeps a challenge; one before it, for the same purpose and with the same cookie, is worth nothing from here on.

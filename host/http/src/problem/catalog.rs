@@ -105,6 +105,7 @@ kinds! {
     // What stands against it.
     AlreadySetUp = "already-set-up", CONFLICT, "The server is set up already";
     NoSetUp = "no-set-up", CONFLICT, "No set-up waits for this";
+    NoEmailCode = "no-email-code", CONFLICT, "Mail is no second factor here";
     NoPasskeys = "no-passkeys", CONFLICT, "There are no passkeys here";
     TooManyPasskeys = "too-many-passkeys", CONFLICT, "The person has as many passkeys as a person may";
     SecondFactorStays = "second-factor-stays", CONFLICT, "The second factor is asked for";
