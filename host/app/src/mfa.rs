@@ -13,6 +13,7 @@ use bulkhead_model::letter::Notice;
 use bulkhead_model::mfa::{AMR_EMAIL, AMR_MFA, AMR_PASSWORD, MfaPolicy, SignInPolicy, without_second_factor};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
+use bulkhead_model::role::assignment::Within;
 use bulkhead_model::session::BrowserToken;
 use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
@@ -26,7 +27,7 @@ use bulkhead_store::{StoreError, account::User};
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::access::{load_roles, load_standing};
+use crate::access::{Rights, load_roles, load_standing};
 use crate::account::{Attempt, Source, end_everything, read_email, tell_organizations, tell_person};
 use crate::email_code::FAILURES_MAX as FAILURES_MAX_BY_MAIL;
 use crate::sign_in::{
@@ -715,6 +716,9 @@ impl App {
         self.store()
             .write(&scope, args, |tx, (policy, actor, ambient)| {
                 Box::pin(async move {
+                    // What was held when the request came may be gone by now.
+                    let rights = Rights::load(tx, actor, ambient.now()).await?;
+                    rights.require(Permission::SecurityWrite, Within::Organization)?;
                     let before = tx.load_sign_in_policy().await?;
                     save_policy(tx, &before, policy, actor, ambient).await
                 })
