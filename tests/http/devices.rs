@@ -198,6 +198,7 @@ on_both! {
         let as_another = server.say(&bo, SECOND, &json!({ "backup_code": code })).await;
         assert_eq!(as_another.problem(422), "wrong-code");
         let waiting = bo.clone();
+        server.ambient.advance(Duration::from_secs(1));
         let me = server.second(&mut bo, json!({ "email_code": code.to_lowercase() })).await.json(200);
         assert_eq!(me["session"]["methods"], json!(["pwd", "email", "mfa"]));
         server.send(bo.ask("GET", "/api/v1/orgs/acme")).await.json(200);

@@ -137,6 +137,7 @@ on_both! {
         server.send(ada.ask("GET", "/api/v1/orgs/acme")).await.json(200);
         assert!(server.letters().await.iter().any(|letter| letter.subject == "A passkey was added"));
 
+        server.ambient.advance(Duration::from_secs(1));
         let mut again = Browser::default();
         let me = server.by_passkey(&mut again, &mut machine).await.json(200);
         assert_eq!((&me["user"]["email"], &me["session"]["methods"]), (&json!(ADA), &json!(["pop", "mfa"])));
@@ -240,6 +241,7 @@ on_both! {
         let mut browser = Browser::default();
         server.by_passkey(&mut browser, &mut machine).await.json(200);
         server.letters().await;
+        server.ambient.advance(Duration::from_secs(1));
         let refused = server.by_passkey(&mut Browser::default(), &mut copy).await;
         assert_eq!(refused.problem(401), "unauthenticated");
         assert!(server.letters().await.iter().any(|letter| letter.subject == "A passkey was refused"));
