@@ -353,7 +353,8 @@ impl Tx {
              on conflict (org_id) do update set mfa = excluded.mfa, methods = excluded.methods,
                  trusts_devices = excluded.trusts_devices, updated_at = excluded.updated_at"
         );
-        let values = binds![org, policy.mfa.as_str(), &policy.methods_text(), i64::from(policy.trusts_devices), now];
+        let methods = policy.methods_text();
+        let values = binds![org, policy.mfa.as_str(), &methods, i64::from(policy.trusts_devices), now];
         self.execute(sql, values).await.map(drop)
     }
 
