@@ -303,7 +303,7 @@ pub(crate) struct Tenant {
     pub(crate) history: History,
     pub(crate) audit_log: AuditLog,
     /// Its one member.
-    pub(crate) person: Person,
+    pub(crate) person: Box<Person>,
     pub(crate) invitation: Invitation,
     pub(crate) access: AccessRows,
     pub(crate) keys: KeyRows,
@@ -492,7 +492,7 @@ impl Tenant {
         let plugin = plugin(ambient, "acme/echo", "1.0.0", digest);
         let installation = installation(ambient, plugin.id);
         let workflow = workflow(ambient, "Greet");
-        let person = Person::new(ambient);
+        let person = Box::new(Person::new(ambient));
         let mut run = run(ambient, workflow.id, None);
         // Its letter is recorded with it.
         run.kept.dead_letter = true;
