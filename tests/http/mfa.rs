@@ -396,9 +396,9 @@ on_both! {
         assert_eq!(server.send(bo.ask("GET", path)).await.problem(403), "forbidden");
         server.send(bo.ask("GET", "/api/v1/orgs/acme")).await.json(200);
         by_token().await.json(200);
-        assert_eq!(server.send(ada.browser.ask("GET", path)).await.json(200), json!({ "mfa": "optional" }));
+        assert_eq!(server.send(ada.browser.ask("GET", path)).await.json(200)["mfa"], "optional");
         let all = ada.browser.ask("PUT", path).json(&json!({ "mfa": "all" }));
-        assert_eq!(server.send(all).await.json(200), json!({ "mfa": "all" }));
+        assert_eq!(server.send(all).await.json(200)["mfa"], "all");
         let nonsense = ada.browser.ask("PUT", path).json(&json!({ "mfa": "none" }));
         assert_eq!(server.send(nonsense).await.problem(422), "invalid-body");
         assert_eq!(server.send(bo.ask("GET", "/api/v1/orgs/acme")).await.problem(403), "mfa-required", "from the next request on");
