@@ -33,5 +33,6 @@ mod row_security;
 mod schedules;
 mod start;
 mod statements;
+mod tables;
 mod transactions;
 mod writer;

@@ -64,6 +64,7 @@ use sqlx::Connection as _;
 
 use crate::keys::KeyRows;
 use crate::roles::AccessRows;
+pub(crate) use crate::tables::{GLOBAL_TABLES, TABLES_OF_PEOPLE};
 
 /// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
 macro_rules! on_both {
@@ -867,46 +868,3 @@ pub(crate) fn audit(action: EventType, target: &str) -> AuditEvent {
         detail: json!({ "before": null, "after": { "b": 1, "a": 2 } }),
     }
 }
-
-/// The tables that hold tenants' rows, by the catalogue of a freshly migrated SQLite database less the exceptions.
-pub(crate) const GLOBAL_TABLES: &[&str] = &[
-    "organization",
-    "probe",
-    "root_check",
-    "worker",
-    "user_account",
-    "device",
-    "session",
-    "user_link",
-    "throttle",
-    "sign_in_attempt",
-    "mail",
-    "token_family",
-    "refresh_token",
-    "totp",
-    "backup_code",
-    "sign_in_step",
-    "passkey",
-    "passkey_ceremony",
-    "revoke_link",
-    "email_code",
-];
-/// Those of them whose rows belong to people.
-pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
-    "user_account",
-    "device",
-    "session",
-    "user_link",
-    "throttle",
-    "sign_in_attempt",
-    "mail",
-    "token_family",
-    "refresh_token",
-    "totp",
-    "backup_code",
-    "sign_in_step",
-    "passkey",
-    "passkey_ceremony",
-    "revoke_link",
-    "email_code",
-];
