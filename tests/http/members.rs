@@ -288,7 +288,7 @@ on_both! {
         Browser::default().sign_in(&server, "ada@example.com", PASSWORD).await.json(200);
         let told = server.letters().await;
         assert_eq!((told.len(), told[0].subject.as_str()), (1, "A new sign-in"));
-        assert!(told[0].body.contains(&format!("{PUBLIC_URL}/link#forgotten")), "{}", told[0].body);
+        assert!(told[0].body.contains(&format!("{PUBLIC_URL}/link#revoke=")), "{}", told[0].body);
         let mut known = ada.clone();
         known.sign_in(&server, "ada@example.com", PASSWORD).await.json(200);
         assert!(server.letters().await.is_empty(), "a browser that is known is no news");

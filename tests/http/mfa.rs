@@ -6,6 +6,7 @@ use bulkhead_model::mfa::MfaPolicy;
 use bulkhead_test_support::authenticator::Authenticator;
 use serde_json::{Value, json};
 
+use crate::openapi::operations;
 use crate::people::{Browser, PASSWORD};
 use crate::support::{Answer, TestServer, ask};
 
@@ -75,7 +76,7 @@ on_both! {
         // The organization asks its admins for more; their own account is theirs all the same.
         assert_eq!(server.send(ada.ask("GET", "/api/v1/orgs/acme")).await.problem(403), "mfa-required");
         let status = server.send(ada.ask("GET", "/api/v1/me/mfa")).await.json(200);
-        assert_eq!(status, json!({ "active": false, "active_since": null, "locked": false, "backup_codes_left": 0, "set_up": null }));
+        assert_eq!(status, json!({ "active": false, "active_since": null, "locked": false, "backup_codes_left": 0, "passkeys": 0, "set_up": null }));
         let mut elsewhere = Browser::default();
         elsewhere.sign_in(&server, ADA, PASSWORD).await.json(200);
 
@@ -396,9 +397,9 @@ on_both! {
         assert_eq!(server.send(bo.ask("GET", path)).await.problem(403), "forbidden");
         server.send(bo.ask("GET", "/api/v1/orgs/acme")).await.json(200);
         by_token().await.json(200);
-        assert_eq!(server.send(ada.browser.ask("GET", path)).await.json(200), json!({ "mfa": "optional" }));
+        assert_eq!(server.send(ada.browser.ask("GET", path)).await.json(200)["mfa"], "optional");
         let all = ada.browser.ask("PUT", path).json(&json!({ "mfa": "all" }));
-        assert_eq!(server.send(all).await.json(200), json!({ "mfa": "all" }));
+        assert_eq!(server.send(all).await.json(200)["mfa"], "all");
         let nonsense = ada.browser.ask("PUT", path).json(&json!({ "mfa": "none" }));
         assert_eq!(server.send(nonsense).await.problem(422), "invalid-body");
         assert_eq!(server.send(bo.ask("GET", "/api/v1/orgs/acme")).await.problem(403), "mfa-required", "from the next request on");
@@ -409,10 +410,23 @@ on_both! {
         server.send(bo.ask("GET", "/api/v1/orgs/acme")).await.json(200);
         // What gives rights or takes data out needs a proof of the last ten minutes, of every factor.
         server.ambient.advance(Duration::from_mins(10));
-        for (method, path) in [("PUT", path), ("POST", "/api/v1/orgs/acme/api-keys"), ("POST", "/api/v1/orgs/acme/invitations")] {
-            let stale = server.send(ada.browser.ask(method, path).json(&json!({}))).await;
+        let mut asked = Vec::new();
+        for (method, path, operation) in operations(&bulkhead_http::openapi()) {
+            if operation["x-bulkhead-step-up"] != true {
+                continue;
+            }
+            let fill = |part: &str| if part.starts_with('{') { "x".to_owned() } else { part.to_owned() };
+            let path = path.replace("{org}", "acme").split('/').map(fill).collect::<Vec<_>>().join("/");
+            let stale = server.send(ada.browser.ask(&method, &path).json(&json!({}))).await;
             assert_eq!(stale.problem(401), "step-up-required", "{path}");
             assert!(stale.header("www-authenticate").contains("insufficient_user_authentication"));
+            asked.push(operation["operationId"].as_str().unwrap().to_owned());
+        }
+        for id in [
+            "replace_sign_in_policy", "create_api_key", "invite", "rotate_hook", "put_secret", "unassign_role", "set_member_state",
+            "remove_member",
+        ] {
+            assert!(asked.iter().any(|asked| asked == id), "{id}: {asked:?}");
         }
     }
 

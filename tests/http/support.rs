@@ -18,6 +18,7 @@ use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::grant::Ceiling;
 use bulkhead_model::id::{OrgId, RunId};
 use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::passkey::RelyingParty;
 use bulkhead_model::password::Cost;
 use bulkhead_model::permission::{Permission, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::rate::{Rate, RateLimits};
@@ -273,6 +274,8 @@ impl TestServer {
             sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
             ambient: ambient.clone(),
             accounts: AccountParts::new(&RootKey::new([7; 32]), hashing, PUBLIC_URL.to_owned())
+                // Browsers make passkeys over TLS alone.
+                .with_passkeys(RelyingParty::configured(crate::passkeys::ORIGIN, None, &[]).unwrap())
                 .with_post(Some(Arc::clone(&post) as Arc<dyn Post>)),
             sandbox: SandboxParts {
                 runtime: runtime(),

@@ -120,4 +120,25 @@ on_both! {
         })
         .unwrap();
     }
+
+    async fn a_mailed_code_is_one_sign_ins_and_has_a_limit(test: TestStore) {
+        let p = person(&test).await;
+        let (step, hash, other, now) = (p.step.id, p.codes[0].clone(), p.codes[1].clone(), p.user.created_at);
+        let end = p.step.expires_at;
+        tx!(test.write, &PEOPLE, [p, step, hash, other, now, end], |tx| {
+            assert!(tx.has_sign_in_step(*step, *now).await? && !tx.has_sign_in_step(*step, *end).await?);
+            assert_eq!(tx.load_email_code(*step, 2).await?.as_ref(), Some(hash));
+            assert!(tx.fail_email_code(*step).await?);
+            tx.replace_email_code(*step, other, *now).await?;
+            assert_eq!(tx.load_email_code(*step, 2).await?.as_ref(), Some(other));
+            assert!(tx.load_email_code(*step, 1).await?.is_none(), "another code gives no further tries");
+            assert!(tx.use_sign_in_step(*step).await?);
+            assert!(tx.load_email_code(*step, 2).await?.is_none(), "it goes with the sign-in");
+            assert!(!tx.is_password_by_mail(p.user.id).await?);
+            assert!(tx.set_password_by_mail(p.user.id, true).await?);
+            assert!(tx.is_password_by_mail(p.user.id).await?);
+            Ok(())
+        })
+        .unwrap();
+    }
 }

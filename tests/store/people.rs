@@ -208,4 +208,48 @@ on_both! {
         let removed = tx!(test.write, &PEOPLE, [far], |tx| tx.remove_failed_mail(MailId::first_at(*far)).await);
         assert_eq!(removed.unwrap(), 1);
     }
+
+    async fn a_browser_is_trusted_until_then_and_by_its_person_alone(test: TestStore) {
+        let (p, other) = (person(&test).await, person(&test).await);
+        let end = p.user.created_at.plus(Duration::from_hours(1));
+        let early = end.minus(Duration::from_micros(1));
+        tx!(test.write, &PEOPLE, [p, other, end, early], |tx| {
+            let (user, device) = (p.user.id, p.device.id);
+            assert!(!tx.is_device_trusted(user, device, *early).await?);
+            assert!(!tx.trust_device(other.user.id, device, *end).await?, "somebody else's");
+            assert!(tx.trust_device(user, device, *end).await?);
+            assert!(tx.is_device_trusted(user, device, *early).await?);
+            assert!(!tx.is_device_trusted(user, device, *end).await?);
+            assert!(!tx.is_device_trusted(other.user.id, device, *early).await?);
+            let listed = tx.list_devices(user).await?;
+            assert_eq!((listed[0].is_trusted(*early), listed[0].is_trusted(*end)), (true, false));
+            // Another token is the same browser.
+            assert!(tx.renew_device(device, &other.session.token_hash, *early).await?);
+            assert!(tx.is_device_trusted(user, device, *early).await?);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    async fn a_link_that_ends_everything_is_used_once_and_in_time(test: TestStore) {
+        let p = person(&test).await;
+        let (id, end, early) = (p.revoke.id, p.revoke.expires_at, p.revoke.expires_at.minus(Duration::from_micros(1)));
+        let late = tx!(test.write, &PEOPLE, [id, end], |tx| tx.use_revoke_link(*id, *end).await);
+        assert!(late.unwrap().is_none());
+        let uses = (0..50).map(|_| async { tx!(test.write, &PEOPLE, [id, early], |tx| tx.use_revoke_link(*id, *early).await).unwrap() });
+        let used: Vec<_> = futures_util::future::join_all(uses).await.into_iter().flatten().collect();
+        assert_eq!(used, [p.revoke.clone()]);
+        tx!(test.write, &PEOPLE, [p, end, early], |tx| {
+            tx.insert_revoke_link(&p.revoke).await?;
+            assert_eq!(tx.remove_expired_revoke_links(*early).await?, 0);
+            assert_eq!(tx.remove_expired_revoke_links(*end).await?, 1);
+            assert!(tx.clear_user_password(p.user.id, *early).await?);
+            assert!(tx.load_user(p.user.id).await?.unwrap().password.is_none());
+            let after = p.user.created_at.plus(Duration::from_micros(1));
+            assert_eq!(tx.delete_factors_since(p.user.id, after).await?, 0, "what was there before stays");
+            assert_eq!(tx.delete_factors_since(p.user.id, p.user.created_at).await?, 2);
+            Ok(())
+        })
+        .unwrap();
+    }
 }

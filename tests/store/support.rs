@@ -16,14 +16,15 @@ use bulkhead_model::fault::Fault;
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{
     ApiKeyId, AuditId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, HookId, InstallationId, InvitationId, LinkId,
-    OrgId, PluginId, RunId, SecretId, SessionId, SignInAttemptId, SignInStepId, TokenFamilyId, TotpId, UserId,
-    WorkerId, WorkflowId,
+    OrgId, PasskeyId, PluginId, RunId, SecretId, SessionId, SignInAttemptId, SignInStepId, TokenFamilyId, TotpId,
+    UserId, WorkerId, WorkflowId,
 };
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::letter::Letter;
 use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::link::Purpose;
 use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::passkey::CeremonyPurpose;
 use bulkhead_model::password::{Cost, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, OrgScope, PermissionSet, SystemReason, SystemScope};
 use bulkhead_model::retention::RetentionPolicy;
@@ -44,9 +45,10 @@ use bulkhead_store::hook::Hook;
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::invitation::Invitation;
 use bulkhead_store::job::{ClaimedJob, NewJob, Turn};
-use bulkhead_store::link::Link;
+use bulkhead_store::link::{Link, RevokeLink};
 use bulkhead_store::mfa::{SignInStep, Totp, TotpState};
 use bulkhead_store::org::Org;
+use bulkhead_store::passkey::{Ceremony, StoredPasskey};
 use bulkhead_store::plugin::Plugin;
 use bulkhead_store::retention::{History, Pass};
 use bulkhead_store::run::{Run, RunEvent, Step};
@@ -64,6 +66,7 @@ use sqlx::Connection as _;
 
 use crate::keys::KeyRows;
 use crate::roles::AccessRows;
+pub(crate) use crate::tables::{GLOBAL_TABLES, TABLES_OF_PEOPLE};
 
 /// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
 macro_rules! on_both {
@@ -146,7 +149,8 @@ pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
     let text = concat!(
         include_str!("../../migrations/postgres/0001_foundation.sql"),
         include_str!("../../migrations/postgres/0002_identity.sql"),
-        include_str!("../../migrations/postgres/0003_keys.sql")
+        include_str!("../../migrations/postgres/0003_keys.sql"),
+        include_str!("../../migrations/postgres/0005_devices.sql")
     );
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
@@ -313,7 +317,7 @@ pub(crate) struct Tenant {
     pub(crate) history: History,
     pub(crate) audit_log: AuditLog,
     /// Its one member.
-    pub(crate) person: Person,
+    pub(crate) person: Box<Person>,
     pub(crate) invitation: Invitation,
     pub(crate) access: AccessRows,
     pub(crate) keys: KeyRows,
@@ -331,6 +335,9 @@ pub(crate) struct Person {
     pub(crate) totp: Totp,
     pub(crate) codes: Vec<StoredPassword>,
     pub(crate) step: SignInStep,
+    pub(crate) passkey: StoredPasskey,
+    pub(crate) ceremony: Ceremony,
+    pub(crate) revoke: RevokeLink,
     seed: u64,
 }
 
@@ -357,6 +364,7 @@ impl Person {
             agent: "browser".to_owned(),
             created_at: now,
             seen_at: now,
+            trusted_until: None,
         };
         let session = Session {
             id: SessionId::new(ambient),
@@ -425,6 +433,32 @@ impl Person {
             expires_at: now.plus(Duration::from_mins(5)),
         };
         let codes = (0..10).map(code).collect();
+        let passkey = StoredPasskey {
+            id: PasskeyId::new(ambient),
+            user: id,
+            handle: uuid::Uuid::from_bytes(ambient.random()),
+            credential_id: ambient.random::<32>().to_vec(),
+            name: "laptop".to_owned(),
+            credential: "{}".to_owned(),
+            created_at: now,
+            used_at: None,
+        };
+        let ceremony = Ceremony {
+            purpose: CeremonyPurpose::SecondFactor,
+            token_hash: step.token_hash,
+            user: Some(id),
+            handle: None,
+            state: "{}".to_owned(),
+            created_at: now,
+            expires_at: now.plus(Duration::from_mins(5)),
+        };
+        let revoke = RevokeLink {
+            id: LinkId::new(ambient),
+            user: id,
+            email: user.email.clone(),
+            since: now,
+            expires_at: now.plus(Duration::from_hours(1)),
+        };
         Self {
             user,
             device,
@@ -435,6 +469,9 @@ impl Person {
             totp,
             codes,
             step,
+            passkey,
+            ceremony,
+            revoke,
             seed: u64::from_le_bytes(ambient.random()),
         }
     }
@@ -452,6 +489,10 @@ impl Person {
         tx.activate_totp(self.user.id, self.totp.id).await?;
         tx.replace_backup_codes(self.totp.id, &self.codes, self.user.created_at).await?;
         tx.insert_sign_in_step(&self.step).await?;
+        tx.replace_email_code(self.step.id, &self.codes[0], self.user.created_at).await?;
+        tx.insert_passkey(&self.passkey).await?;
+        tx.replace_ceremony(&self.ceremony).await?;
+        tx.insert_revoke_link(&self.revoke).await?;
         tx.enqueue_mail(&self.user.email, &Letter::ResetPassword, &Ambient::manual(self.user.created_at, self.seed))
             .await
             .map(drop)
@@ -465,7 +506,7 @@ impl Tenant {
         let plugin = plugin(ambient, "acme/echo", "1.0.0", digest);
         let installation = installation(ambient, plugin.id);
         let workflow = workflow(ambient, "Greet");
-        let person = Person::new(ambient);
+        let person = Box::new(Person::new(ambient));
         let mut run = run(ambient, workflow.id, None);
         // Its letter is recorded with it.
         run.kept.dead_letter = true;
@@ -840,42 +881,3 @@ pub(crate) fn audit(action: EventType, target: &str) -> AuditEvent {
         detail: json!({ "before": null, "after": { "b": 1, "a": 2 } }),
     }
 }
-
-/// The tables that hold tenants' rows, by the catalogue of a freshly migrated SQLite database less the exceptions.
-pub(crate) const GLOBAL_TABLES: &[&str] = &[
-    "organization",
-    "probe",
-    "root_check",
-    "worker",
-    "user_account",
-    "device",
-    "session",
-    "user_link",
-    "throttle",
-    "sign_in_attempt",
-    "mail",
-    "token_family",
-    "refresh_token",
-    "totp",
-    "backup_code",
-    "sign_in_step",
-    "rate_limit",
-    "address_block",
-];
-/// Those of them whose rows belong to people, or to nobody.
-pub(crate) const TABLES_OF_PEOPLE: &[&str] = &[
-    "user_account",
-    "device",
-    "session",
-    "user_link",
-    "throttle",
-    "sign_in_attempt",
-    "mail",
-    "token_family",
-    "refresh_token",
-    "totp",
-    "backup_code",
-    "sign_in_step",
-    "rate_limit",
-    "address_block",
-];

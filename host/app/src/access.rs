@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_model::id::{ApiKeyId, OrgId, RoleId, TeamId, UserId};
-use bulkhead_model::mfa::{MfaPolicy, is_mfa};
+use bulkhead_model::mfa::SignInPolicy;
 use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SessionProof, SystemReason, SystemScope};
 use bulkhead_model::role::assignment::{Explanation, Hold, Standing, Within};
 use bulkhead_model::role::{RoleRef, Roles};
@@ -82,7 +82,7 @@ pub enum Verdict {
 pub struct Known {
     pub epoch: i64,
     /// What the organization asks of its members besides a password.
-    pub mfa: MfaPolicy,
+    pub policy: SignInPolicy,
     pub roles: Arc<Roles>,
     pub standing: Standing,
     /// The names of the organization's own roles.
@@ -215,8 +215,8 @@ impl Snapshot {
         }
         let (roles, names) = self.roles(tx, kept).await?;
         let standing = load_standing(tx, user, &roles).await?;
-        let mfa = tx.load_mfa_policy().await?;
-        let known = Arc::new(Known { epoch: self.epoch.number, mfa, roles, standing, names });
+        let policy = tx.load_sign_in_policy().await?;
+        let known = Arc::new(Known { epoch: self.epoch.number, policy, roles, standing, names });
         kept.members.insert(key, Arc::clone(&known));
         Ok(known)
     }
@@ -408,7 +408,7 @@ impl App {
                 return Err(AppError::Unauthenticated);
             }
         }
-        if known.mfa.asks(is_admin) && !is_mfa(&signed_in.session.amr) {
+        if !known.policy.admits(is_admin, &signed_in.session.amr) {
             return Err(AppError::MfaRequired);
         }
         let proof = SessionProof { session: signed_in.session.id, epoch: user.epoch };

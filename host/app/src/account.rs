@@ -4,6 +4,7 @@
 mod attempts;
 mod email;
 mod hashing;
+mod revoke;
 mod set_up;
 
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{LinkId, OrgId, SessionId, UserId};
 use bulkhead_model::letter::{Letter, Notice};
 use bulkhead_model::link::{LinkKey, Purpose};
+use bulkhead_model::passkey::RelyingParty;
 use bulkhead_model::password::{LEN_MIN_ALONE, Password, StoredPassword, Weak, check};
 use bulkhead_model::permission::{AccountScope, Actor, SystemReason, SystemScope};
 use bulkhead_model::role::BuiltIn;
@@ -27,6 +29,7 @@ use bulkhead_store::link::Link;
 use bulkhead_store::member::Membership;
 use bulkhead_store::seal::RootKey;
 use serde_json::{Value, json};
+use webauthn_rs::Webauthn;
 
 pub(crate) use self::attempts::{Attempt, Source};
 pub use self::hashing::HashingLimits;
@@ -63,11 +66,14 @@ pub struct AccountParts {
     /// How people reach this server, without a trailing slash. Links begin with it and with nothing that a request says.
     public_url: String,
     post: Option<Arc<dyn Post>>,
+    /// What passkeys are made for; none where there can be none.
+    party: Option<RelyingParty>,
 }
 
 impl AccountParts {
     #[must_use]
     pub fn new(root: &RootKey, hashing: HashingLimits, public_url: String) -> Self {
+        let party = RelyingParty::configured(&public_url, None, &[]).unwrap_or_default();
         Self {
             pepper: root.derive("password pepper v1"),
             link_key: root.derive("links v1"),
@@ -76,7 +82,14 @@ impl AccountParts {
             hashing,
             public_url,
             post: None,
+            party,
         }
+    }
+
+    /// With passkeys for another site than the public address's.
+    #[must_use]
+    pub fn with_passkeys(self, party: Option<RelyingParty>) -> Self {
+        Self { party, ..self }
     }
 
     /// With a relay that letters are handed to.
@@ -95,14 +108,17 @@ pub(crate) struct Accounts {
     pub(crate) public_url: String,
     /// None: this server sends no mail.
     pub(crate) post: Option<Arc<dyn Post>>,
+    /// None: this server is reached under no name that passkeys can be made for.
+    pub(crate) passkeys: Option<Webauthn>,
 }
 
 impl Accounts {
     pub(crate) fn new(parts: AccountParts) -> Self {
-        let AccountParts { pepper, link_key, counter_key, token_seed, hashing, public_url, post } = parts;
+        let AccountParts { pepper, link_key, counter_key, token_seed, hashing, public_url, post, party } = parts;
         let tokens = TokenKey::new(&token_seed, &public_url);
         let (hasher, links) = (Hasher::new(hashing, pepper), LinkKey::new(link_key));
-        Self { hasher, links, counter_key, tokens, public_url, post }
+        let passkeys = party.as_ref().map(crate::passkey::site);
+        Self { hasher, links, counter_key, tokens, public_url, post, passkeys }
     }
 }
 
@@ -385,6 +401,7 @@ impl App {
                         let is_theirs = |user: &User| user.is_active && link.epoch == Some(user.epoch);
                         let user = tx.load_user(user).await?.filter(is_theirs).ok_or_else(invalid_link)?;
                         tx.update_user_password(user.id, stored, now).await?;
+                        tx.set_password_by_mail(user.id, link.email.is_some()).await?;
                         let memberships = end_everything(tx, user.id, None, ambient).await?;
                         tx.insert_device(&fresh.row(user.id, client.agent(), now)).await?;
                         // It came by mail to this very address.
@@ -392,7 +409,7 @@ impl App {
                             tx.verify_user_email(user.id, email, now).await?;
                         }
                         if *sends_mail {
-                            tell_person(tx, &user.email, Notice::PasswordChanged, ambient).await?;
+                            tell_person(tx, &user, Notice::PasswordChanged, ambient).await?;
                         }
                         tell_organizations(tx, &memberships, user.id, EventType::PasswordReset, &json!({}), ambient)
                             .await
@@ -405,9 +422,9 @@ impl App {
 }
 
 /// Puts down a letter that tells a person of something about their account.
-pub(crate) async fn tell_person(tx: &mut Tx, to: &Email, notice: Notice, ambient: &Ambient) -> Result<(), AppError> {
-    let letter = Letter::Notice { notice, at: ambient.now().to_string() };
-    tx.enqueue_mail(to, &letter, ambient).await?;
+pub(crate) async fn tell_person(tx: &mut Tx, to: &User, notice: Notice, ambient: &Ambient) -> Result<(), AppError> {
+    let letter = Letter::Notice { notice, at: ambient.now().to_string(), user: Some(to.id) };
+    tx.enqueue_mail(&to.email, &letter, ambient).await?;
     Ok(())
 }
 
@@ -422,6 +439,7 @@ pub(crate) async fn end_everything(
     let now = ambient.now();
     tx.delete_sessions(user, keep).await?;
     tx.delete_totp_set_up(user, keep).await?;
+    tx.delete_ceremonies(user).await?;
     tx.forget_devices(user, 0).await?;
     tx.raise_user_epoch(user, now).await?;
     let memberships = tx.list_memberships(user).await?;

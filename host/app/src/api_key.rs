@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::id::{ApiKeyId, OrgId, UserId};
+use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::permission::{
     AccountScope, Actor, Caller, OrgScope, Permission, PermissionSet, SessionProof, SystemReason, SystemScope,
 };
@@ -19,6 +19,7 @@ use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::access::Rights;
+use crate::sign_in::require_proof;
 use crate::{App, AppError};
 
 /// Keys end by default after this many days.
@@ -163,13 +164,6 @@ async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, Ap
     };
     tx.record_audit(&event, ambient).await?;
     Ok(ApiKey { secret_hash: replacing.secret_hash, previous: Some((key.secret_hash, until)), ..key })
-}
-
-/// Refuses a person whose session has ended since they were known by it, or everything of whom has.
-async fn require_proof(tx: &mut Tx, user: UserId, proof: SessionProof, now: Timestamp) -> Result<(), AppError> {
-    let person = tx.load_user(user).await?.filter(|person| person.is_active && person.epoch == proof.epoch);
-    let session = tx.load_session(user, proof.session).await?.filter(|session| session.times.is_live(now));
-    if person.is_none() || session.is_none() { Err(AppError::Unauthenticated) } else { Ok(()) }
 }
 
 /// A key that was just made, with the text that is shown once.

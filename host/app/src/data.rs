@@ -19,6 +19,7 @@ pub use bulkhead_store::key::rotation::KeyRotation;
 pub use bulkhead_store::member::{Member, Membership};
 pub use bulkhead_store::org::Org;
 pub use bulkhead_store::page::{PAGE_LIMIT_DEFAULT, PAGE_LIMIT_MAX, Page, PageRequest};
+pub use bulkhead_store::passkey::StoredPasskey;
 pub use bulkhead_store::plugin::Plugin;
 pub use bulkhead_store::retention::{History, Pass};
 pub use bulkhead_store::role::Role;

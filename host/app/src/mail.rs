@@ -121,6 +121,7 @@ impl App {
                     tx.remove_expired_sessions(*now).await?;
                     tx.remove_expired_steps(*now).await?;
                     tx.remove_expired_links(*now).await?;
+                    tx.remove_expired_revoke_links(*now).await?;
                     tx.remove_quiet_failures(now.minus(COUNTERS_KEPT)).await?;
                     tx.remove_failed_mail(MailId::first_at(now.minus(FAILED_KEPT))).await?;
                     tx.remove_sign_in_attempts(SignInAttemptId::first_at(now.minus(ATTEMPTS_KEPT))).await?;
@@ -200,7 +201,9 @@ impl App {
                 let token = self.accounts().links.reveal(Purpose::Join, &[&org.uuid(), &invitation.uuid()]);
                 Some(self.link_url(Purpose::Join, &token))
             }
-            Letter::Notice { .. } => Some(format!("{}/link#forgotten", self.accounts().public_url)),
+            Letter::SignInCode { step } => self.keep_email_code(*step).await?,
+            Letter::Notice { user: Some(user), .. } => Some(self.keep_revoke_link(*user, mail).await?),
+            Letter::Notice { user: None, .. } => Some(format!("{}/link#forgotten", self.accounts().public_url)),
         };
         Ok(link.map(|link| letter::write(&letter, to, &link)))
     }

@@ -1,6 +1,7 @@
 //! Members of an organization, and invitations into it.
 
 use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{InvitationId, OrgId, SessionId, UserId};
 use bulkhead_model::letter::Letter;
 use bulkhead_model::link::Purpose;
@@ -9,6 +10,7 @@ use bulkhead_model::role::assignment::{GrantRefused, Window, Within, keep_an_adm
 use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
+use bulkhead_store::account::User;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::invitation::Invitation;
 use bulkhead_store::member::Member;
@@ -382,76 +384,94 @@ impl App {
                 })
             })
             .await?;
-        let sign_in_first = || {
-            AppError::conflict(
-                "sign-in-first",
-                "the invitation is to somebody with an account: sign in as them, then follow the link",
-            )
-        };
-        let fresh = match (person, signed_in, newcomer) {
-            (Some(person), Some(signed_in), _) if person.id == signed_in.user.id => None,
-            (Some(_), _, _) | (None, Some(_), _) => return Err(sign_in_first()),
-            (None, None, Some(newcomer)) => {
-                let name = read_name(&newcomer.name)?;
-                let password = read_new_password(&newcomer.password, "/password", &invitation.email, &name)?;
-                let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
-                let mut user = self.new_user(invitation.email.clone(), name, Some(stored));
-                // The link was in that mailbox and nowhere else.
-                user.email_verified_at = invitation.is_mailed.then_some(user.created_at);
-                Some(user)
+        let who = match (person, signed_in, newcomer) {
+            (Some(person), Some(signed_in), _) if person.id == signed_in.user.id => {
+                Joiner::Known(Box::new(signed_in.clone()))
             }
+            (Some(_), _, _) | (None, Some(_), _) => {
+                let message = "the invitation is to somebody with an account: sign in as them, then follow the link";
+                return Err(AppError::conflict("sign-in-first", message));
+            }
+            (None, None, Some(newcomer)) => Joiner::New(Box::new(self.user_of(&invitation, newcomer).await?)),
             (None, None, None) => {
                 return Err(AppError::invalid("invalid-name", "/name", "say your name, and a password to have"));
             }
         };
-        let joins = fresh.as_ref().map(|user| user.id).or(signed_in.map(|signed_in| signed_in.user.id));
-        let joins = joins.ok_or_else(sign_in_first)?;
-        let args = (id, invitation, fresh, joins, signed_in.cloned(), self.ambient().clone());
-        self.store()
-            .write(&scope, args, |tx, args| {
-                Box::pin(async move {
-                    let (id, invitation, fresh, joins, signed_in, ambient) = args;
-                    let now = ambient.now();
-                    if let Some(signed_in) = signed_in {
-                        require_live(tx, signed_in, now).await?;
-                    }
-                    if !tx.accept_invitation(*id, now).await? {
-                        return Err(invalid_link());
-                    }
-                    let inviter: Actor = invitation.invited_by.parse().map_err(|_| invalid_link())?;
-                    match require_giver(tx, invitation, &inviter, now).await {
-                        Err(AppError::Store(error)) => return Err(AppError::Store(error)),
-                        Err(_) => return Err(invalid_link()),
-                        Ok(()) => {}
-                    }
-                    let window = Window { from: None, until: invitation.valid_until };
-                    if window.check(now).is_err() {
-                        return Err(invalid_link());
-                    }
-                    if let Some(user) = fresh {
-                        if tx.load_user_by_email(&user.email).await?.is_some() {
-                            return Err(invalid_link());
-                        }
-                        tx.insert_user(user).await?;
-                    } else {
-                        let current = tx.load_user(*joins).await?.filter(|user| user.is_active);
-                        if current.is_none_or(|user| user.email != invitation.email) {
-                            return Err(invalid_link());
-                        }
-                    }
-                    if tx.insert_member(*joins, &invitation.role, now).await? {
-                        join_as(tx, *joins, read_role(&invitation.role)?, window, &inviter, ambient).await?;
-                    }
-                    let event = AuditEvent {
-                        action: EventType::UserJoined,
-                        target: joins.to_string(),
-                        actor: Actor::User(*joins),
-                        detail: json!({ "role": invitation.role, "invitation": id }),
-                    };
-                    tx.record_audit(&event, ambient).await?;
-                    Ok(*joins)
-                })
-            })
-            .await
+        let joining = Joining { id, invitation, who, ambient: self.ambient().clone() };
+        self.store().write(&scope, joining, |tx, joining| Box::pin(accept(tx, joining))).await
     }
+
+    /// The account of somebody who joins without one.
+    async fn user_of(&self, invitation: &Invitation, newcomer: Newcomer) -> Result<User, AppError> {
+        let name = read_name(&newcomer.name)?;
+        let password = read_new_password(&newcomer.password, "/password", &invitation.email, &name)?;
+        let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
+        let mut user = self.new_user(invitation.email.clone(), name, Some(stored));
+        // The link was in that mailbox and nowhere else.
+        user.email_verified_at = invitation.is_mailed.then_some(user.created_at);
+        Ok(user)
+    }
+}
+
+/// Who joins.
+enum Joiner {
+    Known(Box<SignedIn>),
+    New(Box<User>),
+}
+
+impl Joiner {
+    fn id(&self) -> UserId {
+        match self {
+            Self::Known(signed_in) => signed_in.user.id,
+            Self::New(user) => user.id,
+        }
+    }
+}
+
+/// A joining that goes on.
+struct Joining {
+    id: InvitationId,
+    invitation: Invitation,
+    who: Joiner,
+    ambient: Ambient,
+}
+
+/// Makes them a member, by what the rows say at this moment of the invitation, of who invited, and of who joins.
+async fn accept(tx: &mut Tx, joining: &Joining) -> Result<UserId, AppError> {
+    let Joining { id, invitation, who, ambient } = joining;
+    let (now, joins) = (ambient.now(), who.id());
+    if let Joiner::Known(signed_in) = who {
+        require_live(tx, signed_in, now).await?;
+    }
+    if !tx.accept_invitation(*id, now).await? {
+        return Err(invalid_link());
+    }
+    let inviter: Actor = invitation.invited_by.parse().map_err(|_| invalid_link())?;
+    match require_giver(tx, invitation, &inviter, now).await {
+        Err(AppError::Store(error)) => return Err(AppError::Store(error)),
+        Err(_) => return Err(invalid_link()),
+        Ok(()) => {}
+    }
+    let window = Window { from: None, until: invitation.valid_until };
+    if window.check(now).is_err() {
+        return Err(invalid_link());
+    }
+    let holder = tx.load_user_by_email(&invitation.email).await?;
+    match (who, holder) {
+        (Joiner::New(user), None) => tx.insert_user(user).await?,
+        (Joiner::Known(_), Some(holder)) if holder.id == joins && holder.is_active => {}
+        // The address is somebody else's by now, or nobody's.
+        (Joiner::New(_), Some(_)) | (Joiner::Known(_), _) => return Err(invalid_link()),
+    }
+    if tx.insert_member(joins, &invitation.role, now).await? {
+        join_as(tx, joins, read_role(&invitation.role)?, window, &inviter, ambient).await?;
+    }
+    let event = AuditEvent {
+        action: EventType::UserJoined,
+        target: joins.to_string(),
+        actor: Actor::User(joins),
+        detail: json!({ "role": invitation.role, "invitation": id }),
+    };
+    tx.record_audit(&event, ambient).await?;
+    Ok(joins)
 }

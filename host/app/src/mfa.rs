@@ -8,27 +8,31 @@ use std::time::Duration;
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::backup_code::{BackupCode, CODES, WARN_AT};
-use bulkhead_model::id::{OrgId, TotpId, UserId};
+use bulkhead_model::id::{OrgId, SignInStepId, TotpId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_MFA, AMR_PASSWORD, MfaPolicy};
+use bulkhead_model::mfa::{AMR_EMAIL, AMR_MFA, AMR_PASSWORD, MfaPolicy, SignInPolicy, without_second_factor};
 use bulkhead_model::password::{Password, StoredPassword};
 use bulkhead_model::permission::{AccountScope, Actor, Caller, Permission, SystemReason, SystemScope};
+use bulkhead_model::role::assignment::Within;
 use bulkhead_model::session::BrowserToken;
 use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
+use bulkhead_model::token::SecretHash;
 use bulkhead_model::totp::{FAILURES_MAX, SECRET_BYTES, SET_UP_LIVES_S, TotpSecret};
 use bulkhead_store::Tx;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::mfa::{SignInStep, StoredBackupCode, Totp, TotpState};
 use bulkhead_store::seal::{KEY_VERSION, Place};
 use bulkhead_store::{StoreError, account::User};
-use serde_json::json;
+use serde_json::{Value, json};
 use zeroize::Zeroizing;
 
-use crate::access::{load_roles, load_standing};
+use crate::access::{Rights, load_roles, load_standing};
 use crate::account::{Attempt, Source, end_everything, read_email, tell_organizations, tell_person};
+use crate::email_code::FAILURES_MAX as FAILURES_MAX_BY_MAIL;
 use crate::sign_in::{
-    Client, NewDevice, NewSession, Opened, SignedIn, begin_session, keep_browser, known_device, ledger, require_live,
+    Client, NewDevice, NewSession, Opened, Proven, SignedIn, begin_session, keep_browser, known_device, ledger,
+    require_live, trust_browser,
 };
 use crate::{App, AppError};
 
@@ -41,6 +45,8 @@ pub enum Proof {
     /// Of the authenticator app.
     Code(String),
     BackupCode(String),
+    /// Mailed for this very sign-in.
+    EmailCode(String),
 }
 
 impl Proof {
@@ -52,7 +58,7 @@ impl Proof {
 
     const fn guarded(&self) -> Guarded {
         match self {
-            Self::Code(_) => Guarded::Code,
+            Self::Code(_) | Self::EmailCode(_) => Guarded::Code,
             Self::BackupCode(_) => Guarded::BackupCode,
         }
     }
@@ -62,6 +68,7 @@ impl Proof {
         match self {
             Self::Code(_) => "otp",
             Self::BackupCode(_) => "backup_code",
+            Self::EmailCode(_) => "email",
         }
     }
 
@@ -69,6 +76,7 @@ impl Proof {
         match self {
             Self::Code(_) => "/code",
             Self::BackupCode(_) => "/backup_code",
+            Self::EmailCode(_) => "/email_code",
         }
     }
 }
@@ -78,6 +86,8 @@ impl Proof {
 enum Right {
     Step(TotpId, i64),
     BackupCode(StoredBackupCode),
+    /// It goes with the sign-in that it was mailed for.
+    EmailCode,
 }
 
 /// What an attempt is judged by, as it was when it was counted.
@@ -87,6 +97,8 @@ struct Factors {
     attempt: Attempt,
     totp: Option<Totp>,
     codes: Vec<StoredBackupCode>,
+    /// The sign-in that it is for, and the code that was mailed for it.
+    mailed: Option<(SignInStepId, Option<StoredPassword>)>,
 }
 
 /// What a person has.
@@ -97,6 +109,7 @@ pub struct MfaStatus {
     /// Its codes were wrong too often: a backup code lets them count again.
     pub is_locked: bool,
     pub backup_codes_left: usize,
+    pub passkeys: usize,
     /// A set-up that the session began, how far it is, and when it ends.
     pub set_up: Option<(TotpState, Timestamp)>,
 }
@@ -130,7 +143,7 @@ async fn load_own_set_up(tx: &mut Tx, signed_in: &SignedIn, now: Timestamp) -> R
     Ok(found.filter(is_own))
 }
 
-fn no_set_up() -> AppError {
+pub(crate) fn no_set_up() -> AppError {
     AppError::conflict("no-set-up", "no set-up waits for this, or its time is over: begin again")
 }
 
@@ -138,6 +151,7 @@ fn no_set_up() -> AppError {
 async fn spend(tx: &mut Tx, user: UserId, right: &Right, now: Timestamp) -> Result<bool, AppError> {
     Ok(match right {
         Right::Step(id, step) => tx.use_totp_step(*id, *step).await?,
+        Right::EmailCode => true,
         Right::BackupCode(code) => {
             let is_first = tx.use_backup_code(user, code, now).await?;
             if is_first {
@@ -166,11 +180,11 @@ impl App {
         attempt.begin(tx, self.ambient()).await?;
         let totp = tx.load_totp(user.id).await?;
         let codes = match proof {
-            Proof::Code(_) => Vec::new(),
+            Proof::Code(_) | Proof::EmailCode(_) => Vec::new(),
             // Of the app that counts: without one no backup code is worth anything.
             Proof::BackupCode(_) => tx.list_backup_codes(user.id).await?,
         };
-        Ok(Factors { user, attempt, totp, codes })
+        Ok(Factors { user, attempt, totp, codes, mailed: None })
     }
 
     /// Whether the proof is right, for all that is known outside of a transaction.
@@ -191,6 +205,12 @@ impl App {
                 let found = self.accounts().hasher.find(presented, &hashes).await?;
                 Ok(found.and_then(|at| factors.codes.get(at)).cloned().map(Right::BackupCode))
             }
+            Proof::EmailCode(text) => {
+                let presented = BackupCode::parse(text).and_then(|code| Password::new(code.canonical()));
+                let mailed = factors.mailed.as_ref().and_then(|(_, hash)| hash.clone());
+                let found = self.accounts().hasher.find(presented, mailed.as_slice()).await?;
+                Ok(found.map(|_| Right::EmailCode))
+            }
         }
     }
 
@@ -202,12 +222,20 @@ impl App {
         let row = ledger(self, &factors.attempt, Some(user), None, false, client, proof.method());
         let totp = match proof {
             Proof::Code(_) => factors.totp.as_ref().map(|totp| totp.id),
-            Proof::BackupCode(_) => None,
+            Proof::BackupCode(_) | Proof::EmailCode(_) => None,
         };
+        let mailed = match proof {
+            Proof::EmailCode(_) => factors.mailed.as_ref().map(|(step, _)| *step),
+            Proof::Code(_) | Proof::BackupCode(_) => None,
+        };
+        let args = (row, user, (totp, mailed), self.ambient().clone());
         self.store()
-            .write(&AccountScope::OWN, (row, user, totp, self.ambient().clone()), |tx, (row, user, totp, ambient)| {
+            .write(&AccountScope::OWN, args, |tx, (row, user, (totp, mailed), ambient)| {
                 Box::pin(async move {
                     tx.record_sign_in_attempt(row).await?;
+                    if let Some(step) = mailed {
+                        tx.fail_email_code(*step).await?;
+                    }
                     if let Some(totp) = totp {
                         tx.fail_totp(*totp).await?;
                     }
@@ -233,12 +261,12 @@ impl App {
         tx.record_sign_in_attempt(&row).await?;
         let memberships = tx.list_memberships(user.id).await?;
         let (action, detail) = match proof {
-            Proof::Code(_) => (EventType::MfaPassed, json!({ "method": "otp" })),
+            Proof::Code(_) | Proof::EmailCode(_) => (EventType::MfaPassed, json!({ "method": proof.method() })),
             Proof::BackupCode(_) => {
                 let left = tx.list_backup_codes(user.id).await?.len();
                 if self.sends_mail() {
                     let notice = if left <= WARN_AT { Notice::BackupCodesLow } else { Notice::BackupCodeUsed };
-                    tell_person(tx, &user.email, notice, ambient).await?;
+                    tell_person(tx, user, notice, ambient).await?;
                 }
                 (EventType::BackupCodeUsed, json!({ "left": left }))
             }
@@ -249,7 +277,7 @@ impl App {
         Ok(())
     }
 
-    /// Goes on with a sign-in that waits for a second factor.
+    /// Goes on with a sign-in that waits for a second factor; `trusts` lets the browser stand for it from now on, where that may be.
     ///
     /// # Errors
     /// [`AppError::Unauthenticated`] for a sign-in that does not wait, any more; [`AppError::Invalid`] `wrong-code`;
@@ -257,7 +285,7 @@ impl App {
     pub async fn sign_in_second(
         &self,
         token: &BrowserToken,
-        proof: &Proof,
+        (proof, trusts): (&Proof, bool),
         client: &Client,
     ) -> Result<Opened, AppError> {
         let args = (self.clone(), token.hash(), proof.clone(), client.clone());
@@ -272,7 +300,16 @@ impl App {
                     let device = client.device.as_ref().map(BrowserToken::hash);
                     let device = known_device(tx, device, Some(user.id)).await?.map(|device| device.id);
                     let source = Source::new(device, client.address);
-                    Ok::<_, AppError>((step, app.begin_factor(tx, user, proof, source).await?))
+                    let mut factors = app.begin_factor(tx, user, proof, source).await?;
+                    if let Proof::EmailCode(_) = proof {
+                        let now = app.ambient().now();
+                        // What was mailed counts as long as mail does: not once the person has something better.
+                        let counts = !tx.load_factors(step.user).await?.any()
+                            && app.may_mail_code(tx, &factors.user, now).await?;
+                        let hash = if counts { tx.load_email_code(step.id, FAILURES_MAX_BY_MAIL).await? } else { None };
+                        factors.mailed = Some((step.id, hash));
+                    }
+                    Ok::<_, AppError>((step, factors))
                 })
             })
             .await?;
@@ -282,10 +319,11 @@ impl App {
             return Err(wrong_code(proof.path()));
         };
         let fresh = NewSession::generate(self.ambient());
-        let args = (self.clone(), (step, factors.clone()), (proof.clone(), right), client.clone(), fresh.clone());
+        let args =
+            (self.clone(), (step, factors.clone()), (proof.clone(), right), (client.clone(), trusts), fresh.clone());
         let signed_in = self
             .store()
-            .write(&AccountScope::OWN, args, |tx, (app, (step, factors), (proof, right), client, fresh)| {
+            .write(&AccountScope::OWN, args, |tx, (app, (step, factors), (proof, right), (client, trusts), fresh)| {
                 Box::pin(async move {
                     // Disabled, or another password, between the steps.
                     let user = require_same(tx, step).await?;
@@ -297,7 +335,15 @@ impl App {
                         return Err(wrong_code(proof.path()));
                     }
                     app.accept_factor(tx, factors, proof, client).await?;
-                    begin_session(tx, app, user, client, step.device, fresh, AMR_MFA).await
+                    let proven = Proven::Now(match proof {
+                        Proof::Code(_) | Proof::BackupCode(_) => AMR_MFA,
+                        Proof::EmailCode(_) => AMR_EMAIL,
+                    });
+                    let signed_in = begin_session(tx, app, user, client, step.device, fresh, proven).await?;
+                    if *trusts {
+                        trust_browser(tx, &signed_in, app.ambient()).await?;
+                    }
+                    Ok(signed_in)
                 })
             })
             .await;
@@ -321,13 +367,20 @@ impl App {
     ) -> Result<String, AppError> {
         let user = &signed_in.user;
         let Some(proof) = proof else {
-            let totp = self.store().read(&AccountScope::OWN, user.id, |tx, user| {
-                Box::pin(async move { tx.load_totp(*user).await.map_err(AppError::from) })
+            let factors = self.store().read(&AccountScope::OWN, user.id, |tx, user| {
+                Box::pin(async move { tx.load_factors(*user).await.map_err(AppError::from) })
             });
-            if totp.await?.is_none() {
-                return Ok(AMR_PASSWORD.to_owned());
-            }
-            let message = "say a code of your authenticator app or a backup code as well";
+            let factors = factors.await?;
+            let message = match (factors.app, factors.passkey) {
+                // Whose second factor is mail has proven it once in this session.
+                (false, false) if signed_in.session.amr == AMR_EMAIL => return Ok(AMR_EMAIL.to_owned()),
+                (false, false) => return Ok(AMR_PASSWORD.to_owned()),
+                (true, false) => "say a code of your authenticator app or a backup code as well",
+                (true, true) => {
+                    "say a code of your authenticator app or a backup code as well, or use your passkey instead"
+                }
+                (false, true) => "use your passkey instead (`auth/step-up/passkey`)",
+            };
             return Err(AppError::invalid("second-factor-required", "/code", message));
         };
         self.prove_factor(signed_in, proof, client).await?;
@@ -382,6 +435,7 @@ impl App {
                         active_since: totp.as_ref().map(|totp| totp.created_at),
                         is_locked: totp.as_ref().is_some_and(|totp| totp.failures >= FAILURES_MAX),
                         backup_codes_left: tx.list_backup_codes(signed_in.user.id).await?.len(),
+                        passkeys: tx.list_passkeys(signed_in.user.id).await?.len(),
                         set_up: set_up.and_then(|totp| totp.expires_at.map(|expires_at| (totp.state, expires_at))),
                     })
                 })
@@ -530,7 +584,7 @@ impl App {
                             if !tx.delete_second_factors(user.id).await? {
                                 return Err(AppError::NotFound { what: "second factor" });
                             }
-                            (AMR_PASSWORD, Notice::MfaDisabled, EventType::MfaDisabled)
+                            (without_second_factor(&session.amr), Notice::MfaDisabled, EventType::MfaDisabled)
                         }
                     };
                     let mut renewed = signed_in.with_token(*hash, now);
@@ -541,9 +595,12 @@ impl App {
                     let memberships = end_everything(tx, user.id, Some(session.id), ambient).await?;
                     keep_browser(tx, &mut renewed, device, now).await?;
                     if *sends_mail {
-                        tell_person(tx, &user.email, notice, ambient).await?;
+                        tell_person(tx, user, notice, ambient).await?;
                     }
-                    let detail = json!({ "method": "otp" });
+                    let detail = match change {
+                        Change::Activate => json!({ "method": "otp" }),
+                        Change::Disable => json!({}),
+                    };
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
                     renewed.user.epoch += 1;
                     Ok(renewed)
@@ -583,7 +640,7 @@ impl App {
                     let totp = tx.load_totp(user.id).await?.ok_or_else(no_set_up)?;
                     tx.replace_backup_codes(totp.id, hashes, ambient.now()).await?;
                     if *sends_mail {
-                        tell_person(tx, &user.email, Notice::BackupCodesMade, ambient).await?;
+                        tell_person(tx, user, Notice::BackupCodesMade, ambient).await?;
                     }
                     let memberships = tx.list_memberships(user.id).await?;
                     let detail = json!({ "count": hashes.len() });
@@ -617,7 +674,7 @@ impl App {
                         tx.save_failures(key, bulkhead_model::throttle::Failures::NONE).await?;
                     }
                     if *sends_mail {
-                        tell_person(tx, &user.email, Notice::MfaDisabled, ambient).await?;
+                        tell_person(tx, &user, Notice::MfaDisabled, ambient).await?;
                     }
                     for membership in end_everything(tx, user.id, None, ambient).await? {
                         tx.enter_org(membership.org).await?;
@@ -635,39 +692,53 @@ impl App {
             .await
     }
 
-    /// What the organization asks of its members besides a password.
+    /// What the organization asks of its members besides a password, and what it takes for it.
     ///
     /// # Errors
     /// A refusal, or the store's.
-    pub async fn show_mfa_policy(&self, caller: &Caller, org: OrgId) -> Result<MfaPolicy, AppError> {
+    pub async fn show_sign_in_policy(&self, caller: &Caller, org: OrgId) -> Result<SignInPolicy, AppError> {
         let scope = caller.authorize(org, Permission::SecurityRead)?;
-        self.store().read(&scope, (), |tx, ()| Box::pin(async move { Ok(tx.load_mfa_policy().await?) })).await
+        self.store().read(&scope, (), |tx, ()| Box::pin(async move { Ok(tx.load_sign_in_policy().await?) })).await
     }
 
-    /// Changes what the organization asks of its members: from their next request on.
+    /// Changes what the organization asks of its members, and what it takes: from their next request on.
     ///
     /// # Errors
     /// A refusal, or the store's.
-    pub async fn change_mfa_policy(&self, caller: &Caller, org: OrgId, policy: MfaPolicy) -> Result<(), AppError> {
+    pub async fn change_sign_in_policy(
+        &self,
+        caller: &Caller,
+        org: OrgId,
+        policy: SignInPolicy,
+    ) -> Result<(), AppError> {
         let scope = caller.authorize(org, Permission::SecurityWrite)?;
         let args = (policy, scope.actor().clone(), self.ambient().clone());
         self.store()
             .write(&scope, args, |tx, (policy, actor, ambient)| {
-                Box::pin(async move { save_policy(tx, *policy, actor, ambient).await })
+                Box::pin(async move {
+                    // What was held when the request came may be gone by now.
+                    let rights = Rights::load(tx, actor, ambient.now()).await?;
+                    rights.require(Permission::SecurityWrite, Within::Organization)?;
+                    let before = tx.load_sign_in_policy().await?;
+                    save_policy(tx, &before, policy, actor, ambient).await
+                })
             })
             .await
     }
 
-    /// … by the operator.
+    /// Changes whom the organization asks for a second factor, by the operator; what it takes stays.
     ///
     /// # Errors
     /// The store's.
-    pub async fn change_mfa_policy_as_operator(&self, org: OrgId, policy: MfaPolicy) -> Result<(), AppError> {
+    pub async fn change_mfa_policy_as_operator(&self, org: OrgId, mfa: MfaPolicy) -> Result<(), AppError> {
         let scope = SystemScope::new(SystemReason::Admin).for_org(org);
-        let actor = Actor::System(SystemReason::Admin);
         self.store()
-            .write(&scope, (policy, actor, self.ambient().clone()), |tx, (policy, actor, ambient)| {
-                Box::pin(async move { save_policy(tx, *policy, actor, ambient).await })
+            .write(&scope, (mfa, self.ambient().clone()), |tx, (mfa, ambient)| {
+                Box::pin(async move {
+                    let before = tx.load_sign_in_policy().await?;
+                    let policy = before.clone().with_mfa(*mfa);
+                    save_policy(tx, &before, &policy, &Actor::System(SystemReason::Admin), ambient).await
+                })
             })
             .await
     }
@@ -679,6 +750,14 @@ enum Change {
     Disable,
 }
 
+/// A sign-in that waits for its second factor, and whose it is.
+pub(crate) async fn waiting(tx: &mut Tx, hash: &SecretHash, now: Timestamp) -> Result<(SignInStep, User), AppError> {
+    let step = tx.load_sign_in_step(hash).await?.filter(|step| now < step.expires_at);
+    let step = step.ok_or(AppError::Unauthenticated)?;
+    let user = require_same(tx, &step).await?;
+    Ok((step, user))
+}
+
 /// The person of a waiting sign-in, unless they were disabled or changed a credential since.
 async fn require_same(tx: &mut Tx, step: &SignInStep) -> Result<User, AppError> {
     let user = tx.load_user(step.user).await?.filter(|user| user.is_active && user.epoch == step.epoch);
@@ -686,7 +765,7 @@ async fn require_same(tx: &mut Tx, step: &SignInStep) -> Result<User, AppError> 
 }
 
 /// Refuses to take a second factor away that somebody asks for.
-async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp) -> Result<(), AppError> {
+pub(crate) async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp) -> Result<(), AppError> {
     let stays = |message: &str| Err(AppError::conflict("second-factor-stays", message));
     if user.is_super_admin {
         return stays("who administers the platform keeps a second factor: replace it by setting another one up");
@@ -695,26 +774,35 @@ async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp) -> Result
         tx.enter_org(membership.org).await?;
         let roles = load_roles(tx).await?;
         let is_admin = load_standing(tx, user.id, &roles).await?.administers(now);
-        if tx.load_mfa_policy().await?.asks(is_admin) {
+        if tx.load_sign_in_policy().await?.mfa.asks(is_admin) {
             return stays("an organization of yours asks for a second factor: replace it by setting another one up");
         }
     }
     Ok(())
 }
 
-async fn save_policy(tx: &mut Tx, policy: MfaPolicy, actor: &Actor, ambient: &Ambient) -> Result<(), AppError> {
-    let before = tx.load_mfa_policy().await?;
+fn told(policy: &SignInPolicy) -> Value {
+    json!({ "mfa": policy.mfa, "methods": policy.methods(), "trusts_devices": policy.trusts_devices })
+}
+
+async fn save_policy(
+    tx: &mut Tx,
+    before: &SignInPolicy,
+    policy: &SignInPolicy,
+    actor: &Actor,
+    ambient: &Ambient,
+) -> Result<(), AppError> {
     if before == policy {
         return Ok(());
     }
     // What is known of members holds the policy as well.
     tx.begin_policy_epoch(ambient.now()).await?;
-    tx.save_mfa_policy(policy, ambient.now()).await?;
+    tx.save_sign_in_policy(policy, ambient.now()).await?;
     let event = AuditEvent {
         action: EventType::SettingsChanged,
         target: "sign_in_policy".to_owned(),
         actor: actor.clone(),
-        detail: json!({ "mfa": { "before": before, "after": policy } }),
+        detail: json!({ "before": told(before), "after": told(policy) }),
     };
     Ok(tx.record_audit(&event, ambient).await?)
 }

@@ -11,9 +11,9 @@ use bulkhead_model::account::Email;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{DeviceId, SessionId, SignInAttemptId, SignInStepId, UserId};
 use bulkhead_model::letter::Notice;
-use bulkhead_model::mfa::{AMR_PASSWORD, is_mfa};
+use bulkhead_model::mfa::{AMR_PASSWORD, AMR_TRUSTED, Factors, TRUST_LIVES, is_mfa};
 use bulkhead_model::password::{Password, StoredPassword};
-use bulkhead_model::permission::{AccountScope, Caller};
+use bulkhead_model::permission::{AccountScope, Caller, SessionProof};
 use bulkhead_model::session::{BrowserToken, STEP_UP_WINDOW, SessionLimits, SessionTimes};
 use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
@@ -56,7 +56,7 @@ impl Client {
         self.agent.chars().filter(|letter| !letter.is_control()).take(AGENT_LEN_MAX).collect()
     }
 
-    fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         self.address.map(|address| address.to_string()).unwrap_or_default()
     }
 }
@@ -89,18 +89,32 @@ impl SignedIn {
     }
 }
 
-/// Looks again whether the session lives, in the transaction that hands something out because of it: its request may have been let in long
-/// before the rest of it came, and everything that the person was given may have ended meanwhile.
+/// Looks again whether the session lives that a request came with, in the transaction that hands something out because of it: the request may
+/// have been let in long before the rest of it came, and everything that the person was given may have ended meanwhile.
+///
+/// # Errors
+/// [`AppError::Unauthenticated`].
+pub(crate) async fn require_proof(
+    tx: &mut Tx,
+    user: UserId,
+    proof: SessionProof,
+    now: Timestamp,
+) -> Result<Session, AppError> {
+    let person = tx.load_user(user).await?.filter(|person| person.is_active && person.epoch == proof.epoch);
+    let session = tx.load_session(user, proof.session).await?.filter(|session| session.times.is_live(now));
+    person.and(session).ok_or(AppError::Unauthenticated)
+}
+
+/// As [`require_proof`] for what a person does with their own account: with the session's token of then as well, which changes with each proof
+/// of who they are.
 ///
 /// # Errors
 /// [`AppError::Unauthenticated`].
 pub(crate) async fn require_live(tx: &mut Tx, signed_in: &SignedIn, now: Timestamp) -> Result<(), AppError> {
     let (user, session) = (&signed_in.user, &signed_in.session);
-    let found = tx.load_session(user.id, session.id).await?;
-    let lives = found.is_some_and(|found| found.token_hash == session.token_hash && found.times.is_live(now));
-    let current = tx.load_user(user.id).await?;
-    let is_same = current.is_some_and(|current| current.is_active && current.epoch == user.epoch);
-    if lives && is_same { Ok(()) } else { Err(AppError::Unauthenticated) }
+    let proof = SessionProof { session: session.id, epoch: user.epoch };
+    let found = require_proof(tx, user.id, proof, now).await?;
+    if found.token_hash == session.token_hash { Ok(()) } else { Err(AppError::Unauthenticated) }
 }
 
 /// A session as lists show it.
@@ -135,6 +149,8 @@ pub struct Opened {
 /// A sign-in that waits for a second factor.
 pub struct Waiting {
     pub token: BrowserToken,
+    /// What the person has to prove one.
+    pub factors: Factors,
     pub expires_at: Timestamp,
 }
 
@@ -160,7 +176,15 @@ impl NewDevice {
     }
 
     pub(crate) fn row(&self, user: UserId, agent: String, now: Timestamp) -> Device {
-        Device { id: self.id, user, token_hash: self.token.hash(), agent, created_at: now, seen_at: now }
+        Device {
+            id: self.id,
+            user,
+            token_hash: self.token.hash(),
+            agent,
+            created_at: now,
+            seen_at: now,
+            trusted_until: None,
+        }
     }
 
     pub(crate) fn into_token(self) -> BrowserToken {
@@ -213,6 +237,15 @@ impl NewSession {
     }
 }
 
+/// What somebody proved who signs in.
+#[derive(Clone, Copy)]
+pub(crate) enum Proven<'a> {
+    /// Everything that was asked for, just now.
+    Now(&'a str),
+    /// A password, in a browser in which a second factor was proven lately: not enough for what asks for a fresh proof.
+    InTrustedBrowser,
+}
+
 /// Begins a session of somebody who has proven all that is asked for, in the transaction that found it right.
 pub(crate) async fn begin_session(
     tx: &mut Tx,
@@ -221,7 +254,7 @@ pub(crate) async fn begin_session(
     client: &Client,
     known: Option<DeviceId>,
     fresh: &NewSession,
-    amr: &str,
+    proven: Proven<'_>,
 ) -> Result<SignedIn, AppError> {
     let now = app.ambient().now();
     let memberships = tx.list_memberships(user.id).await?;
@@ -232,7 +265,7 @@ pub(crate) async fn begin_session(
         Some(_) | None => {
             // The first browser of all is no news. One after everything was forgotten is.
             if app.sends_mail() && !is_first {
-                tell_person(tx, &user.email, Notice::NewDevice, app.ambient()).await?;
+                tell_person(tx, &user, Notice::NewDevice, app.ambient()).await?;
             }
             let row = fresh.device.row(user.id, client.agent(), now);
             tx.insert_device(&row).await?;
@@ -240,7 +273,11 @@ pub(crate) async fn begin_session(
             row.id
         }
     };
-    let limits = limits(tx, &user, &memberships, now).await?;
+    let times = SessionTimes::begin(limits(tx, &user, &memberships, now).await?, now);
+    let (amr, times) = match proven {
+        Proven::Now(amr) => (amr, times),
+        Proven::InTrustedBrowser => (AMR_TRUSTED, times.without_proof()),
+    };
     let row = Session {
         id: fresh.id,
         user: user.id,
@@ -250,7 +287,7 @@ pub(crate) async fn begin_session(
         amr: amr.to_owned(),
         address: client.address(),
         agent: client.agent(),
-        times: SessionTimes::begin(limits, now),
+        times,
         created_at: now,
     };
     tx.insert_session(&row).await?;
@@ -299,6 +336,35 @@ pub(crate) async fn known_device(
 ) -> Result<Option<Device>, AppError> {
     let Some(hash) = hash else { return Ok(None) };
     Ok(tx.load_device_by_token(&hash).await?.filter(|device| Some(device.user) == user))
+}
+
+/// Whether a browser may stand for the person's second factor: somewhere that they work that was chosen, and they give nobody rights.
+async fn may_trust(tx: &mut Tx, user: &User, now: Timestamp) -> Result<bool, AppError> {
+    let memberships = tx.list_memberships(user.id).await?;
+    if user.is_super_admin || administers(tx, user.id, &memberships, now).await? {
+        return Ok(false);
+    }
+    for membership in memberships.iter().filter(|membership| membership.is_active) {
+        tx.enter_org(membership.org).await?;
+        if tx.load_sign_in_policy().await?.trusts_devices {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Lets the browser of a session stand for the second factor that was just proven in it, where that may be.
+pub(crate) async fn trust_browser(tx: &mut Tx, signed_in: &SignedIn, ambient: &Ambient) -> Result<(), AppError> {
+    let (user, now) = (&signed_in.user, ambient.now());
+    let Some(device) = signed_in.session.device else { return Ok(()) };
+    if !may_trust(tx, user, now).await? {
+        return Ok(());
+    }
+    let until = now.plus(TRUST_LIVES);
+    tx.trust_device(user.id, device, until).await?;
+    let memberships = tx.list_memberships(user.id).await?;
+    let detail = json!({ "device": device, "until": until });
+    tell_organizations(tx, &memberships, user.id, EventType::DeviceTrusted, &detail, ambient).await
 }
 
 /// By what the person's assignments give, not by what their roles are called.
@@ -424,7 +490,7 @@ impl App {
                         && tx.count_refused_attempts(user, since, MANY + 1).await? == MANY as usize
                         && let Some(user) = tx.load_user(user).await?.filter(|user| user.is_active)
                     {
-                        tell_person(tx, &user.email, Notice::ManyFailures, ambient).await?;
+                        tell_person(tx, &user, Notice::ManyFailures, ambient).await?;
                     }
                     Ok::<_, AppError>(())
                 })
@@ -450,18 +516,33 @@ impl App {
                     let user = current.ok_or(AppError::Unauthenticated)?;
                     attempt.succeed(tx).await?;
                     tx.record_sign_in_attempt(row).await?;
-                    if tx.load_totp(user.id).await?.is_some() {
+                    let mut factors = tx.load_factors(user.id).await?;
+                    if !factors.any() {
+                        factors.email = app.may_mail_code(tx, &user, now).await?;
+                    }
+                    if factors.any() {
+                        let is_trusted = match row.device {
+                            Some(device) => tx.is_device_trusted(user.id, device, now).await?,
+                            None => false,
+                        };
+                        if is_trusted && may_trust(tx, &user, now).await? {
+                            let proven = Proven::InTrustedBrowser;
+                            return begin_session(tx, app, user, client, row.device, fresh, proven).await.map(Ok);
+                        }
                         let step = fresh.step(&user, row.device, now);
                         tx.insert_sign_in_step(&step).await?;
-                        return Ok(Err(step.expires_at));
+                        return Ok(Err((factors, step.expires_at)));
                     }
-                    begin_session(tx, app, user, client, row.device, fresh, AMR_PASSWORD).await.map(Ok)
+                    let proven = Proven::Now(AMR_PASSWORD);
+                    begin_session(tx, app, user, client, row.device, fresh, proven).await.map(Ok)
                 })
             })
             .await?;
         Ok(match outcome {
             Ok(signed_in) => SignInOutcome::Opened(Box::new(fresh.opened(signed_in))),
-            Err(expires_at) => SignInOutcome::SecondFactor(Waiting { token: fresh.token, expires_at }),
+            Err((factors, expires_at)) => {
+                SignInOutcome::SecondFactor(Waiting { token: fresh.token, factors, expires_at })
+            }
         })
     }
 
@@ -739,7 +820,7 @@ impl App {
     ) -> Result<Opened, AppError> {
         let user = &signed_in.user;
         let password = read_new_password(new, "/new_password", &user.email, &user.name)?;
-        if is_mfa(&signed_in.session.amr) {
+        if signed_in.session.amr != AMR_PASSWORD {
             signed_in.require_fresh(self.ambient().now())?;
         }
         self.prove_password(signed_in, current, client).await?;
@@ -754,17 +835,21 @@ impl App {
                     let (now, session, user) = (ambient.now(), &signed_in.session, signed_in.user.id);
                     let mut renewed = signed_in.with_token(*hash, now);
                     // Of two factors only one was proven again.
-                    if !is_mfa(&session.amr) {
+                    if session.amr == AMR_PASSWORD {
                         renewed.session.times.auth_at = now;
                     }
                     if !tx.renew_session(&session.token_hash, &renewed.session).await? {
                         return Err(AppError::Unauthenticated);
                     }
                     tx.update_user_password(user, stored, now).await?;
+                    // Only something else than the mailbox says that it is the person who knows this one.
+                    if is_mfa(&session.amr) {
+                        tx.set_password_by_mail(user, false).await?;
+                    }
                     let memberships = end_everything(tx, user, Some(session.id), ambient).await?;
                     keep_browser(tx, &mut renewed, device, now).await?;
                     if *sends_mail {
-                        tell_person(tx, &signed_in.user.email, Notice::PasswordChanged, ambient).await?;
+                        tell_person(tx, &signed_in.user, Notice::PasswordChanged, ambient).await?;
                     }
                     tell_organizations(tx, &memberships, user, EventType::PasswordChanged, &json!({}), ambient).await?;
                     // By the password and by what ended with the old one.

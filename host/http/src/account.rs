@@ -223,8 +223,10 @@ pub(crate) async fn opened_answer(state: &HttpState, opened: Opened) -> Result<R
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = SecondFactorAsked)]
 pub(crate) struct SecondFactorAskedView {
-    /// What can be said at `auth/second-factor`: `code`, `backup_code`.
-    methods: [&'static str; 2],
+    /// What the person can go on with: `code` and `backup_code` at `auth/second-factor`, `passkey` at `auth/second-factor/passkey`,
+    /// `email` at `auth/second-factor/email`, which mails a code, and then `auth/second-factor`.
+    #[schema(example = json!(["code", "backup_code"]))]
+    methods: Vec<&'static str>,
     #[schema(value_type = String, format = DateTime)]
     expires_at: Timestamp,
 }
@@ -249,8 +251,8 @@ pub(crate) async fn sign_in(
     match state.app.sign_in(&input.email, &input.password, &client).await? {
         SignInOutcome::Opened(opened) => opened_answer(&state, *opened).await,
         SignInOutcome::SecondFactor(waiting) => {
-            let view = SecondFactorAskedView { methods: ["code", "backup_code"], expires_at: waiting.expires_at };
-            Ok((StatusCode::ACCEPTED, waiting_cookie(&waiting), Json(view)).into_response())
+            let view = SecondFactorAskedView { methods: waiting.factors.methods(), expires_at: waiting.expires_at };
+            Ok((StatusCode::ACCEPTED, waiting_cookie(&waiting.token), Json(view)).into_response())
         }
     }
 }
@@ -449,6 +451,9 @@ pub(crate) struct DeviceView {
     /// The last sign-in.
     #[schema(value_type = String, format = DateTime)]
     last_seen_at: Timestamp,
+    /// Until when it stands for a second factor, where an organization takes it for one.
+    #[schema(value_type = Option<String>, format = DateTime)]
+    trusted_until: Option<Timestamp>,
 }
 
 /// The browsers that are known.
@@ -468,6 +473,7 @@ pub(crate) async fn list_devices(person: Person, State(state): State<HttpState>)
         agent: device.agent,
         first_seen_at: device.created_at,
         last_seen_at: device.seen_at,
+        trusted_until: device.trusted_until,
     };
     let devices = state.app.list_own_devices(&person.signed_in).await?;
     Ok(Json(DevicesView { items: devices.into_iter().map(view).collect() }))
@@ -629,6 +635,25 @@ pub(crate) async fn verify_email(
     Input(input): Input<LinkTokenInput>,
 ) -> Result<StatusCode, Problem> {
     state.app.verify_email(&input.token).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Ends everything of an account with the link of a letter that told of something: every session, token and API key, and what was added since. The
+/// password is worth nothing from then on, and a letter to choose another one goes out. Nobody is signed in.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/revoke-account",
+    tag = "accounts",
+    request_body = LinkTokenInput,
+    responses((status = 204)),
+    extensions(("x-bulkhead-problems" = json!(["invalid-link", "foreign-origin", "unavailable", "invalid-query"]))),
+)]
+pub(crate) async fn revoke_account(
+    _: Visitor,
+    State(state): State<HttpState>,
+    Input(input): Input<LinkTokenInput>,
+) -> Result<StatusCode, Problem> {
+    state.app.revoke_account(&input.token).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -9,7 +9,7 @@ use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Req
 use bulkhead_app::AppError;
 use bulkhead_model::id::{
     ApiKeyId, AssignmentId, CallId, DeadLetterId, DeadLetterTaskId, DeviceId, InstallationId, InvitationId,
-    KeyRotationId, PluginId, RoleId, RoleRequestId, RunId, SessionId, TeamId, UserId, WorkflowId,
+    KeyRotationId, PasskeyId, PluginId, RoleId, RoleRequestId, RunId, SessionId, TeamId, UserId, WorkflowId,
 };
 use bulkhead_model::name::SecretName;
 use bulkhead_model::workflow::{StepId, TriggerId};
@@ -222,6 +222,7 @@ path_parts! {
     RunId = "run", "run";
     SessionId = "session", "session";
     DeviceId = "device", "device";
+    PasskeyId = "passkey", "passkey";
     UserId = "user", "member";
     InvitationId = "invitation", "invitation";
     StepId = "step", "step";

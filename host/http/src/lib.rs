@@ -45,6 +45,7 @@ mod mfa;
 mod openapi;
 mod org;
 mod page;
+mod passkey;
 mod plugin;
 mod policy;
 mod problem;
@@ -181,6 +182,7 @@ fn person_routes() -> OpenApiRouter<HttpState> {
             public("nobody learns whether anybody has the address", routes!(account::ask_for_reset)),
         ))
         .routes(counted(RouteClass::SignIn, public("the link is the credential", routes!(account::verify_email))))
+        .routes(counted(RouteClass::SignIn, public("the link is the credential", routes!(account::revoke_account))))
         .routes(counted(RouteClass::SignIn, public("the link is the credential", routes!(account::join))))
         .routes(personal(own, routes!(account::sign_out)))
         .routes(counted(RouteClass::Strict, personal(own, routes!(account::step_up))))
@@ -200,6 +202,29 @@ fn person_routes() -> OpenApiRouter<HttpState> {
         .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::verify_totp))))
         .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::activate_totp))))
         .routes(counted(RouteClass::Strict, personal(own, routes!(mfa::renew_backup_codes))))
+        .routes(counted(
+            RouteClass::SignIn,
+            public("the cookie of the first step is the credential", routes!(mfa::mail_sign_in_code)),
+        ))
+        .routes(counted(RouteClass::SignIn, public("nobody is named", routes!(passkey::begin_passkey_sign_in))))
+        .routes(counted(
+            RouteClass::SignIn,
+            public("the passkey is the credential", routes!(passkey::sign_in_by_passkey)),
+        ))
+        .routes(counted(
+            RouteClass::SignIn,
+            public("the cookie of the first step is the credential", routes!(passkey::begin_passkey_second)),
+        ))
+        .routes(counted(
+            RouteClass::SignIn,
+            public("the cookie of the first step is the credential", routes!(passkey::sign_in_second_by_passkey)),
+        ))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(passkey::begin_passkey_step_up))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(passkey::step_up_by_passkey))))
+        .routes(personal(own, routes!(passkey::list_passkeys)))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(passkey::begin_passkey))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(passkey::add_passkey))))
+        .routes(counted(RouteClass::Strict, personal(own, routes!(passkey::remove_passkey))))
         .routes(counted(RouteClass::Strict, personal(own, routes!(token::issue_tokens))))
         .routes(public("the refresh token is the credential", routes!(token::refresh_tokens)))
         .routes(public("the refresh token is the credential", routes!(token::revoke_tokens)))
@@ -214,8 +239,8 @@ fn member_routes() -> OpenApiRouter<HttpState> {
     OpenApiRouter::default()
         .routes(guarded(Permission::UsersRead, routes!(member::list_members)))
         .routes(guarded(Permission::UsersRead, routes!(member::show_member)))
-        .routes(guarded(Permission::UsersDisable, routes!(member::set_member_state)))
-        .routes(guarded(Permission::UsersRemove, routes!(member::remove_member)))
+        .routes(guarded_fresh(Permission::UsersDisable, routes!(member::set_member_state)))
+        .routes(guarded_fresh(Permission::UsersRemove, routes!(member::remove_member)))
         .routes(guarded(Permission::SessionsRead, routes!(member::list_member_sessions)))
         .routes(guarded(Permission::SessionsRevoke, routes!(member::end_member_sessions)))
         .routes(guarded(Permission::SessionsRevoke, routes!(member::end_member_session)))
@@ -267,7 +292,7 @@ fn access_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::RolesWrite, routes!(role::delete_role)))
         .routes(guarded(Permission::RolesRead, routes!(assignment::list_assignments)))
         .routes(guarded_fresh(Permission::RolesAssign, routes!(assignment::assign_role)))
-        .routes(guarded(Permission::RolesAssign, routes!(assignment::unassign_role)))
+        .routes(guarded_fresh(Permission::RolesAssign, routes!(assignment::unassign_role)))
         .routes(guarded(Permission::RolesRequest, routes!(role_request::request_role)))
         .routes(guarded(Permission::RolesRead, routes!(role_request::list_role_requests)))
         .routes(guarded(Permission::RolesRead, routes!(role_request::show_role_request)))
@@ -297,7 +322,7 @@ fn plugin_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::PluginsRead, routes!(grants::show_grants)))
         .routes(guarded_fresh(Permission::PluginsGrant, routes!(grants::replace_grants)))
         .routes(guarded(Permission::PluginsRead, routes!(secret::list_secrets)))
-        .routes(guarded(Permission::SecretsWrite, routes!(secret::put_secret)))
+        .routes(guarded_fresh(Permission::SecretsWrite, routes!(secret::put_secret)))
         .routes(guarded(Permission::SecretsWrite, routes!(secret::delete_secret)))
         .routes(guarded(Permission::CallsRead, routes!(call::list_calls)))
         .routes(guarded(Permission::CallsRead, routes!(call::show_call)))
@@ -322,7 +347,7 @@ fn workflow_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded(Permission::WorkflowsRead, routes!(workflow::show_workflow_version)))
         .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::activate_workflow)))
         .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::deactivate_workflow)))
-        .routes(guarded(Permission::WorkflowsActivate, routes!(workflow::rotate_hook)))
+        .routes(guarded_fresh(Permission::WorkflowsActivate, routes!(workflow::rotate_hook)))
         .routes(guarded(Permission::WorkflowsActivate, routes!(breaker::close_breaker)))
         .routes(guarded(Permission::RunsStart, routes!(run::start_run)))
         .routes(guarded(Permission::RunsRead, routes!(run::list_runs)))

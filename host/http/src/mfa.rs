@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use bulkhead_app::AppError;
 use bulkhead_app::mfa::{MfaStatus, Proof, TotpShown};
 use bulkhead_model::backup_code::BackupCode;
-use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::mfa::{Method, MfaPolicy, SignInPolicy};
 use bulkhead_model::time::Timestamp;
 use http::{StatusCode, header};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,13 @@ pub(crate) struct ProofInput {
     /// A backup code, with or without its hyphen.
     #[serde(default)]
     backup_code: Option<String>,
+    /// The code that was mailed for this sign-in, with or without its hyphen.
+    #[serde(default)]
+    email_code: Option<String>,
+    /// Lets the browser stand for the second factor for thirty days, where an organization of the person's takes it for one; never for who gives
+    /// others rights, and for nothing that asks for a fresh proof.
+    #[serde(default)]
+    trust_browser: bool,
 }
 
 /// One of the two, and not both.
@@ -61,12 +68,35 @@ pub(crate) async fn sign_in_second(
     State(state): State<HttpState>,
     Input(input): Input<ProofInput>,
 ) -> Result<Response, Problem> {
-    let proof = read_proof(input.code, input.backup_code)?;
-    let proof = proof.ok_or_else(|| AppError::invalid("wrong-code", "/code", "say a code or a backup code"))?;
-    let opened = state.app.sign_in_second(&waits.token, &proof, &waits.client).await?;
+    let proof = match (read_proof(input.code, input.backup_code)?, input.email_code) {
+        (Some(proof), None) => proof,
+        (None, Some(code)) => Proof::EmailCode(code),
+        (None, None) => return Err(AppError::invalid("wrong-code", "/code", "say a code").into()),
+        (Some(_), Some(_)) => return Err(AppError::invalid("wrong-code", "/email_code", "say one code").into()),
+    };
+    let opened = state.app.sign_in_second(&waits.token, (&proof, input.trust_browser), &waits.client).await?;
     let mut answer = opened_answer(&state, opened).await?;
     answer.headers_mut().append(header::SET_COOKIE, no_waiting_cookie());
     Ok(answer)
+}
+
+/// Mails a code for a sign-in that waits, where mail counts as a second factor and the person has none of their own.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/second-factor/email",
+    tag = "accounts",
+    responses((status = 202)),
+    extensions(("x-bulkhead-problems" = json!([
+        "unauthenticated", "no-email-code", "too-many-attempts", "foreign-origin", "unavailable", "invalid-query",
+    ]))),
+)]
+pub(crate) async fn mail_sign_in_code(
+    waits: Waits,
+    State(state): State<HttpState>,
+    _: NoInput,
+) -> Result<StatusCode, Problem> {
+    state.app.mail_sign_in_code(&waits.token, &waits.client).await?;
+    Ok(StatusCode::ACCEPTED)
 }
 
 /// A set-up that waits.
@@ -83,23 +113,27 @@ pub(crate) struct SetUpStateView {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Mfa)]
 pub(crate) struct MfaView {
-    /// Whether signing in asks for it.
+    /// Whether signing in by password asks for it.
     active: bool,
+    /// Since when an authenticator app counts.
     #[schema(value_type = Option<String>, format = DateTime)]
     active_since: Option<Timestamp>,
     /// Ten wrong codes in a row: a backup code lets the app's codes count again.
     locked: bool,
     backup_codes_left: usize,
+    /// They are listed at `me/passkeys`.
+    passkeys: usize,
     set_up: Option<SetUpStateView>,
 }
 
 impl From<MfaStatus> for MfaView {
     fn from(status: MfaStatus) -> Self {
         Self {
-            active: status.active_since.is_some(),
+            active: status.active_since.is_some() || status.passkeys > 0,
             active_since: status.active_since,
             locked: status.is_locked,
             backup_codes_left: status.backup_codes_left,
+            passkeys: status.passkeys,
             set_up: status.set_up.map(|(state, expires_at)| SetUpStateView { state: state.as_str(), expires_at }),
         }
     }
@@ -138,7 +172,7 @@ impl From<TotpShown> for TotpSetUpView {
 }
 
 /// An answer that nobody on the way keeps.
-fn unstored(status: StatusCode, view: impl Serialize) -> Response {
+pub(crate) fn unstored(status: StatusCode, view: impl Serialize) -> Response {
     (status, [(header::CACHE_CONTROL, "no-store")], Json(view)).into_response()
 }
 
@@ -225,7 +259,7 @@ pub(crate) async fn activate_totp(
     opened_answer(&state, opened).await
 }
 
-/// Takes the person's second factor away, where nobody asks for one. Every other session, token and key of the person ends, and the cookie
+/// Takes the person's second factors away, passkeys among them, where nobody asks for one. Every other session, token and key of the person ends, and the cookie
 /// changes.
 #[utoipa::path(
     delete,
@@ -256,7 +290,11 @@ pub(crate) async fn renew_backup_codes(
     Ok(unstored(StatusCode::CREATED, BackupCodesView::from(codes)))
 }
 
-/// What an organization asks of its members besides a password.
+fn usual_methods() -> Vec<Method> {
+    Method::DEFAULT.to_vec()
+}
+
+/// What an organization asks of its members besides a password, and what it takes for it.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = SignInPolicy)]
@@ -264,9 +302,24 @@ pub(crate) struct SignInPolicyView {
     /// Whom it asks for a second factor: nobody (`optional`), those who give others rights (`admins`), or everybody (`all`).
     #[schema(value_type = String, example = "admins")]
     mfa: MfaPolicy,
+    /// What it takes for one, one at least: `app` (with backup codes), `passkey`, and `email`, which is weak and counts for nobody who gives others
+    /// rights. `app` and `passkey` if left out.
+    #[serde(default = "usual_methods")]
+    #[schema(value_type = Vec<String>, example = json!(["app", "passkey"]))]
+    methods: Vec<Method>,
+    /// Whether a browser in which somebody proved one within thirty days stands for it: weaker than the standards allow, never for who gives
+    /// others rights.
+    #[serde(default)]
+    trusts_devices: bool,
 }
 
-/// Shows what the organization asks of its members besides a password.
+impl From<SignInPolicy> for SignInPolicyView {
+    fn from(policy: SignInPolicy) -> Self {
+        Self { mfa: policy.mfa, methods: policy.methods().to_vec(), trusts_devices: policy.trusts_devices }
+    }
+}
+
+/// Shows what the organization asks of its members besides a password, and what it takes for it.
 #[utoipa::path(
     get,
     path = "/api/v1/orgs/{org}/sign-in-policy",
@@ -277,22 +330,27 @@ pub(crate) async fn show_sign_in_policy(
     OrgCaller { caller, org }: OrgCaller,
     State(state): State<HttpState>,
 ) -> Result<Json<SignInPolicyView>, Problem> {
-    Ok(Json(SignInPolicyView { mfa: state.app.show_mfa_policy(&caller, org).await? }))
+    Ok(Json(state.app.show_sign_in_policy(&caller, org).await?.into()))
 }
 
-/// Changes what the organization asks of its members besides a password, from their next request on.
+/// Changes what the organization asks of its members besides a password, and what it takes for it, from their next request on.
 #[utoipa::path(
     put,
     path = "/api/v1/orgs/{org}/sign-in-policy",
     tag = "organizations",
     request_body = SignInPolicyView,
     responses((status = 200, body = SignInPolicyView)),
+    extensions(("x-bulkhead-problems" = json!(["invalid-methods"]))),
 )]
 pub(crate) async fn replace_sign_in_policy(
     OrgCaller { caller, org }: OrgCaller,
     State(state): State<HttpState>,
     Input(input): Input<SignInPolicyView>,
 ) -> Result<Json<SignInPolicyView>, Problem> {
-    state.app.change_mfa_policy(&caller, org, input.mfa).await?;
-    Ok(Json(input))
+    let policy = SignInPolicy::new(input.mfa, input.methods, input.trusts_devices);
+    let policy = policy.ok_or_else(|| {
+        AppError::invalid("invalid-methods", "/methods", "name one method at least: nobody could prove anything else")
+    })?;
+    state.app.change_sign_in_policy(&caller, org, policy.clone()).await?;
+    Ok(Json(policy.into()))
 }

@@ -190,6 +190,7 @@ fn path_parameters(path: &str) -> impl Iterator<Item = Value> + '_ {
             "user" => "A person's id (`user_…`).",
             "invitation" => "An invitation's id (`inv_…`).",
             "device" => "A browser's id (`dev_…`).",
+            "passkey" => "A passkey's id (`pkey_…`).",
             "session" => "A session's id (`ses_…`).",
             "step" => "A step's id in the definition.",
             "dead_letter" => "A dead letter's id (`dl_…`).",

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use axum::extract::FromRequestParts;
 use bulkhead_app::AppError;
-use bulkhead_app::sign_in::{Client, Opened, SignedIn, Waiting};
+use bulkhead_app::sign_in::{Client, Opened, SignedIn};
 use bulkhead_model::session::BrowserToken;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -163,7 +163,7 @@ impl FromRequestParts<HttpState> for Visitor {
     }
 }
 
-/// Somebody whose password was right, and who is to prove a second factor.
+/// Somebody who is to go on with a sign-in: to prove a second factor, or to answer by a passkey.
 pub(crate) struct Waits {
     pub(crate) token: BrowserToken,
     pub(crate) client: Client,
@@ -239,9 +239,9 @@ pub(crate) fn device_cookie(device: &BrowserToken) -> HeaderMap {
     HeaderMap::from_iter([(header::SET_COOKIE, set_cookie(DEVICE, &device.reveal(), Some(DEVICE_AGE_S)))])
 }
 
-/// The cookie of a sign-in that waits for a second factor.
-pub(crate) fn waiting_cookie(waiting: &Waiting) -> HeaderMap {
-    HeaderMap::from_iter([(header::SET_COOKIE, set_cookie(SIGN_IN, &waiting.token.reveal(), Some(SIGN_IN_AGE_S)))])
+/// The cookie of a sign-in that waits for a second factor, or for a passkey's answer.
+pub(crate) fn waiting_cookie(token: &BrowserToken) -> HeaderMap {
+    HeaderMap::from_iter([(header::SET_COOKIE, set_cookie(SIGN_IN, &token.reveal(), Some(SIGN_IN_AGE_S)))])
 }
 
 /// Takes the cookie of a sign-in back that has gone on.

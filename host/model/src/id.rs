@@ -185,6 +185,8 @@ ids! {
     TokenFamilyId = "tok";
     /// An authenticator app of a person.
     TotpId = "totp";
+    /// A passkey of a person.
+    PasskeyId = "pkey";
     /// A sign-in that waits for a second factor.
     SignInStepId = "step";
 }

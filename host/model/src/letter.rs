@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::account::Email;
-use crate::id::{InvitationId, OrgId, UserId};
+use crate::id::{InvitationId, OrgId, SignInStepId, UserId};
 use crate::link::Purpose;
 
 /// What a letter is about. Stored as JSON.
@@ -22,8 +22,16 @@ pub enum Letter {
     },
     /// Somebody is to join an organization.
     Invitation { org: OrgId, invitation: InvitationId, org_name: String, inviter: String },
+    /// A code for a sign-in that waits. It is made when the letter is sent.
+    SignInCode { step: SignInStepId },
     /// Tells of something that the person should know of, and can do something about.
-    Notice { notice: Notice, at: String },
+    Notice {
+        notice: Notice,
+        at: String,
+        /// Whose account it is about, whoever has the address by now; none in letters of older versions.
+        #[serde(default)]
+        user: Option<UserId>,
+    },
 }
 
 /// What a person is told of.
@@ -43,6 +51,10 @@ pub enum Notice {
     /// Three are left, or fewer.
     BackupCodesLow,
     BackupCodesMade,
+    PasskeyAdded,
+    PasskeyRemoved,
+    /// It answered with a counter that was used before: there may be two of it.
+    PasskeyCopied,
 }
 
 impl Letter {
@@ -53,6 +65,7 @@ impl Letter {
             Self::ResetPassword => "reset_password",
             Self::VerifyEmail { .. } => "verify_email",
             Self::Invitation { .. } => "invitation",
+            Self::SignInCode { .. } => "sign_in_code",
             Self::Notice { .. } => "notice",
         }
     }
@@ -64,7 +77,11 @@ impl Letter {
             Self::ResetPassword => Some(Purpose::ChoosePassword),
             Self::VerifyEmail { .. } => Some(Purpose::VerifyEmail),
             Self::Invitation { .. } => Some(Purpose::Join),
-            Self::Notice { .. } => None,
+            Self::SignInCode { .. } => None,
+            Self::Notice { user, .. } => match user {
+                Some(_) => Some(Purpose::Revoke),
+                None => None,
+            },
         }
     }
 }
@@ -90,7 +107,7 @@ fn quoted(text: &str) -> String {
     plain.replace("://", " ").replace('.', "\u{2024}")
 }
 
-/// Writes a letter. `link` is the whole address, for letters that carry one.
+/// Writes a letter. `link` is the whole address, for letters that carry one, or the code.
 #[must_use]
 pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
     let (subject, text) = match letter {
@@ -117,7 +134,14 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                 quoted(org_name)
             ),
         ),
-        Letter::Notice { notice, at } => {
+        Letter::SignInCode { .. } => (
+            "Your code".to_owned(),
+            format!(
+                "Somebody, probably you, signs in to your account with your password. This code goes on with it, once, within five minutes of the \
+                 password:\n\n  {link}\n\nNobody of ours asks for it. If it was not you, choose another password: somebody has yours."
+            ),
+        ),
+        Letter::Notice { notice, at, user } => {
             let (subject, what) = match notice {
                 Notice::PasswordChanged => ("Your password was changed", "Your password was changed"),
                 Notice::EmailChanged => (
@@ -148,17 +172,33 @@ pub fn write(letter: &Letter, to: Email, link: &str) -> Written {
                     "New backup codes",
                     "New backup codes were made for your account, and the old ones are worth nothing, since",
                 ),
+                Notice::PasskeyAdded => (
+                    "A passkey was added",
+                    "A passkey was added to your account, which opens it from now on. It was added",
+                ),
+                Notice::PasskeyRemoved => {
+                    ("A passkey was removed", "One of your passkeys opens your account no longer. It was removed")
+                }
+                Notice::PasskeyCopied => (
+                    "A passkey was refused",
+                    "One of your passkeys counted backwards, as it does when somebody has a copy of it. Remove it, and add another one. It was refused",
+                ),
                 Notice::ManyFailures => (
                     "Many sign-ins were refused",
                     "Somebody tried to sign in to your account with a wrong password ten times within a day. Your password held. The last time was",
                 ),
                 Notice::NewDevice => {
-                    ("A new sign-in", "Somebody signed in with your password in a browser that was not used before,")
+                    ("A new sign-in", "Somebody signed in to your account in a browser that was not used before,")
                 }
             };
-            let body = format!(
-                "{what} at {at}.\n\nIf that was you, do nothing. If not, choose a new password at once, which ends every session:\n\n  {link}"
-            );
+            let otherwise = if user.is_some() {
+                "follow this link, and say so there. It ends every session, token and API key of your account and takes away what was added to \
+                 it since; your password is worth nothing from then on, and you get a letter to choose another one. The link works once, for a \
+                 week, and signs nobody in"
+            } else {
+                "choose a new password at once, which ends every session"
+            };
+            let body = format!("{what} at {at}.\n\nIf that was you, do nothing. If not, {otherwise}:\n\n  {link}");
             (subject.to_owned(), body)
         }
     };
@@ -194,5 +234,18 @@ mod tests {
         assert_eq!(serde_json::from_str::<Letter>(&text).unwrap(), letter);
         assert_eq!(letter.purpose(), Some(Purpose::VerifyEmail));
         assert!(text.contains("verify_email"), "{text}");
+    }
+
+    #[test]
+    fn an_alert_carries_the_way_to_end_it_and_one_of_an_older_version_is_read() {
+        let ambient = Ambient::manual(Timestamp::from_micros(0), 1);
+        let old: Letter = serde_json::from_str(r#"{"kind":"notice","notice":"new_device","at":"then"}"#).unwrap();
+        assert_eq!(old, Letter::Notice { notice: Notice::NewDevice, at: "then".to_owned(), user: None });
+        assert_eq!(old.purpose(), None);
+        let new =
+            Letter::Notice { notice: Notice::NewDevice, at: "then".to_owned(), user: Some(UserId::new(&ambient)) };
+        assert_eq!(new.purpose(), Some(Purpose::Revoke));
+        let written = write(&new, "ada@example.com".parse().unwrap(), "https://bulkhead.test/link#revoke=x");
+        assert!(written.body.contains("signs nobody in") && written.body.contains("#revoke=x"), "{}", written.body);
     }
 }

@@ -7,7 +7,7 @@
 //! | question | file |
 //! | --- | --- |
 //! | who may do it? | [`permission`], and [`role`] for where that comes from |
-//! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`], [`mfa`], [`totp`], [`backup_code`] |
+//! | who is it, and how do they prove it? | [`account`], [`password`], [`session`], [`access_token`], [`link`], [`throttle`], [`mfa`], [`totp`], [`backup_code`], [`passkey`] |
 //! | from where may an organization be reached? | [`allow_list`] |
 //! | how often may somebody ask? | [`rate`], by [`network`], person, key and organization; [`block`] |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
@@ -38,6 +38,7 @@ pub mod manifest;
 pub mod mfa;
 pub mod name;
 pub mod network;
+pub mod passkey;
 pub mod password;
 pub mod permission;
 pub mod quota;

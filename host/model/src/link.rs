@@ -22,10 +22,12 @@ pub enum Purpose {
     VerifyEmail,
     /// Lets somebody join an organization.
     Join,
+    /// Ends everything of an account that somebody else is in.
+    Revoke,
 }
 
 impl Purpose {
-    pub const ALL: [Self; 4] = [Self::SetUp, Self::ChoosePassword, Self::VerifyEmail, Self::Join];
+    pub const ALL: [Self; 5] = [Self::SetUp, Self::ChoosePassword, Self::VerifyEmail, Self::Join, Self::Revoke];
 
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -34,6 +36,7 @@ impl Purpose {
             Self::ChoosePassword => "choose_password",
             Self::VerifyEmail => "verify_email",
             Self::Join => "join",
+            Self::Revoke => "revoke",
         }
     }
 
@@ -48,7 +51,7 @@ impl Purpose {
         match self {
             Self::SetUp | Self::VerifyEmail => Duration::from_hours(24),
             Self::ChoosePassword => Duration::from_hours(1),
-            Self::Join => Duration::from_hours(24 * 7),
+            Self::Join | Self::Revoke => Duration::from_hours(24 * 7),
         }
     }
 }

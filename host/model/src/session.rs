@@ -46,6 +46,12 @@ impl SessionTimes {
         Self { auth_at: now, expires_at: now.plus(limits.overall), idle: limits.idle, seen_at: now }
     }
 
+    /// As of somebody who has not proven lately who they are.
+    #[must_use]
+    pub fn without_proof(self) -> Self {
+        Self { auth_at: self.auth_at.minus(STEP_UP_WINDOW), ..self }
+    }
+
     /// As narrow as these limits at least, for a session that began then.
     #[must_use]
     pub fn narrowed(self, limits: SessionLimits, began_at: Timestamp) -> Self {
@@ -152,6 +158,7 @@ mod tests {
         let times = SessionTimes::begin(SessionLimits::MEMBER, START);
         assert!(times.is_stepped_up(START.plus(Duration::from_secs(599))));
         assert!(!times.is_stepped_up(START.plus(Duration::from_mins(10))));
+        assert!(!times.without_proof().is_stepped_up(START));
     }
 
     proptest! {

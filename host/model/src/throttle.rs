@@ -18,6 +18,8 @@ pub enum Guarded {
     /// A one-time code: authenticator app, mail.
     Code,
     BackupCode,
+    /// An answer to a challenge. Nobody guesses one; whoever tries is slowed down all the same.
+    Passkey,
     /// A link that was mailed or printed.
     Link,
     /// Asking for a letter.
@@ -31,6 +33,7 @@ impl Guarded {
             Self::Password => "password",
             Self::Code => "code",
             Self::BackupCode => "backup-code",
+            Self::Passkey => "passkey",
             Self::Link => "link",
             Self::Mail => "mail",
         }
@@ -78,13 +81,14 @@ const QUARTER: Duration = Duration::from_mins(15);
 const fn pace(guarded: Guarded, by: CountedBy) -> Pace {
     match (guarded, by) {
         (
-            Guarded::Password | Guarded::Code | Guarded::BackupCode | Guarded::Link,
+            Guarded::Password | Guarded::Code | Guarded::BackupCode | Guarded::Passkey | Guarded::Link,
             CountedBy::Identifier | CountedBy::Device,
         ) => Pace { from: 5, first: Duration::from_secs(1), longest: QUARTER, forget: Duration::from_hours(24) },
         // An office is one address.
-        (Guarded::Password | Guarded::Code | Guarded::BackupCode | Guarded::Link, CountedBy::Address) => {
-            Pace { from: 30, first: Duration::from_secs(1), longest: QUARTER, forget: HOUR }
-        }
+        (
+            Guarded::Password | Guarded::Code | Guarded::BackupCode | Guarded::Passkey | Guarded::Link,
+            CountedBy::Address,
+        ) => Pace { from: 30, first: Duration::from_secs(1), longest: QUARTER, forget: HOUR },
         // Nothing is guessed, but somebody's mailbox fills: three, and then one in twenty minutes at most.
         (Guarded::Mail, CountedBy::Identifier | CountedBy::Device) => {
             Pace { from: 3, first: Duration::from_mins(20), longest: HOUR, forget: HOUR }
@@ -177,7 +181,9 @@ mod tests {
     /// Zitadel CVE-2024-32868: a factor without a limit of its own.
     #[test]
     fn every_factor_and_every_counter_has_a_limit() {
-        for guarded in [Guarded::Password, Guarded::Code, Guarded::BackupCode, Guarded::Link, Guarded::Mail] {
+        for guarded in
+            [Guarded::Password, Guarded::Code, Guarded::BackupCode, Guarded::Passkey, Guarded::Link, Guarded::Mail]
+        {
             for by in [CountedBy::Identifier, CountedBy::Device, CountedBy::Address] {
                 let in_a_day = {
                     let (mut now, mut failures, mut made) = (START, Failures::NONE, 0);

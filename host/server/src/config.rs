@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use bulkhead_app::{HashingLimits, StartLimits};
 use bulkhead_model::client_address::TrustedProxies;
+use bulkhead_model::passkey::RelyingParty;
 use bulkhead_model::password::Cost;
 use bulkhead_model::rate::{Policy, Rate, RateLimits};
 use figment::Figment;
@@ -295,6 +296,10 @@ pub(crate) struct AccountsSection {
     pub(crate) hash_lanes: u32,
     pub(crate) hash_at_once_max: usize,
     pub(crate) hash_waiting_max: usize,
+    /// What passkeys are bound to; the public address's domain without it.
+    pub(crate) passkey_rp_id: Option<String>,
+    /// Whose pages may ask for them; the public address without any.
+    pub(crate) passkey_origins: Vec<String>,
 }
 
 impl Default for AccountsSection {
@@ -306,6 +311,8 @@ impl Default for AccountsSection {
             hash_lanes: cost.lanes,
             hash_at_once_max: at_once_max,
             hash_waiting_max: waiting_max,
+            passkey_rp_id: None,
+            passkey_origins: Vec::new(),
         }
     }
 }
@@ -314,6 +321,12 @@ impl AccountsSection {
     pub(crate) fn hashing(&self) -> HashingLimits {
         let cost = Cost { memory_kib: self.hash_memory_kib, passes: self.hash_passes, lanes: self.hash_lanes };
         HashingLimits { cost, at_once_max: self.hash_at_once_max, waiting_max: self.hash_waiting_max }
+    }
+
+    /// The site that passkeys are made for, if there can be any.
+    pub(crate) fn passkeys(&self, public_url: &str) -> Result<Option<RelyingParty>> {
+        RelyingParty::configured(public_url, self.passkey_rp_id.as_deref(), &self.passkey_origins)
+            .context("accounts.passkey_rp_id and accounts.passkey_origins")
     }
 
     fn check(&self) -> Result<()> {
@@ -429,6 +442,7 @@ impl Config {
         self.starts.check()?;
         self.limits.check()?;
         self.accounts.check()?;
+        self.accounts.passkeys(&self.public_url(self.server.listen))?;
         if let Some(url) = &self.server.public_url {
             anyhow::ensure!(
                 url.starts_with("http://") || url.starts_with("https://"),

@@ -163,6 +163,7 @@ impl Host {
             sealer,
             ambient,
             accounts: AccountParts::new(&root_key, config.accounts.hashing(), config.public_url(config.server.listen))
+                .with_passkeys(config.accounts.passkeys(&config.public_url(config.server.listen))?)
                 .with_post(mail::relay(&config.mail)?),
             sandbox: SandboxParts {
                 runtime,

@@ -150,6 +150,27 @@ impl Tx {
         Ok(self.execute(sql, binds![id, &password.to_string(), now]).await? > 0)
     }
 
+    /// Says whether mail chose the password.
+    pub async fn set_password_by_mail(&mut self, id: UserId, is_by_mail: bool) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update user_account set password_by_mail = $2 where id = $1");
+        Ok(self.execute(sql, binds![id, i64::from(is_by_mail)]).await? > 0)
+    }
+
+    /// Whether mail chose the password.
+    pub async fn is_password_by_mail(&mut self, id: UserId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select id from user_account where id = $1 and password_by_mail = 1");
+        Ok(self.fetch_optional(sql, binds![id]).await?.is_some())
+    }
+
+    /// Takes a person's password away: they have to choose another one by a link.
+    pub async fn clear_user_password(&mut self, id: UserId, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update user_account set password = null, updated_at = $2 where id = $1");
+        Ok(self.execute(sql, binds![id, now]).await? > 0)
+    }
+
     /// Writes the same password's newer hash; nothing if it was changed meanwhile.
     pub async fn replace_user_hash(
         &mut self,

@@ -42,10 +42,12 @@ pub const TABLES: &[&str] = &[
     "member",
     "device",
     "user_link",
+    "revoke_link",
     "sign_in_attempt",
     "mail",
     "totp",
     "backup_code",
+    "passkey",
     "invitation",
     "sign_in_policy",
     "ip_allow_list",
@@ -89,8 +91,17 @@ pub const TABLES: &[&str] = &[
 ];
 
 /// Those of them whose rows belong to people rather than to an organization.
-pub const TABLES_OF_PEOPLE: &[&str] =
-    &["user_account", "device", "user_link", "sign_in_attempt", "mail", "totp", "backup_code"];
+pub const TABLES_OF_PEOPLE: &[&str] = &[
+    "user_account",
+    "device",
+    "user_link",
+    "revoke_link",
+    "sign_in_attempt",
+    "mail",
+    "totp",
+    "backup_code",
+    "passkey",
+];
 
 /// Tables that a backup leaves out.
 pub const TABLES_LEFT_OUT: &[&str] = &[
@@ -98,12 +109,14 @@ pub const TABLES_LEFT_OUT: &[&str] = &[
     "token_family", // … and so do machines
     "refresh_token",
     "sign_in_step",
-    "throttle",      // who failed how often matters for a day
-    "rate_limit",    // who asked how often matters for an hour
-    "address_block", // … and which addresses are shut out, for a day
-    "probe",         // says whether writes succeed here and now
-    "worker",        // processes that serve now; none of them serves what is restored
-    "root_check",    // a restore keeps that of the root key that opened the archive
+    "email_code",       // … and codes
+    "passkey_ceremony", // challenges of the last minutes
+    "throttle",         // who failed how often matters for a day
+    "rate_limit",       // who asked how often matters for an hour
+    "address_block",    // … and which addresses are shut out, for a day
+    "probe",            // says whether writes succeed here and now
+    "worker",           // processes that serve now; none of them serves what is restored
+    "root_check",       // a restore keeps that of the root key that opened the archive
 ];
 
 /// Why a backup could not be made, checked or restored. Before a restore has ended, nothing is written.

@@ -39,6 +39,7 @@ mod migrations;
 pub mod node;
 pub mod org;
 pub mod page;
+pub mod passkey;
 pub mod plugin;
 pub mod policy;
 mod postgres;

@@ -23,6 +23,18 @@ pub struct Link {
     pub used_at: Option<Timestamp>,
 }
 
+/// A link in a letter that tells of something: it ends everything of the account, once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RevokeLink {
+    pub id: LinkId,
+    pub user: UserId,
+    /// Where the letter went.
+    pub email: Email,
+    /// What was added to the account from then on is taken away.
+    pub since: Timestamp,
+    pub expires_at: Timestamp,
+}
+
 fn read(row: &Row) -> Result<Link, StoreError> {
     let email: Option<String> = row.get("email")?;
     let email =
@@ -106,5 +118,36 @@ impl Tx {
     pub async fn remove_expired_links(&mut self, now: Timestamp) -> Result<u64, StoreError> {
         self.require_people()?;
         self.execute(sql!("delete from user_link where expires_at <= $1"), binds![now]).await
+    }
+
+    pub async fn insert_revoke_link(&mut self, link: &RevokeLink) -> Result<(), StoreError> {
+        self.require_people()?;
+        let sql = sql!("insert into revoke_link (id, user_id, email, since, expires_at) values ($1, $2, $3, $4, $5)");
+        let values = binds![link.id, link.user, link.email.as_str(), link.since, link.expires_at];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// Uses a link once, while its time is not over.
+    pub async fn use_revoke_link(&mut self, id: LinkId, now: Timestamp) -> Result<Option<RevokeLink>, StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "delete from revoke_link where id = $1 and expires_at > $2 returning id, user_id, email, since, expires_at"
+        );
+        let read = |row: Row| {
+            Ok(RevokeLink {
+                id: row.get("id")?,
+                user: row.get("user_id")?,
+                email: row.parsed("email", |text| text.parse().ok())?,
+                since: row.get("since")?,
+                expires_at: row.get("expires_at")?,
+            })
+        };
+        self.fetch_optional(sql, binds![id, now]).await?.map(read).transpose()
+    }
+
+    /// Removes such links whose time is over.
+    pub async fn remove_expired_revoke_links(&mut self, now: Timestamp) -> Result<u64, StoreError> {
+        self.require_people()?;
+        self.execute(sql!("delete from revoke_link where expires_at <= $1"), binds![now]).await
     }
 }

@@ -4,7 +4,7 @@
 //! [`Tx::use_sign_in_step`].
 
 use bulkhead_model::id::{DeviceId, SessionId, SignInStepId, TotpId, UserId};
-use bulkhead_model::mfa::MfaPolicy;
+use bulkhead_model::mfa::{MfaPolicy, SignInPolicy};
 use bulkhead_model::password::StoredPassword;
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
@@ -176,13 +176,24 @@ impl Tx {
         Ok(self.execute(sql, binds![id]).await? > 0)
     }
 
-    /// Takes every app and backup code of a person away; whether one counted.
+    /// Takes every app, backup code and passkey of a person away; whether one counted.
     pub async fn delete_second_factors(&mut self, user: UserId) -> Result<bool, StoreError> {
         self.require_people()?;
-        let was_active = self.load_totp(user).await?.is_some();
+        let was_active = self.load_factors(user).await?.any();
+        self.delete_passkeys(user).await?;
+        self.delete_ceremonies(user).await?;
         self.execute(sql!("delete from totp where user_id = $1"), binds![user]).await?;
         self.execute(sql!("delete from sign_in_step where user_id = $1"), binds![user]).await?;
         Ok(was_active)
+    }
+
+    /// Takes the apps and passkeys away that were added to an account from then on; how many.
+    pub async fn delete_factors_since(&mut self, user: UserId, since: Timestamp) -> Result<u64, StoreError> {
+        self.require_people()?;
+        let apps = sql!("delete from totp where user_id = $1 and created_at >= $2");
+        let apps = self.execute(apps, binds![user, since]).await?;
+        let passkeys = sql!("delete from passkey where user_id = $1 and created_at >= $2");
+        Ok(apps + self.execute(passkeys, binds![user, since]).await?)
     }
 
     /// Ends what a person began to set up, but for what this session did.
@@ -275,23 +286,79 @@ impl Tx {
         Ok(self.execute(sql!("delete from sign_in_step where id = $1"), binds![id]).await? > 0)
     }
 
+    /// Whether the sign-in of this id waits.
+    pub async fn has_sign_in_step(&mut self, id: SignInStepId, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select id from sign_in_step where id = $1 and expires_at > $2");
+        Ok(self.fetch_optional(sql, binds![id, now]).await?.is_some())
+    }
+
+    /// Keeps the code that is mailed for a sign-in; one before it is worth nothing from here on, and what was tried counts on.
+    pub async fn replace_email_code(
+        &mut self,
+        step: SignInStepId,
+        hash: &StoredPassword,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        self.require_people()?;
+        let sql = sql!(
+            "insert into email_code (step_id, hash, failures, created_at) values ($1, $2, 0, $3)
+             on conflict (step_id) do update set hash = excluded.hash, created_at = excluded.created_at"
+        );
+        self.execute(sql, binds![step, &hash.to_string(), now]).await.map(drop)
+    }
+
+    /// The code that was mailed for a sign-in, while fewer than `failures_max` others were tried.
+    pub async fn load_email_code(
+        &mut self,
+        step: SignInStepId,
+        failures_max: u32,
+    ) -> Result<Option<StoredPassword>, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select hash from email_code where step_id = $1 and failures < $2");
+        let row = self.fetch_optional(sql, binds![step, failures_max]).await?;
+        row.map(|row| row.parsed("hash", StoredPassword::parse)).transpose()
+    }
+
+    /// Counts a wrong code.
+    pub async fn fail_email_code(&mut self, step: SignInStepId) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update email_code set failures = failures + 1 where step_id = $1");
+        Ok(self.execute(sql, binds![step]).await? > 0)
+    }
+
     /// Removes sign-ins and set-ups that nobody went on with.
     pub async fn remove_expired_steps(&mut self, now: Timestamp) -> Result<u64, StoreError> {
         self.require_people()?;
         let set_ups = sql!("delete from totp where state <> 'active' and expires_at <= $1");
-        let removed = self.execute(set_ups, binds![now]).await?;
+        let removed = self.execute(set_ups, binds![now]).await? + self.remove_expired_ceremonies(now).await?;
         Ok(removed + self.execute(sql!("delete from sign_in_step where expires_at <= $1"), binds![now]).await?)
     }
 
-    /// What the transaction's organization asks of its members besides a password.
-    pub async fn load_mfa_policy(&mut self) -> Result<MfaPolicy, StoreError> {
+    /// What the transaction's organization asks of its members besides a password, and what it takes for it.
+    pub async fn load_sign_in_policy(&mut self) -> Result<SignInPolicy, StoreError> {
         let org = self.org()?;
-        let sql = sql!("select mfa from sign_in_policy where org_id = $1");
-        let row = self.fetch_optional(sql, binds![org]).await?;
-        let policy = row.map(|row| row.parsed("mfa", MfaPolicy::parse)).transpose()?;
-        Ok(policy.unwrap_or_default())
+        let sql = sql!("select mfa, methods, trusts_devices from sign_in_policy where org_id = $1");
+        let Some(row) = self.fetch_optional(sql, binds![org]).await? else { return Ok(SignInPolicy::default()) };
+        let (mfa, methods) = (row.parsed("mfa", MfaPolicy::parse)?, row.get::<String>("methods")?);
+        let policy =
+            SignInPolicy::new(mfa, SignInPolicy::read_methods(&methods), row.get::<i64>("trusts_devices")? == 1);
+        policy.ok_or_else(|| StoreError::corrupt("methods", "none that is known"))
     }
 
+    pub async fn save_sign_in_policy(&mut self, policy: &SignInPolicy, now: Timestamp) -> Result<(), StoreError> {
+        let org = self.org()?;
+        let sql = sql!(
+            "insert into sign_in_policy (org_id, mfa, methods, trusts_devices, updated_at) values ($1, $2, $3, $4, $5)
+             on conflict (org_id) do update set mfa = excluded.mfa, methods = excluded.methods,
+                 trusts_devices = excluded.trusts_devices, updated_at = excluded.updated_at"
+        );
+        let methods = policy.methods_text();
+        let values = binds![org, policy.mfa.as_str(), &methods, i64::from(policy.trusts_devices), now];
+        self.execute(sql, values).await.map(drop)
+    }
+
+    /// Changes whom the organization asks, and nothing else of its policy.
     pub async fn save_mfa_policy(&mut self, policy: MfaPolicy, now: Timestamp) -> Result<(), StoreError> {
         let org = self.org()?;
         let sql = sql!(

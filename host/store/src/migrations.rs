@@ -28,6 +28,11 @@ const ALL: &[(&str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0004_limits.sql"),
         include_str!("../../../migrations/postgres/0004_limits.sql"),
     ),
+    (
+        "0005_devices",
+        include_str!("../../../migrations/sqlite/0005_devices.sql"),
+        include_str!("../../../migrations/postgres/0005_devices.sql"),
+    ),
 ];
 
 fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {

@@ -58,6 +58,15 @@ pub struct Device {
     pub agent: String,
     pub created_at: Timestamp,
     pub seen_at: Timestamp,
+    /// Until when it stands for a second factor, where an organization takes it for one.
+    pub trusted_until: Option<Timestamp>,
+}
+
+impl Device {
+    #[must_use]
+    pub fn is_trusted(&self, now: Timestamp) -> bool {
+        self.trusted_until.is_some_and(|end| now < end)
+    }
 }
 
 fn read_device(row: &Row) -> Result<Device, StoreError> {
@@ -68,6 +77,7 @@ fn read_device(row: &Row) -> Result<Device, StoreError> {
         agent: row.get("agent")?,
         created_at: row.get("created_at")?,
         seen_at: row.get("seen_at")?,
+        trusted_until: row.get("trusted_until")?,
     })
 }
 
@@ -206,17 +216,27 @@ impl Tx {
     pub async fn insert_device(&mut self, device: &Device) -> Result<(), StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "insert into device (id, user_id, token_hash, agent, created_at, seen_at) values ($1, $2, $3, $4, $5, $6)"
+            "insert into device (id, user_id, token_hash, agent, created_at, seen_at, trusted_until)
+             values ($1, $2, $3, $4, $5, $6, $7)"
         );
-        let values =
-            binds![device.id, device.user, &device.token_hash.0, &device.agent, device.created_at, device.seen_at];
+        let values = binds![
+            device.id,
+            device.user,
+            &device.token_hash.0,
+            &device.agent,
+            device.created_at,
+            device.seen_at,
+            device.trusted_until
+        ];
         self.execute(sql, values).await.map(drop)
     }
 
     /// The browser whose cookie has this hash, whoever it is known to.
     pub async fn load_device_by_token(&mut self, hash: &SecretHash) -> Result<Option<Device>, StoreError> {
         self.require_people()?;
-        let sql = sql!("select id, user_id, token_hash, agent, created_at, seen_at from device where token_hash = $1");
+        let sql = sql!(
+            "select id, user_id, token_hash, agent, created_at, seen_at, trusted_until from device where token_hash = $1"
+        );
         self.fetch_optional(sql, binds![&hash.0]).await?.map(|row| read_device(&row)).transpose()
     }
 
@@ -224,7 +244,7 @@ impl Tx {
     pub async fn list_devices(&mut self, user: UserId) -> Result<Vec<Device>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, user_id, token_hash, agent, created_at, seen_at from device where user_id = $1
+            "select id, user_id, token_hash, agent, created_at, seen_at, trusted_until from device where user_id = $1
              order by seen_at desc, id desc limit 50"
         );
         self.fetch(sql, binds![user]).await?.iter().map(read_device).collect()
@@ -242,6 +262,20 @@ impl Tx {
         self.require_people()?;
         let sql = sql!("update device set token_hash = $2, seen_at = $3 where id = $1");
         Ok(self.execute(sql, binds![id, &token.0, now]).await? > 0)
+    }
+
+    /// Lets one of a person's browsers stand for a second factor until then.
+    pub async fn trust_device(&mut self, user: UserId, id: DeviceId, until: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("update device set trusted_until = $3 where user_id = $1 and id = $2");
+        Ok(self.execute(sql, binds![user, id, until]).await? > 0)
+    }
+
+    /// Whether one of a person's browsers stands for a second factor.
+    pub async fn is_device_trusted(&mut self, user: UserId, id: DeviceId, now: Timestamp) -> Result<bool, StoreError> {
+        self.require_people()?;
+        let sql = sql!("select id from device where user_id = $1 and id = $2 and trusted_until > $3");
+        Ok(self.fetch_optional(sql, binds![user, id, now]).await?.is_some())
     }
 
     /// Forgets a person's browsers but for the `keep` that were used last.

@@ -135,6 +135,16 @@ impl App {
         Attempt { guarded, identifier: by_name, counters }
     }
 
+    /// An attempt of somebody who gives no name: counted by the address alone, if that is known.
+    pub(crate) fn attempt_of_nobody(&self, guarded: Guarded, address: Option<IpAddr>) -> Attempt {
+        let by_address = |address| {
+            let who = network(address).to_string();
+            (CountedBy::Address, self.counter(guarded, CountedBy::Address, who.as_bytes()))
+        };
+        let identifier = self.counter(guarded, CountedBy::Identifier, b"");
+        Attempt { guarded, identifier, counters: address.map(by_address).into_iter().collect() }
+    }
+
     /// What came of judging an attempt; one that could not be judged is given back.
     pub(crate) async fn judged<T>(&self, attempt: &Attempt, judged: Result<T, AppError>) -> Result<T, AppError> {
         if judged.is_err() {
@@ -150,7 +160,8 @@ impl App {
 
     /// Every counter that failures under this name fall under.
     pub(crate) fn counters_of_identifier(&self, identifier: &str) -> Vec<[u8; 32]> {
-        let guarded = [Guarded::Password, Guarded::Code, Guarded::BackupCode, Guarded::Link, Guarded::Mail];
+        let guarded =
+            [Guarded::Password, Guarded::Code, Guarded::BackupCode, Guarded::Passkey, Guarded::Link, Guarded::Mail];
         let key = |guarded| self.counter(guarded, CountedBy::Identifier, identifier.as_bytes());
         let mut keys: Vec<_> = guarded.into_iter().map(key).collect();
         keys.sort_unstable();

@@ -74,7 +74,7 @@ impl App {
                     if *email == user.email {
                         return Ok(());
                     }
-                    tell_person(tx, &user.email, Notice::EmailChangeAsked, ambient).await?;
+                    tell_person(tx, user, Notice::EmailChangeAsked, ambient).await?;
                     let memberships = tx.list_memberships(user.id).await?;
                     let (action, detail) = (EventType::EmailChangeRequested, json!({ "after": email }));
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await
@@ -119,7 +119,7 @@ impl App {
                     tx.update_user_email(user.id, &email, now).await?;
                     let memberships = end_everything(tx, user.id, None, ambient).await?;
                     if *sends_mail {
-                        tell_person(tx, &user.email, Notice::EmailChanged, ambient).await?;
+                        tell_person(tx, &user, Notice::EmailChanged, ambient).await?;
                     }
                     let detail = json!({ "before": user.email, "after": email });
                     tell_organizations(tx, &memberships, user.id, EventType::EmailChanged, &detail, ambient).await

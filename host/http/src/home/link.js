@@ -7,6 +7,7 @@
     choose_password: ["Choose a password", "Every session of yours ends.", "/api/v1/auth/choose-password"],
     verify_email: ["Confirm your address", "", "/api/v1/auth/verify-email"],
     join: ["Join", "If you have an account, sign in first, then follow the link again; a name and a password are for those who have none.", "/api/v1/auth/join"],
+    revoke: ["This was not me", "Every session, token and key of your account ends, what was added to it since the letter is taken away, and you choose another password by a letter.", "/api/v1/auth/revoke-account"],
     forgotten: ["Forgotten password", "You get a letter with a link.", "/api/v1/auth/password-reset"],
   };
   const step = Object.hasOwn(steps, purpose) ? steps[purpose] : null;

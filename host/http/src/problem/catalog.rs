@@ -72,6 +72,8 @@ kinds! {
     InvalidPassword = "invalid-password", UNPROCESSABLE_ENTITY, "The password cannot be chosen";
     WrongPassword = "wrong-password", UNPROCESSABLE_ENTITY, "The password is not the current one";
     WrongCode = "wrong-code", UNPROCESSABLE_ENTITY, "The code does not count";
+    InvalidMethods = "invalid-methods", UNPROCESSABLE_ENTITY, "The methods leave nothing to prove";
+    InvalidPasskey = "invalid-passkey", UNPROCESSABLE_ENTITY, "The passkey's answer does not count";
     SecondFactorRequired = "second-factor-required", UNPROCESSABLE_ENTITY, "A second factor is needed as well";
     InvalidLink = "invalid-link", UNPROCESSABLE_ENTITY, "The link is of no use";
     InvalidAllowList = "invalid-allow-list", UNPROCESSABLE_ENTITY, "The list of networks is not valid";
@@ -110,6 +112,9 @@ kinds! {
     // What stands against it.
     AlreadySetUp = "already-set-up", CONFLICT, "The server is set up already";
     NoSetUp = "no-set-up", CONFLICT, "No set-up waits for this";
+    NoEmailCode = "no-email-code", CONFLICT, "Mail is no second factor here";
+    NoPasskeys = "no-passkeys", CONFLICT, "There are no passkeys here";
+    TooManyPasskeys = "too-many-passkeys", CONFLICT, "The person has as many passkeys as a person may";
     SecondFactorStays = "second-factor-stays", CONFLICT, "The second factor is asked for";
     NoMail = "no-mail", CONFLICT, "This server sends no mail";
     SignInFirst = "sign-in-first", CONFLICT, "The invitation is to somebody with an account";
