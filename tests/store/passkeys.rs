@@ -32,7 +32,7 @@ on_both! {
         let early = end.minus(Duration::from_micros(1));
         tx!(test.write, &PEOPLE, [p, end, early], |tx| {
             let mut later = p.ceremony.clone();
-            later.state = "{\"a\":1}".to_owned();
+            "{\"a\":1}".clone_into(&mut later.state);
             tx.replace_ceremony(&later).await?;
             assert_eq!(tx.remove_expired_ceremonies(*early).await?, 0);
             let found = tx.use_ceremony(&later.token_hash, later.purpose).await?.unwrap();

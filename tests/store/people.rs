@@ -238,7 +238,7 @@ on_both! {
         assert!(late.unwrap().is_none());
         let uses = (0..50).map(|_| async { tx!(test.write, &PEOPLE, [id, early], |tx| tx.use_revoke_link(*id, *early).await).unwrap() });
         let used: Vec<_> = futures_util::future::join_all(uses).await.into_iter().flatten().collect();
-        assert_eq!(used, [p.revoke.clone()]);
+        assert_eq!(used, std::slice::from_ref(&p.revoke));
         tx!(test.write, &PEOPLE, [p, end, early], |tx| {
             tx.insert_revoke_link(&p.revoke).await?;
             assert_eq!(tx.remove_expired_revoke_links(*early).await?, 0);

@@ -99,7 +99,7 @@ fn options_of(what: &impl serde::Serialize) -> Result<Value, AppError> {
     Ok(wrapped["publicKey"].take())
 }
 
-fn failed(error: WebauthnError) -> AppError {
+fn failed(error: &WebauthnError) -> AppError {
     AppError::Store(StoreError::Corrupt { what: "a passkey's challenge", why: error.to_string() })
 }
 
@@ -167,13 +167,14 @@ impl App {
         whose: Option<(UserId, &[StoredPasskey])>,
     ) -> Result<Challenge, AppError> {
         let now = self.ambient().now();
-        let (options, state) = self.passkey_site()?.start_discoverable_authentication().map_err(failed)?;
+        let (options, state) =
+            self.passkey_site()?.start_discoverable_authentication().map_err(|error| failed(&error))?;
         let mut options = options_of(&options)?;
         if let Some(object) = options.as_object_mut() {
             // What is left out is asked of every passkey that the browser has for this site.
             object.remove("allowCredentials");
             if let Some((_, known)) = whose {
-                let allowed = known.iter().map(|passkey| allow(passkey)).collect::<Result<Vec<_>, _>>()?;
+                let allowed = known.iter().map(allow).collect::<Result<Vec<_>, _>>()?;
                 object.insert("allowCredentials".to_owned(), Value::Array(allowed));
             }
         }
@@ -301,7 +302,7 @@ impl App {
                     let (options, state) = app
                         .passkey_site()?
                         .start_passkey_registration(handle, user.email.as_str(), &user.name, Some(excluded))
-                        .map_err(failed)?;
+                        .map_err(|error| failed(&error))?;
                     let mut options = options_of(&options)?;
                     // So that it can sign in by itself, where the authenticator has room for that.
                     options["authenticatorSelection"]["residentKey"] = json!("preferred");

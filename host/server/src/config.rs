@@ -287,7 +287,6 @@ pub(crate) struct AuditSection {
 }
 
 /// `[accounts]`: how passwords are hashed.
-#[expect(clippy::struct_field_names, reason = "the names are those of the file's keys")]
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct AccountsSection {
