@@ -155,7 +155,7 @@ on_both! {
             keys.push(server.key(&tenant, &[Permission::RunsRead]).await);
         }
         server.limit_rates(small());
-        for (org, key) in [other.org.to_string(), "no body".to_owned(), "nobody".to_owned()].into_iter().zip(keys) {
+        for (org, key) in [other.org.clone(), "no body".to_owned(), "nobody".to_owned()].into_iter().zip(keys) {
             let foreign = || ask("GET", format!("/api/v1/orgs/{}/runs", org.replace(' ', "%20"))).key(&key);
             assert_eq!(passed(&server, 9, foreign).await.0, 6, "{org}");
         }

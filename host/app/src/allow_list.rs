@@ -143,10 +143,8 @@ impl App {
     async fn allow_list_of(&self, org: OrgId) -> Result<Arc<AllowList>, AppError> {
         let scope = SystemScope::new(SystemReason::SignIn).for_org(org);
         let load = async {
-            let stored: StoredAllowList = self
-                .store()
-                .read(&scope, (), |tx, ()| Box::pin(async move { Ok::<_, StoreError>(tx.load_allow_list().await?) }))
-                .await?;
+            let stored: StoredAllowList =
+                self.store().read(&scope, (), |tx, ()| Box::pin(tx.load_allow_list())).await?;
             Ok(Arc::new(stored.list))
         };
         // Together: one that is invalidated while it is read is not kept.

@@ -121,37 +121,33 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
     let Some(network) = network else { return finish(next.run(request).await, &limited) };
     let credentials = credentials(request.headers());
     let by_caller = declared.is_some_and(|declared| declared.needs_caller);
-    let answered = match credentials.filter(|_| by_caller) {
-        Some(credentials) => {
-            let presented = state.app.presented(network, &credentials);
-            let guess = Guess { network, presented, known: state.app.known_credentials(presented) };
-            match guess.begin(&state, class) {
-                Ok(()) => {
-                    let response = next.run(request).await;
-                    guess.end(&state, &limited, is_failed(&response)).await;
-                    Ok(response)
-                }
-                Err(refused) => Err((refused, request)),
+    let answered = if let Some(credentials) = credentials.filter(|_| by_caller) {
+        let presented = state.app.presented(network, &credentials);
+        let guess = Guess { network, presented, known: state.app.known_credentials(presented) };
+        match guess.begin(&state, class) {
+            Ok(()) => {
+                let response = next.run(request).await;
+                guess.end(&state, &limited, is_failed(&response)).await;
+                Ok(response)
             }
+            Err(refused) => Err((refused, request)),
         }
-        None => {
-            // Pages of other sites are refused where somebody signs in; whoever looked at such a page has tried nothing.
-            let is_foreign =
-                class == RouteClass::SignIn && is_foreign_page(request.headers(), &state.config.public_url);
-            // What belongs to nobody has its bucket. Who is shut out may go on with tokens of their own, which are told apart there.
-            let may_be_shut_out = class == RouteClass::SignIn || by_caller || declared.is_none();
-            let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
-            match enter(&state, ask, (class, network), (is_foreign, may_be_shut_out)).await {
-                Ok(meters) => {
-                    limited.add(meters);
-                    let response = next.run(request).await;
-                    if class == RouteClass::SignIn && is_failed(&response) {
-                        state.app.strike_address(network).await;
-                    }
-                    Ok(response)
+    } else {
+        // Pages of other sites are refused where somebody signs in; whoever looked at such a page has tried nothing.
+        let is_foreign = class == RouteClass::SignIn && is_foreign_page(request.headers(), &state.config.public_url);
+        // What belongs to nobody has its bucket. Who is shut out may go on with tokens of their own, which are told apart there.
+        let may_be_shut_out = class == RouteClass::SignIn || by_caller || declared.is_none();
+        let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
+        match enter(&state, ask, (class, network), (is_foreign, may_be_shut_out)).await {
+            Ok(meters) => {
+                limited.add(meters);
+                let response = next.run(request).await;
+                if class == RouteClass::SignIn && is_failed(&response) {
+                    state.app.strike_address(network).await;
                 }
-                Err(refused) => Err((refused, request)),
+                Ok(response)
             }
+            Err(refused) => Err((refused, request)),
         }
     };
     match answered {
@@ -207,8 +203,8 @@ impl Guess {
     async fn end(&self, state: &HttpState, limited: &Limited, failed: bool) {
         let holder = limited.found().holder;
         match (self.known, failed) {
-            // What it took is gone.
-            (Some(Known::Bad), true) => {}
+            // What they took of their address is gone; or they took nothing.
+            (Some(Known::Bad), true) | (Some(Known::Good(_)), false) => {}
             (known, true) => {
                 if known.is_some() {
                     state.app.begin_credentials(self.network).ok();
@@ -217,7 +213,6 @@ impl Guess {
                 state.app.count_credentials(self.network, true).await;
                 state.app.strike_address(self.network).await;
             }
-            (Some(Known::Good(_)), false) => {}
             (None | Some(Known::Bad), false) => {
                 state.app.count_credentials(self.network, false).await;
                 if let Some(holder) = holder {
