@@ -5,6 +5,7 @@
 
 mod bench;
 mod check;
+mod fuzz;
 mod openapi;
 mod plans;
 mod plugins;
@@ -43,6 +44,8 @@ enum Chore {
     BuildPlugins(plugins::Arguments),
     /// Kills servers again and again, and runs long sequences on both databases; prints how long recoveries took.
     Soak(soak::Arguments),
+    /// Runs schemathesis against a running server: an independent client that holds us to our OpenAPI document.
+    Fuzz(fuzz::Arguments),
     /// Writes the OpenAPI document's snapshot anew from the code.
     Openapi,
     /// Writes the kept plans of the store's statements anew, by both databases' `explain`.
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Chore::Bench(arguments) => bench::chore(&arguments),
         Chore::BuildPlugins(arguments) => plugins::chore(&arguments),
         Chore::Soak(arguments) => soak::chore(&arguments),
+        Chore::Fuzz(arguments) => fuzz::chore(&arguments),
         Chore::Openapi => openapi::chore(),
         Chore::Plans => plans::chore(),
     };

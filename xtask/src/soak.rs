@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-use crate::{plugins, setup, tools};
+use crate::{fuzz, plugins, setup, tools};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// Rows of each large table under which the kept plans must hold; 0 leaves it out.
     #[arg(long, default_value_t = 1_000_000)]
     plan_rows: u32,
+    /// Seconds of an independent client's requests (`cargo xtask fuzz`); 0 leaves it out.
+    #[arg(long, default_value_t = 900)]
+    fuzz: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -81,6 +84,9 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
     }
     if arguments.plan_rows > 0 && arguments.database == Place::Both {
         suite("store", &["plans::"])?;
+    }
+    if arguments.fuzz > 0 {
+        fuzz::chore(&fuzz::Arguments { seconds: arguments.fuzz, seed: arguments.seed })?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //! Clippy checks what it can (`clippy.toml`, `[workspace.lints]`); this checks that every crate is under those lints, and
 //! the rest: which crate may name which, the files of migrations, and words that have one home.
 
+mod asvs;
 mod dependencies;
 mod migrations;
 mod source;
@@ -45,6 +46,7 @@ pub(crate) fn check() -> Result<()> {
     findings.extend(dependencies::check_lints(&metadata)?);
     findings.extend(migrations::check_folders(tools::root())?);
     findings.extend(statements::check_list(tools::root())?);
+    findings.extend(asvs::check_file(tools::root())?);
     let mut files = Vec::new();
     collect(tools::root(), &mut files)?;
     for file in &files {

@@ -108,7 +108,7 @@ pub(crate) async fn revoke_tokens(
     get,
     path = "/.well-known/jwks.json",
     tag = "accounts",
-    responses((status = 200, body = serde_json::Value)),
+    responses((status = 200, body = serde_json::Value, content_type = "application/jwk-set+json")),
 )]
 pub(crate) async fn show_jwks(State(state): State<HttpState>) -> Response {
     let headers = [(header::CONTENT_TYPE, "application/jwk-set+json"), (header::CACHE_CONTROL, "public, max-age=300")];
