@@ -8,11 +8,13 @@ use bulkhead_app::limits::{Ask, Counted, Limiter, RefusedFor};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::network::Network;
+use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_model::rate::{Policy, Rate, RateLimits};
-use bulkhead_store::Store;
+use bulkhead_store::{Store, StoreError};
+use bulkhead_test_support::wait::until_async;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::TestApp;
+use crate::support::{PATIENCE, TestApp};
 
 const KEY: [u8; 32] = [3; 32];
 
@@ -29,10 +31,26 @@ fn spawn<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) ->
     tokio::spawn(future)
 }
 
-/// Lets the limiter ask the database, until it is told to stop.
-fn serve(limiter: &Arc<Limiter>, store: &Store, stop: &CancellationToken) {
-    let (limiter, store, stop) = (Arc::clone(limiter), store.clone(), stop.clone());
-    drop(spawn(async move { limiter.serve(&store, &stop).await }));
+/// Lets the limiter ask the database, until it is told to stop; it does when this ends, since what is asked before is counted by one node alone.
+async fn serve(limiter: &Arc<Limiter>, (store, ambient): (&Store, &Ambient), stop: &CancellationToken) {
+    let serving = (Arc::clone(limiter), store.clone(), stop.clone());
+    drop(spawn(async move { serving.0.serve(&serving.1, &serving.2).await }));
+    if !store.is_postgres() {
+        return;
+    }
+    // Each node has a probe of its own, whose bucket comes to be in the database.
+    let scope = SystemScope::new(SystemReason::Limits);
+    let buckets = async || {
+        let listed = store.read(&scope, (), |tx, ()| Box::pin(async move { tx.list_buckets(0, 1_000).await }));
+        let listed: Result<Vec<_>, StoreError> = listed.await;
+        listed.unwrap().len()
+    };
+    let (before, probe) = (buckets().await, Counted::Org(OrgId::new(&Ambient::system())));
+    let served = until_async(PATIENCE, async || {
+        limiter.take((store, ambient), &[ask(Policy::Export, probe)], false).await.ok();
+        buckets().await > before
+    });
+    assert!(served.await);
 }
 
 /// Everybody asks as fast as they can for some time; how many passed, and how long it took.
@@ -44,7 +62,7 @@ async fn storm(stores: &[Store], limits: RateLimits, counted: Counted, policy: P
         // Each node has a clock of its own, minutes away from the others'.
         let ambient = Ambient::system_ahead_by(i64::try_from(node).unwrap() * 180_000_000 - 240_000_000);
         let limiter = Arc::new(Limiter::new(limits, KEY));
-        serve(&limiter, store, &stop);
+        serve(&limiter, (store, &ambient), &stop).await;
         for _ in 0..4 {
             let (store, ambient, limiter, passed) =
                 (store.clone(), ambient.clone(), Arc::clone(&limiter), Arc::clone(&passed));
@@ -99,7 +117,7 @@ on_both! {
             key: Rate::per_hour(60, 3), organization: Rate::per_hour(60, 5), ..RateLimits::default()
         };
         let (limiter, stop) = (Arc::new(Limiter::new(limits, KEY)), CancellationToken::new());
-        serve(&limiter, &app.store, &stop);
+        serve(&limiter, (&app.store, &app.ambient), &stop).await;
         let (org, other) = (OrgId::new(&app.ambient), OrgId::new(&app.ambient));
         let keys: Vec<_> = (0..3).map(|_| bulkhead_model::id::ApiKeyId::new(&app.ambient)).collect();
         let asks = |n: usize, org| [ask(Policy::Key, Counted::Key(keys[n])), ask(Policy::Organization, Counted::Org(org))];
@@ -134,7 +152,7 @@ on_both! {
         let asks = |key| [ask(Policy::Key, Counted::Key(key)), ask(Policy::Organization, Counted::Org(org))];
         let limiters: Vec<_> = (0..2).map(|_| Arc::new(Limiter::new(limits, KEY))).collect();
         for limiter in &limiters {
-            serve(limiter, &app.store, &stop);
+            serve(limiter, at, &stop).await;
         }
         // Two nodes where there can be two, so that the second hears of the refusal from the database alone.
         let nodes = if app.store.is_postgres() { 2 } else { 1 };
@@ -155,7 +173,7 @@ on_both! {
     /// Section e: requests while the store fails.
     async fn without_a_database_reads_pass_and_what_is_sensitive_gets_a_quarter(app: TestApp) {
         let (limiter, stop) = (Arc::new(Limiter::new(RateLimits::all(Rate::per_minute(10, 8)), KEY)), CancellationToken::new());
-        serve(&limiter, &app.store, &stop);
+        serve(&limiter, (&app.store, &app.ambient), &stop).await;
         let at = (&app.store, &app.ambient);
         app.store.close().await;
         let count = async |policy: Policy, is_sensitive: bool| {

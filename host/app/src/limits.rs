@@ -312,7 +312,7 @@ impl Limiter {
     /// [`RateRefused`].
     pub fn look(&self, ambient: &Ambient, policy: Policy, counted: Counted) -> Result<(), RateRefused> {
         let (now, rate) = (ambient.now().as_micros(), self.limits.rate(policy));
-        let empty_for = self.memory.look(&self.key(policy, counted), |entry| entry.empty_for(now)).flatten();
+        let empty_for = self.memory.look(&self.key(policy, counted), now, |entry| entry.empty_for(now)).flatten();
         match empty_for {
             Some(wait) => Err(Self::refuse(policy, rate, wait, RefusedFor::Quota)),
             None => Ok(()),

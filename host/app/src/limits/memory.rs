@@ -63,6 +63,11 @@ impl Entry {
         }
     }
 
+    /// A clock that was put back leaves the bucket empty, and it fills from now on: not when the clock has come again to where it was.
+    fn put_right(&mut self, now: i64) {
+        self.bucket.full_at_micros = self.bucket.full_at_micros.min(now.saturating_add(self.rate.full_micros()));
+    }
+
     fn own_level(&self, now: i64) -> Level {
         Level { left: self.bucket.left(self.rate, now), full_in: self.bucket.full_in(self.rate, now) }
     }
@@ -212,12 +217,16 @@ impl Memory {
         let entry = shard.entries.entry(*key).or_insert_with(|| Entry::new(rate));
         // Of one that a restart found, only this is not known.
         entry.rate = rate;
+        entry.put_right(now);
         work(entry)
     }
 
     /// Looks at a bucket's entry, if there is one.
-    pub(super) fn look<T>(&self, key: &BucketKey, look: impl FnOnce(&Entry) -> T) -> Option<T> {
-        self.shard(key).entries.get(key).map(look)
+    pub(super) fn look<T>(&self, key: &BucketKey, now: i64, look: impl FnOnce(&Entry) -> T) -> Option<T> {
+        let mut shard = self.shard(key);
+        let entry = shard.entries.get_mut(key)?;
+        entry.put_right(now);
+        Some(look(entry))
     }
 
     /// Forgets buckets that are full; answers how many are left.
@@ -309,7 +318,7 @@ mod tests {
         // When buckets are full again there is room, without anybody tidying up.
         let later = START + 3_000_000;
         assert!(memory.with(&key(20_000), (Policy::Anonymous, RATE), later, |entry| entry.take(2, later)).is_ok());
-        assert!(memory.look(&key(20_000), |entry| entry.level(later).left).is_some());
+        assert!(memory.look(&key(20_000), later, |entry| entry.level(later).left).is_some());
         assert_eq!(memory.tidy(later + 3_000_000), 0);
     }
 
@@ -341,5 +350,20 @@ mod tests {
             assert!(matches!(entry.begin(1, share, START + 100_001), Begun::Passed(_)));
         }
         assert!(matches!(entry.begin(1, share, START + 100_001), Begun::Ask { .. }));
+    }
+
+    /// Section e: clock skew.
+    #[test]
+    fn a_clock_that_is_put_back_empties_a_bucket_for_a_moment() {
+        let (memory, hour) = (Memory::new(10), 3_600_000_000);
+        let take = |now| memory.with(&key(1), (Policy::Key, RATE), now, |entry| entry.take(1, now).is_ok());
+        assert!(take(START));
+        let back = START - hour;
+        assert!(!take(back));
+        assert!(take(back + RATE.token_micros()));
+        // Looking is enough, where nobody is let in to take.
+        assert!(memory.look(&key(1), back - hour, |entry| entry.empty_for(back - hour)).unwrap().is_some());
+        let later = back - hour + RATE.token_micros();
+        assert!(memory.look(&key(1), later, |entry| entry.empty_for(later)).unwrap().is_none());
     }
 }
