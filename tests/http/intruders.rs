@@ -149,7 +149,7 @@ on_both! {
         server.ambient.set_back(Duration::from_hours(1));
         // What is counted of the address seems to be used up, and comes back from then on.
         drop(server.send(from(PASSWORD)).await);
-        server.ambient.advance(Duration::from_secs(1));
+        server.ambient.advance(Duration::from_mins(1));
         server.send(from(PASSWORD)).await.json(200);
     }
 
