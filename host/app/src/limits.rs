@@ -289,8 +289,7 @@ impl Limiter {
         }
     }
 
-    /// Takes one token in this process's memory alone, until it is known whether it has to be taken of all; `None` for who is counted as
-    /// usual from here on.
+    /// Takes one token in this process's memory alone, until it is known whether it has to be taken on all nodes.
     ///
     /// # Errors
     /// [`RateRefused`] where the bucket is known to be empty.
