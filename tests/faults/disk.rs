@@ -51,6 +51,7 @@ async fn a_full_disk_loses_nothing() {
             assert!(before.is_none_or(|before| before == run), "one delivery, one run");
         }
     }
+    // Whether the writer lost its connection as well depends on which statement found no room; `store/writer.rs` forces that.
     assert!(refused > 0, "the disk was full for somebody");
     for (label, run) in &accepted {
         let detail = bench.ended(*run).await;
@@ -60,6 +61,5 @@ async fn a_full_disk_loses_nothing() {
         bench.assert_effects(label, *run, &["one", "two"], requests_max).await;
     }
     bench.assert_idle(0).await;
-    assert!(bench.store.writer_stats().unwrap().replacements > 0, "the writer had to begin anew");
     assert!(bench.supervisor.shut_down(crate::bench::PATIENCE).await);
 }
