@@ -21,7 +21,7 @@ use crate::support::{Tenant, TestApp};
 async fn acts(app: &TestApp, acme: &Tenant, count: usize) {
     for at in 0..count {
         app.ambient.advance(Duration::from_millis(5));
-        let new = NewApiKey { name: format!("key {at}"), permissions: PermissionSet::all(), expires_in_days: None };
+        let new = NewApiKey::new(format!("key {at}"), PermissionSet::all(), None);
         app.app.create_api_key(&acme.caller, acme.org, new).await.unwrap();
     }
 }
@@ -347,7 +347,7 @@ on_both! {
 
     async fn what_was_refused_is_an_entry_once_an_hour(app: TestApp) {
         let acme = app.tenant("acme").await;
-        let new = NewApiKey { name: "ci".into(), permissions: PermissionSet::one(Permission::OrgRead), expires_in_days: Some(1) };
+        let new = NewApiKey::new("ci", PermissionSet::one(Permission::OrgRead), Some(1));
         let made = app.app.create_api_key(&acme.caller, acme.org, new).await.unwrap();
         // Another secret of the same key.
         let mut token = Token::<ApiKeyId>::parse(&made.secret_text).unwrap();

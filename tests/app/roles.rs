@@ -134,7 +134,7 @@ on_both! {
         let more = new_role("Sales", &[Permission::LeadsRead, Permission::RolesWrite], &[]);
         assert_eq!(slug(app.app.update_role(&by, acme.org, id, 1, more).await).0, "exceeds-own-rights");
         // A key gives for no longer than it lives.
-        let key = NewApiKey { name: "brief".into(), permissions: PermissionSet::all(), expires_in_days: Some(1) };
+        let key = NewApiKey::new("brief", PermissionSet::all(), Some(1));
         let made = app.app.create_api_key(&acme.caller, acme.org, key).await.unwrap();
         let by_key = app.app.authenticate(&made.secret_text).await.unwrap().caller;
         let refused = app.app.assign_role(&by_key, acme.org, gift(friend, VIEWER)).await;
@@ -368,7 +368,7 @@ on_both! {
     async fn a_key_that_has_expired_changes_nothing_any_more(app: TestApp) {
         let acme = app.tenant("acme").await;
         let user = member(&app, &acme, VIEWER).await;
-        let new = NewApiKey { name: "day".into(), permissions: PermissionSet::all(), expires_in_days: Some(1) };
+        let new = NewApiKey::new("day", PermissionSet::all(), Some(1));
         let made = app.app.create_api_key(&acme.caller, acme.org, new).await.unwrap();
         // It was let in, and then its request took long.
         let late = app.app.authenticate(&made.secret_text).await.unwrap().caller;

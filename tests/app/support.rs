@@ -221,7 +221,7 @@ impl TestApp {
     /// A new organization; each name once.
     pub(crate) async fn tenant(&self, slug: &str) -> Tenant {
         let org = self.app.create_org(slug.parse().unwrap(), slug.to_uppercase()).await.unwrap();
-        let new = NewApiKey { name: "all".into(), permissions: PermissionSet::all(), expires_in_days: None };
+        let new = NewApiKey::new("all", PermissionSet::all(), None);
         let created = self.app.create_first_api_key(org.id, new).await.unwrap();
         let identity = self.app.authenticate(&created.secret_text).await.unwrap();
         Tenant { org: org.id, caller: identity.caller }

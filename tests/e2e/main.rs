@@ -14,6 +14,7 @@ mod nodes;
 mod operator;
 mod people;
 mod server;
+mod signed;
 
 /// Generates `name::sqlite` and `name::postgres` from one body.
 macro_rules! on_both {

@@ -165,7 +165,7 @@ impl Bench {
         let store = Store::open(StoreConfig { database, connections_max: 6 }).await.unwrap();
         let app = app(&store, &ambient);
         let org = app.create_org("acme".parse().unwrap(), "Acme".into()).await.unwrap().id;
-        let key = NewApiKey { name: "all".into(), permissions: PermissionSet::all(), expires_in_days: None };
+        let key = NewApiKey::new("all", PermissionSet::all(), None);
         let key = app.create_first_api_key(org, key).await.unwrap();
         let caller = app.authenticate(&key.secret_text).await.unwrap().caller;
         let plugin = app.upload_plugin(&caller, org, package_bytes().into()).await.unwrap().plugin;

@@ -79,11 +79,7 @@ on_both! {
     async fn a_person_who_is_shut_out_meanwhile_makes_no_key(server: TestServer) {
         server.first_person().await;
         let acme = server.app.find_org("acme".parse().unwrap()).await.unwrap().unwrap();
-        let by_operator = bulkhead_app::api_key::NewApiKey {
-            name: "watch".into(),
-            permissions: bulkhead_model::permission::PermissionSet::all(),
-            expires_in_days: None,
-        };
+        let by_operator = bulkhead_app::api_key::NewApiKey::new("watch", bulkhead_model::permission::PermissionSet::all(), None);
         let key = server.app.create_first_api_key(acme.id, by_operator).await.unwrap().secret_text;
         let tenant = Tenant { org: acme.id.to_string(), slug: "acme".into(), key };
         let make = |who: &Browser| who.ask("POST", "/api/v1/orgs/acme/api-keys");

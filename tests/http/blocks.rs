@@ -42,7 +42,7 @@ async fn start(server: TestServer) -> (TestServer, Tenant) {
 
 /// A key of every permission, which has made no request.
 async fn another_key(server: &TestServer, tenant: &Tenant) -> String {
-    let new = NewApiKey { name: "another".into(), permissions: PermissionSet::all(), expires_in_days: None };
+    let new = NewApiKey::new("another", PermissionSet::all(), None);
     server.app.create_first_api_key(tenant.org.parse().unwrap(), new).await.unwrap().secret_text
 }
 

@@ -326,7 +326,7 @@ impl TestServer {
     pub(crate) async fn tenant(&self, slug: &str) -> Tenant {
         let org = self.app.create_org(slug.parse().unwrap(), slug.to_uppercase()).await.unwrap();
         self.ask_for_mfa(org.id, MfaPolicy::Optional).await;
-        let new = NewApiKey { name: "all".into(), permissions: PermissionSet::all(), expires_in_days: None };
+        let new = NewApiKey::new("all", PermissionSet::all(), None);
         let created = self.app.create_first_api_key(org.id, new).await.unwrap();
         Tenant { org: org.id.to_string(), slug: slug.to_owned(), key: created.secret_text }
     }

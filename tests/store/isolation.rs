@@ -15,6 +15,7 @@ use bulkhead_model::run::RunStatus;
 use bulkhead_model::throttle::Failures;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::advance::Told;
+use bulkhead_store::api_key::KeyUsage;
 use bulkhead_store::audit_log::{AuditBacklog, AuditLog};
 use bulkhead_store::call::CallBytes;
 use bulkhead_store::dead_letter::task::TaskState;
@@ -266,6 +267,7 @@ on_both! {
             let page = PageRequest::default();
             let (inst, wf, run) = (a.installation.id, a.workflow.id, a.run.id);
             assert!(tx.load_api_key(a.api_key.id).await?.is_none());
+            assert_eq!(tx.list_key_usage(a.api_key.id, 9).await?, []);
             assert!(tx.list_api_keys(page).await?.items.is_empty());
             assert_eq!(tx.count_valid_api_keys(ambient.now(), 9).await?, 0);
             assert!(tx.load_invitation(a.invitation.id).await?.is_none());
@@ -393,6 +395,8 @@ on_both! {
             let (inst, wf, key) = (a.installation.id, a.workflow.id, a.run.id.to_string());
             assert_eq!(tx.revoke_api_key(a.api_key.id, *now).await?, []);
             assert!(!tx.replace_api_key_secret(a.api_key.id, &a.api_key.secret_hash, *now).await?);
+            assert_eq!(tx.remove_nonces(now.plus(Duration::from_hours(1))).await?, 0);
+            assert_eq!(tx.remove_key_usage(a.api_key.id, 99_999).await?, 0);
             assert_eq!(tx.revoke_keys_of(a.person.user.id, *now).await?, 0);
             assert!(!tx.accept_invitation(a.invitation.id, *now).await?);
             assert!(!tx.revoke_invitation(a.invitation.id, *now).await?);
@@ -455,6 +459,9 @@ on_both! {
         // The same ids, keys and bytes may exist in B on their own: nothing of A shows through a conflict.
         tx!(test.write, &scope, [a, ambient, now], |tx| {
             tx.insert_api_key(&a.api_key).await?;
+            assert!(tx.take_nonce(a.api_key.id, &[7; 32], *now).await?);
+            tx.add_key_usage(a.api_key.id, KeyUsage { day: 20_000, requests: 1 }, *now).await?;
+            assert_eq!(tx.list_key_usage(a.api_key.id, 9).await?, [KeyUsage { day: 20_000, requests: 1 }]);
             tx.insert_invitation(&a.invitation).await?;
             tx.insert_artifact(&a.digest, b"other bytes", *now).await?;
             assert!(tx.insert_plugin(&a.plugin).await?);

@@ -14,6 +14,7 @@ use bulkhead_keys::{Context, Key, KeyError, KeyId, KeyState, Level, Purpose, Roo
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{HookId, KeyRotationId, OrgId, SecretId};
 use bulkhead_model::token::SecretHash;
+use bulkhead_store::api_key::SigningKey;
 use bulkhead_store::backup;
 use bulkhead_store::hook::Hook;
 use bulkhead_store::key::rotation::{KeyRotation, KeyWork, RotationReason};
@@ -84,6 +85,11 @@ pub(crate) fn elsewhere(org: OrgId) -> Place<'static> {
 
 pub(crate) fn secret_place(org: OrgId, id: SecretId) -> Place<'static> {
     Place { table: "secret", column: "ciphertext", org, row: id.uuid() }
+}
+
+/// Where the secret lies that the tenant's API key shares with its owner.
+fn shared_place(tenant: &Tenant) -> Place<'static> {
+    Place { table: "api_key", column: "signing_secret", org: tenant.org, row: tenant.api_key.id.uuid() }
 }
 
 /// A text as data key 1 of an organization would seal it, under a key that nobody has.
@@ -230,6 +236,9 @@ pub(crate) async fn filled(test: &TestStore, slug: &str, count: usize, sealer: &
         Ok((secrets, hooks))
     })
     .unwrap();
+    let shared = seal(test, sealer, shared_place(&tenant), b"shared").await.unwrap();
+    let signs = format!("signing_algorithm = 'hmac-sha256', signing_required = 'always', signing_secret = '{shared}'");
+    raw(test, tenant.org, &format!("update api_key set {signs} where signing_secret is null")).await;
     let log = Place { table: "audit_log", column: "signing_key", org: tenant.org, row: tenant.org.uuid() };
     let seed = seal(test, sealer, log, b"seed").await.unwrap();
     raw(test, tenant.org, &format!("update audit_log set signing_key = '{seed}' where 1 = 1")).await;
@@ -243,9 +252,15 @@ impl Filled {
     pub(crate) async fn all_open(&self, test: &TestStore, sealer: &Sealer) {
         let (org, count) = (self.tenant.org, self.secrets.len());
         let (installation, workflow) = (self.tenant.installation.id, self.tenant.workflow.id);
-        let (secrets, hooks, log) = tx!(test.read, &self.tenant.scope(), [installation, workflow], |tx| {
+        let key = self.tenant.api_key.id;
+        let (secrets, hooks, log, key) = tx!(test.read, &self.tenant.scope(), [installation, workflow, key], |tx| {
             let log = tx.load_audit_log().await?;
-            Ok((tx.list_secrets(*installation).await?, tx.list_hooks(*workflow).await?, log))
+            Ok((
+                tx.list_secrets(*installation).await?,
+                tx.list_hooks(*workflow).await?,
+                log,
+                tx.load_api_key(*key).await?,
+            ))
         })
         .unwrap();
         assert_eq!((secrets.len(), hooks.len()), (count, count));
@@ -259,6 +274,8 @@ impl Filled {
             let place = Place { table: "hook", column: "ciphertext", org, row: known.id.uuid() };
             assert_eq!(open(test, sealer, place, &stored.ciphertext).await.unwrap(), plain_of(number).as_bytes());
         }
+        let Some(SigningKey::HmacSha256(shared)) = key.unwrap().signing.map(|signing| signing.key) else { panic!() };
+        assert_eq!(open(test, sealer, shared_place(&self.tenant), &shared).await.unwrap(), b"shared");
         let place = Place { table: "audit_log", column: "signing_key", org, row: org.uuid() };
         assert_eq!(open(test, sealer, place, &log.unwrap().signing_key).await.unwrap(), b"seed");
     }
@@ -354,9 +371,9 @@ on_both! {
         let to = tx!(test.write, &scope(org), [sealer], |tx| tx.replace_data_key(sealer).await).unwrap();
         assert_eq!(to, KeyId::Data(2));
         filled.all_open(&test, &sealer).await;
-        assert_eq!(work(&test, &sealer, org).await, KeyWork { org_keys: 0, data_keys: 0, values: 11 });
+        assert_eq!(work(&test, &sealer, org).await, KeyWork { org_keys: 0, data_keys: 0, values: 12 });
         let pass = whole_pass(&test, &sealer, org).await;
-        assert_eq!((pass.values, pass.broken, pass.retired), (11, 0, vec![KeyId::Data(1)]));
+        assert_eq!((pass.values, pass.broken, pass.retired), (12, 0, vec![KeyId::Data(1)]));
         assert_eq!(work(&test, &sealer, org).await, KeyWork::default());
         filled.all_open(&test, &sealer).await;
         for (table, column) in SEALED {
@@ -383,7 +400,7 @@ on_both! {
         raw(&test, org, &format!("update secret set ciphertext = '{damaged}' where ciphertext = '{whole}'")).await;
         tx!(test.write, &scope(org), [sealer], |tx| tx.replace_data_key(sealer).await).unwrap();
         let pass = whole_pass(&test, &sealer, org).await;
-        assert_eq!((pass.values, pass.broken, pass.retired), (6, 1, Vec::new()));
+        assert_eq!((pass.values, pass.broken, pass.retired), (7, 1, Vec::new()));
         assert_eq!(work(&test, &sealer, org).await.values, 1);
         let expected = [("d2".to_owned(), KeyState::Active), ("d1".to_owned(), KeyState::DecryptOnly)];
         assert_eq!(states(&test, org, KeyPurpose::Field).await, expected);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::call::{CallError, EgressRecord, LogLine, Outcome, Refusal};
 use bulkhead_model::grant::{GrantVersion, Grants};
 use bulkhead_model::id::{ApiKeyId, InstallationId, OrgId, PluginId, RunId, WorkflowId};
@@ -10,10 +11,11 @@ use bulkhead_model::job::Lane;
 use bulkhead_model::name::PluginName;
 use bulkhead_model::permission::{Actor, Permission, SystemReason};
 use bulkhead_model::run::{RunStatus, StepStatus};
+use bulkhead_model::signature::{PublicKey, Required};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::StoreError;
-use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::api_key::{ApiKey, KeyUsage, Signing, SigningKey};
 use bulkhead_store::installation::InstallationState;
 use bulkhead_store::org::Org;
 use bulkhead_store::page::{PAGE_LIMIT_MAX, Page, PageRequest};
@@ -92,6 +94,99 @@ on_both! {
         let third = Org { slug: "third".parse().unwrap(), ..twin };
         let refused = tx!(test.write, &scope(org.id), [third], |tx| tx.insert_org(third).await);
         assert!(matches!(refused, Err(StoreError::Misuse(_))), "{refused:?}");
+    }
+
+    async fn how_a_keys_requests_are_signed_comes_back(test: TestStore) {
+        let org = test.org("acme").await;
+        // The public key of RFC 9421, appendix B.1.4.
+        let public_key = PublicKey::parse("JrQLj5P/89iXES9+vFgrIy29clF9CC/oPPsw3c5D0bs=").unwrap();
+        let with = [
+            None,
+            Some(Signing { key: SigningKey::Ed25519(public_key), required: Required::Always }),
+            Some(Signing { key: SigningKey::HmacSha256("enc:v1:d1:CQkJ".to_owned()), required: Required::Sensitive }),
+        ];
+        let keys = with.map(|signing| ApiKey { signing, ..api_key(&test.ambient, "signs") }).to_vec();
+        let back = tx!(test.write, &scope(org), [keys], |tx| {
+            let mut back = Vec::new();
+            for key in keys {
+                tx.insert_api_key(key).await?;
+                back.extend(tx.load_api_key(key.id).await?);
+            }
+            Ok(back)
+        });
+        assert_same(&back.unwrap(), &keys);
+    }
+
+    async fn where_a_key_may_be_used_comes_back_and_nothing_opens_it(test: TestStore) {
+        let org = test.org("acme").await;
+        let networks = AllowList::read(&["192.0.2.0/24", "2001:db8::/32"]).unwrap();
+        let key = ApiKey { networks, ..api_key(&test.ambient, "office") };
+        let id = key.id;
+        tx!(test.write, &scope(org), [key], |tx| tx.insert_api_key(key).await).unwrap();
+        let found = tx!(test.read, &scope(org), [id], |tx| tx.load_api_key(*id).await).unwrap().unwrap();
+        assert_same(&found, &key);
+        for broken in ["[]", "[\"anywhere\"]", "nothing"] {
+            crate::keys::raw(&test, org, &format!("update api_key set networks = '{broken}' where networks is not null")).await;
+            let found = tx!(test.read, &scope(org), [id], |tx| tx.load_api_key(*id).await);
+            assert!(matches!(found, Err(StoreError::Corrupt { .. })), "{broken}: {found:?}");
+        }
+    }
+
+    async fn usage_adds_up_by_day_and_the_last_use_never_goes_back(test: TestStore) {
+        let org = test.org("acme").await;
+        let (key, now) = (api_key(&test.ambient, "used"), test.ambient.now());
+        let (id, earlier) = (key.id, now.minus(Duration::from_hours(2)));
+        let shown = tx!(test.write, &scope(org), [key, id, now, earlier], |tx| {
+            tx.insert_api_key(key).await?;
+            for (day, requests, at) in [(20_000, 3, *earlier), (20_001, 4, *now), (20_001, 5, *earlier)] {
+                tx.add_key_usage(*id, KeyUsage { day, requests }, at).await?;
+            }
+            let all = tx.list_key_usage(*id, 9).await?;
+            let newest = tx.list_key_usage(*id, 1).await?;
+            assert_eq!(tx.remove_key_usage(*id, 20_001).await?, 1);
+            let left = tx.list_key_usage(*id, 9).await?;
+            Ok((all, newest, left, tx.load_api_key(*id).await?.and_then(|key| key.last_used_at)))
+        });
+        let (day, of_before) = (KeyUsage { day: 20_001, requests: 9 }, KeyUsage { day: 20_000, requests: 3 });
+        assert_eq!(shown.unwrap(), (vec![day, of_before], vec![day], vec![day], Some(now)));
+    }
+
+    /// What is not as it was written is no key that signs nothing.
+    async fn half_of_how_a_key_signs_is_an_error(test: TestStore) {
+        let org = test.org("acme").await;
+        for column in ["signing_algorithm = 'ed25519'", "signing_required = 'always'", "signing_algorithm = 'none', signing_required = 'always'"] {
+            let key = api_key(&test.ambient, "signs");
+            tx!(test.write, &scope(org), [key], |tx| tx.insert_api_key(key).await).unwrap();
+            crate::keys::raw(&test, org, &format!("update api_key set {column} where signing_required is null")).await;
+            let id = key.id;
+            let found = tx!(test.read, &scope(org), [id], |tx| tx.load_api_key(*id).await);
+            assert!(matches!(found, Err(StoreError::Corrupt { .. })), "{column}: {found:?}");
+            let whole = "update api_key set signing_algorithm = null, signing_required = null where 1 = 1";
+            crate::keys::raw(&test, org, whole).await;
+        }
+    }
+
+    async fn a_nonce_is_taken_once_by_each_key_until_nothing_is_good_with_it(test: TestStore) {
+        let org = test.org("acme").await;
+        let (one, two) = (api_key(&test.ambient, "one"), api_key(&test.ambient, "two"));
+        let until = test.ambient.now().plus(Duration::from_mins(6));
+        tx!(test.write, &scope(org), [one, two], |tx| {
+            tx.insert_api_key(one).await?;
+            tx.insert_api_key(two).await
+        })
+        .unwrap();
+        let take = async |key: ApiKeyId, nonce: u8| {
+            tx!(test.write, &scope(org), [key, nonce, until], |tx| tx.take_nonce(*key, &[*nonce; 32], *until).await).unwrap()
+        };
+        assert_eq!((take(one.id, 1).await, take(one.id, 1).await, take(one.id, 2).await), (true, false, true));
+        assert!(take(two.id, 1).await, "another key's own");
+        let sweep = async |before: Timestamp| {
+            tx!(test.write, &scope(org), [before], |tx| tx.remove_nonces(*before).await).unwrap()
+        };
+        assert_eq!(sweep(until).await, 0);
+        assert!(!take(one.id, 1).await);
+        assert_eq!(sweep(until.plus(Duration::from_micros(1))).await, 3);
+        assert!(take(one.id, 1).await);
     }
 
     async fn a_key_is_revoked_with_all_that_came_of_it(test: TestStore) {

@@ -34,7 +34,7 @@ use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::account::User;
 use bulkhead_store::advance::CalledStep;
-use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::api_key::{ApiKey, KeyUsage};
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::audit_log::{AuditLog, SealedAudit};
 use bulkhead_store::breaker::BreakerState;
@@ -150,7 +150,9 @@ pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
         include_str!("../../migrations/postgres/0001_foundation.sql"),
         include_str!("../../migrations/postgres/0002_identity.sql"),
         include_str!("../../migrations/postgres/0003_keys.sql"),
-        include_str!("../../migrations/postgres/0005_devices.sql")
+        include_str!("../../migrations/postgres/0004_limits.sql"),
+        include_str!("../../migrations/postgres/0005_devices.sql"),
+        include_str!("../../migrations/postgres/0006_signatures.sql")
     );
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
@@ -620,6 +622,8 @@ impl Tenant {
         tx.record_dead_letter(&self.dead_letter, ambient).await?;
         tx.insert_dead_letter_task(&self.dead_letter_task).await?;
         tx.save_mfa_policy(MfaPolicy::All, ambient.now()).await?;
+        assert!(tx.take_nonce(self.api_key.id, &[7; 32], now).await?);
+        tx.add_key_usage(self.api_key.id, KeyUsage { day: 20_000, requests: 3 }, now).await?;
         self.keys.insert(tx, ambient).await?;
         Ok(())
     }
@@ -637,6 +641,9 @@ pub(crate) fn api_key(ambient: &Ambient, name: &str) -> ApiKey {
         owner: None,
         made_by: None,
         previous: None,
+        signing: None,
+        networks: AllowList::default(),
+        last_used_at: None,
     }
 }
 

@@ -120,7 +120,7 @@ fn check() -> Result<()> {
 
 async fn fill(app: &App, store: &Store, ambient: &Ambient) -> Result<(OrgId, Caller, Vec<UserId>)> {
     let org = app.create_org("bench".parse()?, "Bench".to_owned()).await?.id;
-    let new = NewApiKey { name: "bench".into(), permissions: PermissionSet::all(), expires_in_days: None };
+    let new = NewApiKey::new("bench", PermissionSet::all(), None);
     let key = app.create_first_api_key(org, new).await?;
     let caller = app.authenticate(&key.secret_text).await?.caller;
     let mut roles = Vec::new();

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::id::{ApiKeyId, OrgId, RoleId, TeamId, UserId};
 use bulkhead_model::mfa::SignInPolicy;
 use bulkhead_model::permission::{Actor, Caller, Permission, PermissionSet, SessionProof, SystemReason, SystemScope};
@@ -295,6 +296,14 @@ impl Rights {
                 }
             }
             RightsOf::Host => Hold::Forever,
+        }
+    }
+
+    /// Where the key that acts may be used from; `None` where nothing bounds it.
+    pub(crate) fn networks(&self) -> Option<&AllowList> {
+        match &self.of {
+            RightsOf::Key(key, _) => Some(&key.networks).filter(|networks| !networks.is_empty()),
+            RightsOf::Member(_, _) | RightsOf::Host => None,
         }
     }
 

@@ -2,19 +2,24 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bulkhead_audit::taxonomy::EventType;
+use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::permission::{
     AccountScope, Actor, Caller, OrgScope, Permission, PermissionSet, SessionProof, SystemReason, SystemScope,
 };
 use bulkhead_model::role::assignment::{Hold, Within};
+use bulkhead_model::signature::{PublicKey, Required};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::{SecretHash, Token};
 use bulkhead_store::Tx;
-use bulkhead_store::api_key::ApiKey;
+use bulkhead_store::api_key::{ApiKey, Signing, SigningKey};
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
+use bulkhead_store::seal::{Place, Sealer};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -41,6 +46,66 @@ pub struct NewApiKey {
     pub permissions: PermissionSet,
     /// Days until it ends; `None` is the default.
     pub expires_in_days: Option<u32>,
+    /// How requests by it are signed, if they are.
+    pub signing: Option<NewSigning>,
+    /// The networks that it may be used from; none for those of its maker.
+    pub networks: Vec<String>,
+}
+
+impl NewApiKey {
+    /// One whose requests are not signed.
+    #[must_use]
+    pub fn new(name: impl Into<String>, permissions: PermissionSet, expires_in_days: Option<u32>) -> Self {
+        Self { name: name.into(), permissions, expires_in_days, signing: None, networks: Vec::new() }
+    }
+}
+
+/// How requests by a new key are to be signed.
+#[derive(Clone, Debug)]
+pub struct NewSigning {
+    pub key: NewSigningKey,
+    pub required: Required,
+}
+
+#[derive(Clone, Debug)]
+pub enum NewSigningKey {
+    /// The public key, as people have it.
+    Ed25519(String),
+    /// The shared secret is made here, and shown once.
+    HmacSha256,
+}
+
+/// Whoever makes a credential, and by what they are known.
+struct Maker {
+    actor: Actor,
+    /// The session of a person.
+    proof: Option<SessionProof>,
+    ambient: Ambient,
+}
+
+impl Maker {
+    fn new(scope: &OrgScope, proof: Option<SessionProof>, ambient: &Ambient) -> Self {
+        Self { actor: scope.actor().clone(), proof, ambient: ambient.clone() }
+    }
+
+    /// What they hold, by what the rows say in the transaction that stores the credential: the request that asks for it may be as old as
+    /// its body was slow. Whoever takes something away at this moment is either before this, or sees the credential.
+    async fn rights(&self, tx: &mut Tx) -> Result<(Rights, Timestamp), AppError> {
+        tx.begin_policy_epoch(self.ambient.now()).await?;
+        let now = self.ambient.now();
+        if let (Actor::User(user), Some(proof)) = (&self.actor, self.proof) {
+            require_proof(tx, *user, proof, now).await?;
+        }
+        let rights = Rights::load(tx, &self.actor, now).await?;
+        rights.require(Permission::ApiKeysWrite, Within::Organization)?;
+        Ok((rights, now))
+    }
+}
+
+/// What a new key's requests will be checked with, before it is sealed.
+enum CheckedWith {
+    Ed25519(PublicKey),
+    HmacSha256(Zeroizing<[u8; 32]>),
 }
 
 /// A key in the making.
@@ -48,23 +113,33 @@ struct Making {
     new: NewApiKey,
     id: ApiKeyId,
     secret_hash: SecretHash,
-    actor: Actor,
-    /// The session of the person who makes it.
-    proof: Option<SessionProof>,
-    ambient: Ambient,
+    signing: Option<(CheckedWith, Required)>,
+    networks: AllowList,
+    maker: Maker,
+    sealer: Sealer,
 }
 
-/// Makes it by what the rows say in the transaction that stores it: the request that asks for it may be as old as its body was slow.
-async fn make_key(tx: &mut Tx, making: &Making) -> Result<ApiKey, AppError> {
-    let Making { new, actor, ambient, .. } = making;
-    // Whoever takes something away at this moment is either before this, or sees the key.
-    tx.begin_policy_epoch(ambient.now()).await?;
-    let now = ambient.now();
-    if let (Actor::User(user), Some(proof)) = (actor, making.proof) {
-        require_proof(tx, *user, proof, now).await?;
+pub(crate) fn signing_place(org: OrgId, id: ApiKeyId) -> Place<'static> {
+    Place { table: "api_key", column: "signing_secret", org, row: id.uuid() }
+}
+
+impl Making {
+    async fn signing(&self, tx: &mut Tx) -> Result<Option<Signing>, AppError> {
+        let Some((with, required)) = &self.signing else { return Ok(None) };
+        let key = match with {
+            CheckedWith::Ed25519(key) => SigningKey::Ed25519(*key),
+            CheckedWith::HmacSha256(secret) => {
+                let place = signing_place(tx.org()?, self.id);
+                SigningKey::HmacSha256(tx.seal(&self.sealer, &place, secret.as_slice()).await?)
+            }
+        };
+        Ok(Some(Signing { key, required: *required }))
     }
-    let rights = Rights::load(tx, actor, now).await?;
-    rights.require(Permission::ApiKeysWrite, Within::Organization)?;
+}
+
+async fn make_key(tx: &mut Tx, making: &Making) -> Result<ApiKey, AppError> {
+    let Making { new, maker, .. } = making;
+    let (rights, now) = maker.rights(tx).await?;
     let end = match rights.hold(new.permissions, Within::Organization) {
         Hold::Lacks(_) => {
             let message = "a key cannot hold a permission that its maker does not hold";
@@ -85,6 +160,15 @@ async fn make_key(tx: &mut Tx, making: &Making) -> Result<ApiKey, AppError> {
         let message = "a key cannot outlive what its maker holds: ask for fewer days, or leave them out";
         return Err(AppError::invalid("invalid-expiry", "/expires_in_days", message));
     }
+    // Otherwise a key that is good in one place only could make itself one that is good everywhere.
+    let networks = match rights.networks() {
+        Some(own) if making.networks.is_empty() => own.clone(),
+        Some(own) if !own.covers(&making.networks) => {
+            let message = "a key cannot be used from where the key that makes it cannot";
+            return Err(AppError::invalid("invalid-networks", "/networks", message));
+        }
+        Some(_) | None => making.networks.clone(),
+    };
     // A key that a key makes is its maker's owner's.
     let (owner, made_by) = rights.maker();
     let key = ApiKey {
@@ -98,20 +182,28 @@ async fn make_key(tx: &mut Tx, making: &Making) -> Result<ApiKey, AppError> {
         owner,
         made_by,
         previous: None,
+        signing: making.signing(tx).await?,
+        networks,
+        last_used_at: None,
     };
     tx.insert_api_key(&key).await?;
     let event = AuditEvent {
         action: EventType::ApiKeyCreated,
         target: key.id.to_string(),
-        actor: actor.clone(),
+        actor: maker.actor.clone(),
         detail: json!({
             "name": key.name,
             "permissions": key.permissions.iter().collect::<Vec<_>>(),
             "expires_at": key.expires_at,
             "made_by": key.made_by,
+            "networks": key.networks.entries(),
+            "signing": key.signing.as_ref().map(|signing| json!({
+                "algorithm": signing.key.algorithm().as_str(),
+                "required": signing.required.as_str(),
+            })),
         }),
     };
-    tx.record_audit(&event, ambient).await?;
+    tx.record_audit(&event, &maker.ambient).await?;
     Ok(key)
 }
 
@@ -125,21 +217,13 @@ struct Replacing {
     id: ApiKeyId,
     secret_hash: SecretHash,
     grace: Duration,
-    actor: Actor,
-    proof: Option<SessionProof>,
-    ambient: Ambient,
+    maker: Maker,
 }
 
 /// Whoever is given a key's secret holds what the key holds: so it takes the same as to make such a key, and a person's key takes the person.
 async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, AppError> {
-    let Replacing { id, actor, ambient, .. } = replacing;
-    tx.begin_policy_epoch(ambient.now()).await?;
-    let now = ambient.now();
-    if let (Actor::User(user), Some(proof)) = (actor, replacing.proof) {
-        require_proof(tx, *user, proof, now).await?;
-    }
-    let rights = Rights::load(tx, actor, now).await?;
-    rights.require(Permission::ApiKeysWrite, Within::Organization)?;
+    let Replacing { id, maker, .. } = replacing;
+    let (rights, now) = maker.rights(tx).await?;
     let is_valid = |key: &ApiKey| key.revoked_at.is_none() && key.expires_at.is_none_or(|end| now < end);
     let key = tx.load_api_key(*id).await?.filter(is_valid).ok_or(AppError::NotFound { what: "API key" })?;
     if key.owner.is_some() && key.owner != rights.maker().0 {
@@ -150,6 +234,7 @@ async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, Ap
         Hold::Until(end) => key.expires_at.is_some_and(|key_end| key_end <= end),
         Hold::Forever => true,
     };
+    let holds = holds && rights.networks().is_none_or(|own| own.covers(&key.networks));
     if !holds {
         let message = "the key holds more than you do, or for longer: make another one, or revoke it";
         return Err(AppError::conflict("not-own-key", message));
@@ -159,10 +244,10 @@ async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, Ap
     let event = AuditEvent {
         action: EventType::ApiKeyRotated,
         target: id.to_string(),
-        actor: actor.clone(),
+        actor: maker.actor.clone(),
         detail: json!({ "previous_until": until }),
     };
-    tx.record_audit(&event, ambient).await?;
+    tx.record_audit(&event, &maker.ambient).await?;
     Ok(ApiKey { secret_hash: replacing.secret_hash, previous: Some((key.secret_hash, until)), ..key })
 }
 
@@ -170,6 +255,8 @@ async fn replace_secret(tx: &mut Tx, replacing: &Replacing) -> Result<ApiKey, Ap
 pub struct CreatedApiKey {
     pub key: ApiKey,
     pub secret_text: String,
+    /// The shared secret of its signatures, as base64, where it has one.
+    pub signing_secret: Option<Zeroizing<String>>,
 }
 
 impl App {
@@ -228,19 +315,38 @@ impl App {
             return Err(AppError::invalid("invalid-expiry", "/expires_in_days", message));
         }
         let ambient = self.ambient();
+        let signing = match &new.signing {
+            Some(NewSigning { key: NewSigningKey::Ed25519(text), required }) => {
+                let key = PublicKey::parse(text).map_err(|error| {
+                    AppError::invalid("invalid-signing-key", "/signing/public_key", error.to_string())
+                })?;
+                Some((CheckedWith::Ed25519(key), *required))
+            }
+            Some(NewSigning { key: NewSigningKey::HmacSha256, required }) => {
+                Some((CheckedWith::HmacSha256(Zeroizing::new(ambient.random())), *required))
+            }
+            None => None,
+        };
+        let signing_secret = match &signing {
+            Some((CheckedWith::HmacSha256(secret), _)) => Some(Zeroizing::new(STANDARD.encode(secret.as_slice()))),
+            Some((CheckedWith::Ed25519(_), _)) | None => None,
+        };
+        let networks = AllowList::read(&new.networks)
+            .map_err(|wrong| AppError::invalid("invalid-networks", format!("/networks/{}", wrong.at), wrong.why))?;
         let token = Token::<ApiKeyId>::generate(scope.org(), ApiKeyId::new(ambient), ambient);
         let making = Making {
             new,
             id: token.row,
             secret_hash: SecretHash::of(&token.secret),
-            actor: scope.actor().clone(),
-            proof,
-            ambient: ambient.clone(),
+            signing,
+            networks,
+            maker: Maker::new(scope, proof, ambient),
+            sealer: self.sealer().clone(),
         };
         let people = AccountScope::within(scope);
         let made = self.store().write(&people, making, |tx, making| Box::pin(make_key(tx, making)));
         let key = made.await?;
-        Ok(CreatedApiKey { key, secret_text: token.reveal() })
+        Ok(CreatedApiKey { key, secret_text: token.reveal(), signing_secret })
     }
 
     /// # Errors
@@ -278,14 +384,12 @@ impl App {
             id,
             secret_hash: SecretHash::of(&token.secret),
             grace,
-            actor: scope.actor().clone(),
-            proof: caller.proof(),
-            ambient: self.ambient().clone(),
+            maker: Maker::new(&scope, caller.proof(), self.ambient()),
         };
         let people = AccountScope::within(&scope);
         let replaced = self.store().write(&people, replacing, |tx, replacing| Box::pin(replace_secret(tx, replacing)));
         let key = replaced.await?;
-        Ok(CreatedApiKey { key, secret_text: token.reveal() })
+        Ok(CreatedApiKey { key, secret_text: token.reveal(), signing_secret: None })
     }
 
     /// Revokes a key that somebody found where it does not belong, with all that came of it: whoever can say it may end it. What is no key, or

@@ -9,6 +9,7 @@ use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::network::Network;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_model::role::assignment::Within;
+use bulkhead_model::signature::SignatureRefusal;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::StoreError;
 use bulkhead_store::audit::{AuditEntry, AuditEvent};
@@ -45,6 +46,10 @@ pub(crate) enum KeyRefusal {
     Secret,
     Revoked,
     Expired,
+    /// Used from where it may not be.
+    Address,
+    /// The request's signature.
+    Signature(SignatureRefusal),
 }
 
 impl KeyRefusal {
@@ -53,6 +58,8 @@ impl KeyRefusal {
             Self::Secret => "wrong_secret",
             Self::Revoked => "revoked",
             Self::Expired => "expired",
+            Self::Address => "address",
+            Self::Signature(refusal) => refusal.as_str(),
         }
     }
 }

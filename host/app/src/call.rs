@@ -461,7 +461,10 @@ fn not_made(error: AppError) -> Result<CallError, AppError> {
         fault @ (AppError::Unauthenticated
         | AppError::StepUp { .. }
         | AppError::MfaRequired
+        | AppError::SignatureRequired
+        | AppError::InvalidSignature
         | AppError::AddressRefused
+        | AppError::KeyAddressRefused
         | AppError::Forbidden(_)
         | AppError::Quota(_)
         | AppError::StaleVersion

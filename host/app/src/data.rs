@@ -3,7 +3,7 @@
 pub use bulkhead_store::StoreError;
 pub use bulkhead_store::account::User;
 pub use bulkhead_store::allow_list::StoredAllowList;
-pub use bulkhead_store::api_key::ApiKey;
+pub use bulkhead_store::api_key::{ApiKey, KeyUsage, Signing, SigningKey};
 pub use bulkhead_store::audit::AuditEntry;
 pub use bulkhead_store::block::KeyBlock;
 pub use bulkhead_store::breaker::BreakerState;

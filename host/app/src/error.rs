@@ -30,6 +30,14 @@ pub enum AppError {
     /// No valid credentials. Constant text, whatever the reason.
     #[error("the credentials are missing or not valid")]
     Unauthenticated,
+    /// The key's requests have to be signed.
+    #[error(
+        "requests by this key have to be signed: send `signature-input` and `signature` (RFC 9421) that cover `@method`, `@target-uri` and, with a body, `content-digest`"
+    )]
+    SignatureRequired,
+    /// Constant text, whatever the reason.
+    #[error("the request's signature does not hold, or was used before")]
+    InvalidSignature,
     /// Who it is was proven too long ago for this (RFC 9470).
     #[error("prove again who you are: this needs a proof from the last {max_age_s} seconds")]
     StepUp { max_age_s: u64 },
@@ -44,6 +52,9 @@ pub enum AppError {
     /// The organization may not be reached from where the request comes.
     #[error("this organization is reached from certain addresses only, and yours is not among them")]
     AddressRefused,
+    /// The key may not be used from where the request comes.
+    #[error("this key may be used from certain addresses only, and yours is not among them")]
+    KeyAddressRefused,
     /// Not there, or not to be known by this caller.
     #[error("{what} not found")]
     NotFound { what: &'static str },

@@ -35,6 +35,7 @@ mod in_flight;
 pub mod installation;
 pub mod job;
 pub mod key;
+pub mod key_usage;
 pub mod limits;
 mod live;
 pub mod mail;
@@ -57,6 +58,7 @@ pub mod sandbox;
 pub mod schedule;
 pub mod secret;
 pub mod sign_in;
+pub mod signed;
 pub mod supervise;
 pub mod team;
 mod turns;
@@ -117,6 +119,7 @@ pub struct App {
     limiter: Arc<limits::Limiter>,
     allow_lists: allow_list::AllowLists,
     blocks: block::Blocks,
+    key_uses: Arc<key_usage::KeyUses>,
 }
 
 /// Checked definitions, with an estimate of the bytes that each takes.
@@ -157,6 +160,7 @@ impl App {
             limiter,
             allow_lists: allow_list::allow_lists(),
             blocks: block::Blocks::default(),
+            key_uses: Arc::default(),
         }
     }
 
@@ -221,6 +225,10 @@ impl App {
 
     pub(crate) fn blocks(&self) -> &block::Blocks {
         &self.blocks
+    }
+
+    pub(crate) fn key_uses(&self) -> &key_usage::KeyUses {
+        &self.key_uses
     }
 
     pub(crate) fn limiter(&self) -> &limits::Limiter {

@@ -10,6 +10,7 @@ use bulkhead_model::id::{OrgId, UserId};
 use bulkhead_model::permission::{Caller, Permission};
 use bulkhead_model::rate::RouteClass;
 use bulkhead_model::role::assignment::Within;
+use bulkhead_model::signature::Verified;
 use http::request::Parts;
 use http::{HeaderMap, header};
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ use crate::limit::{CLASS_KEY, limit_caller, limit_person};
 use crate::page::{NoFilter, filter};
 use crate::problem::{Kind, Problem};
 use crate::session::{client_address, has_session, session_token};
+use crate::signed;
 
 /// In the OpenAPI document: the permission that an operation needs, or null.
 pub(crate) const PERMISSION_KEY: &str = "x-bulkhead-permission";
@@ -170,14 +172,19 @@ impl FromRequestParts<HttpState> for OrgCaller {
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Problem> {
         let Required { permission, is_in_team, takes_query, is_fresh } =
             *parts.extensions.get::<Required>().ok_or_else(|| Problem::internal(&NoPermissionDeclared))?;
-        let (caller, proven) = if parts.headers.contains_key(header::AUTHORIZATION) {
-            by_key(parts, state).await?
+        let ((caller, proven), signature) = if parts.headers.contains_key(header::AUTHORIZATION) {
+            by_key(parts, state, is_fresh).await?
         } else {
-            by_session(parts, state).await?
+            (by_session(parts, state).await?, None)
         };
         // Before anything is taken: who has a key and comes from where it is no good uses up nothing of its owner's.
         state.app.require_address(&caller, client_address(parts)).await?;
         limit_caller(parts, state, &caller).await?;
+        // Written last: nobody fills the table faster than the key may ask.
+        if let Some(signature) = signature {
+            state.app.take_nonce(&caller, signature).await?;
+        }
+        state.app.count_key_use(&caller);
         let org = caller.org();
         let within = if is_in_team { path_team(parts, state).await? } else { Within::Organization };
         if !caller.permissions_within(within).contains(permission) {
@@ -201,8 +208,13 @@ impl FromRequestParts<HttpState> for OrgCaller {
 /// Who calls, and what stands behind it.
 type Called = (Caller, Proven);
 
-/// The caller that an API key stands for.
-async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Called, Problem> {
+/// The caller that an API key stands for, and the signature that holds, but may have come before. `is_sensitive`: a person would have to
+/// prove anew who they are.
+async fn by_key(
+    parts: &mut Parts,
+    state: &HttpState,
+    is_sensitive: bool,
+) -> Result<(Called, Option<Verified>), Problem> {
     // A session beside it would leave open whose request it is.
     if has_session(&parts.headers) {
         return Err(AppError::Unauthenticated.into());
@@ -210,13 +222,15 @@ async fn by_key(parts: &mut Parts, state: &HttpState) -> Result<Called, Problem>
     let presented = bearer(&parts.headers).ok_or(AppError::Unauthenticated)?.to_owned();
     // A key holds no dot, an access token two.
     if presented.contains('.') {
-        return by_token(parts, state, &presented).await;
+        return Ok((by_token(parts, state, &presented).await?, None));
     }
     let identity = state.app.authenticate(&presented).await?;
     record(&identity.caller);
+    state.app.require_network(&identity, client_address(parts))?;
+    let signature = signed::check(parts, state, &identity, is_sensitive)?;
     let named = path_param(parts, state, "org").await?.parse::<OrgRef>();
     match named.and_then(|named| identity.resolve(&named)) {
-        Ok(_) => Ok((identity.caller, Proven::Key)),
+        Ok(_) => Ok(((identity.caller, Proven::Key), signature)),
         Err(error) => {
             limit_caller(parts, state, &identity.caller).await?;
             Err(error.into())

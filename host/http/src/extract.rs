@@ -23,6 +23,7 @@ use crate::HttpState;
 use crate::access::path_param;
 use crate::json;
 use crate::problem::{Kind, Problem};
+use crate::signed::{is_mismatch, mismatch};
 
 /// Bytes of a JSON body. Source: the call input's limit (plugins.md) and the workflow definition's.
 pub(crate) const JSON_BYTES_MAX: u64 = 1024 * 1024;
@@ -41,7 +42,7 @@ fn announced_bytes(headers: &HeaderMap) -> Option<u64> {
 /// Reads the whole body, up to a limit of bytes and time.
 ///
 /// # Errors
-/// `too-large` with the limit, `body-timeout`, `invalid-request` when it breaks off.
+/// `too-large` with the limit, `body-timeout`, `digest-mismatch`, `invalid-request` when it breaks off.
 pub(crate) async fn read_body(
     request: Request,
     what: &str,
@@ -79,6 +80,7 @@ pub(crate) async fn read_body_while(
             read_away(body).await;
             Err(refused.into())
         }
+        Ok(Err(error)) if is_mismatch(&error) => Err(mismatch()),
         Ok(Err(_)) => Err(Problem::new(Kind::InvalidRequest, format!("the {what} broke off before its end"))),
         Err(_) => {
             let detail = format!("the {what} did not arrive within {} seconds", time_max.as_secs());

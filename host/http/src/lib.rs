@@ -59,6 +59,7 @@ mod schedule;
 mod schema;
 mod secret;
 mod session;
+mod signed;
 mod team;
 mod token;
 mod view;
@@ -126,6 +127,7 @@ pub fn router(app: App, config: HttpConfig) -> Router {
     router
         .fallback(edge::no_route)
         .method_not_allowed_fallback(edge::no_method)
+        .layer(middleware::from_fn(signed::compare))
         .layer(middleware::from_fn_with_state(state.clone(), limit::limit))
         .layer(CatchPanicLayer::custom(edge::panicked))
         .layer(middleware::from_fn_with_state(state.clone(), edge::edge))
@@ -260,6 +262,7 @@ fn account_routes() -> OpenApiRouter<HttpState> {
         .routes(guarded_fresh(Permission::SecurityWrite, routes!(allow_list::replace_ip_allow_list)))
         .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::create_api_key)))
         .routes(guarded(Permission::ApiKeysRead, routes!(api_key::list_api_keys)))
+        .routes(guarded(Permission::ApiKeysRead, routes!(api_key::show_api_key_usage)))
         .routes(guarded_fresh(Permission::ApiKeysWrite, routes!(api_key::rotate_api_key)))
         .routes(guarded(Permission::ApiKeysWrite, routes!(api_key::revoke_api_key)))
         .routes(guarded(Permission::AuditRead, routes!(audit::list_audit)))

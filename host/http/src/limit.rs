@@ -239,8 +239,16 @@ fn finish(mut response: Response, limited: &Limited) -> Response {
 
 /// Whether credentials were refused, or good ones from where they are no good; that a fresher proof is asked for is no failure.
 fn is_failed(response: &Response) -> bool {
+    let refused = [
+        Kind::Unauthenticated,
+        // Who has a key's text alone has no more than a guess.
+        Kind::SignatureRequired,
+        Kind::InvalidSignature,
+        Kind::AddressRefused,
+        Kind::KeyAddressRefused,
+    ];
     let problem = response.extensions().get::<Arc<Problem>>();
-    problem.is_some_and(|problem| problem.is(Kind::Unauthenticated) || problem.is(Kind::AddressRefused))
+    problem.is_some_and(|problem| refused.into_iter().any(|kind| problem.is(kind)))
 }
 
 /// Counts a request by its caller and the caller's organization.

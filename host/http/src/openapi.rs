@@ -89,8 +89,8 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     let mut problems: BTreeSet<String> =
         operation.remove(PROBLEMS_KEY).and_then(|declared| serde_json::from_value(declared).ok()).unwrap_or_default();
     let mut add = |kinds: &[Kind]| problems.extend(kinds.iter().map(|kind| kind.entry().slug.to_owned()));
-    // What a proxy of ours wrote could not be read: before any route.
-    add(&[Kind::Internal, Kind::TimedOut, Kind::InvalidHeader]);
+    // What a proxy of ours wrote could not be read, or the body's digest: before any route.
+    add(&[Kind::Internal, Kind::TimedOut, Kind::InvalidHeader, Kind::DigestMismatch]);
     let class = operation.get(CLASS_KEY).and_then(Value::as_str).and_then(RouteClass::parse);
     if class.is_none_or(|class| class != RouteClass::Starts) {
         add(&[Kind::RateLimited, Kind::Blocked]);
@@ -101,7 +101,13 @@ fn finish(path: &str, method: &str, operation: &mut Map<String, Value>) {
     if guarded {
         operation.insert("security".to_owned(), json!([{ "api_key": [] }, { "session": [] }]));
         add(&[Kind::Unauthenticated, Kind::Forbidden, Kind::NotFound, Kind::Unavailable, Kind::InvalidQuery]);
-        add(&[Kind::MfaRequired, Kind::AddressRefused]);
+        add(&[
+            Kind::MfaRequired,
+            Kind::AddressRefused,
+            Kind::KeyAddressRefused,
+            Kind::SignatureRequired,
+            Kind::InvalidSignature,
+        ]);
         if operation.contains_key(STEP_UP_KEY) {
             add(&[Kind::StepUpRequired, Kind::SessionNeeded]);
         }

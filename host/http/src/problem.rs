@@ -24,6 +24,8 @@ pub(crate) const TYPE_BASE: &str = "https://bulkhead.dev/problems/";
 pub(crate) const CONTENT_TYPE: HeaderValue = HeaderValue::from_static("application/problem+json");
 /// When the database is away: long enough for a restart, short enough for a person who waits.
 const RETRY_AFTER_UNAVAILABLE_S: u64 = 2;
+/// How to ask for a signature (RFC 9421, section 5).
+const ACCEPT_SIGNATURE: &str = "sig=(\"@method\" \"@target-uri\" \"content-digest\");created;tag=\"bulkhead\"";
 /// Errors in one document; a body with a thousand mistakes is answered with the first of them.
 const ERRORS_MAX: usize = 100;
 
@@ -189,8 +191,11 @@ impl From<AppError> for Problem {
                 problem
             }
             AppError::Unauthenticated => Self::new(Kind::Unauthenticated, error.to_string()),
+            AppError::SignatureRequired => Self::new(Kind::SignatureRequired, error.to_string()),
+            AppError::InvalidSignature => Self::new(Kind::InvalidSignature, error.to_string()),
             AppError::StepUp { .. } => Self::new(Kind::StepUpRequired, error.to_string()),
             AppError::MfaRequired => Self::new(Kind::MfaRequired, error.to_string()),
+            AppError::KeyAddressRefused => Self::new(Kind::KeyAddressRefused, error.to_string()),
             AppError::AddressRefused => Self::new(Kind::AddressRefused, error.to_string()),
             AppError::Forbidden(_) => Self::new(Kind::Forbidden, error.to_string()),
             AppError::NotFound { .. } => Self::new(Kind::NotFound, error.to_string()),
@@ -282,6 +287,9 @@ impl IntoResponse for Problem {
                 "Bearer"
             };
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            if self.slug == Kind::SignatureRequired.entry().slug {
+                headers.insert(HeaderName::from_static("accept-signature"), HeaderValue::from_static(ACCEPT_SIGNATURE));
+            }
         }
         if let Some(retry_after_s) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(retry_after_s));
@@ -309,6 +317,8 @@ mod tests {
     #[test]
     fn each_failure_has_its_status() {
         assert_eq!(status(AppError::Unauthenticated), 401);
+        assert_eq!(status(AppError::SignatureRequired), 401);
+        assert_eq!(status(AppError::InvalidSignature), 401);
         assert_eq!(status(AppError::Forbidden(Permission::OrgRead)), 403);
         assert_eq!(status(AppError::NotFound { what: "run" }), 404);
         assert_eq!(status(AppError::invalid("invalid-name", "/name", "x")), 422);
@@ -328,6 +338,9 @@ mod tests {
     fn credentials_and_waiting_are_said_in_headers() {
         let response = Problem::from(AppError::Unauthenticated).into_response();
         assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
+        let response = Problem::from(AppError::SignatureRequired).into_response();
+        let asked = response.headers()["accept-signature"].to_str().unwrap();
+        assert!(asked.ends_with(&format!(";tag=\"{}\"", bulkhead_model::signature::TAG)), "{asked}");
         let response = Problem::from(AppError::Busy { what: "x", retry_after_ms: 1500 }).into_response();
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
     }

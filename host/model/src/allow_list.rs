@@ -74,6 +74,13 @@ impl AllowList {
         self.0.iter().map(ToString::to_string).collect()
     }
 
+    /// Whether this list lets nobody in that `self` does not.
+    #[must_use]
+    pub fn covers(&self, list: &Self) -> bool {
+        let is_within = |net: &IpNet| self.0.iter().any(|own| own.contains(net));
+        self.0.is_empty() || (!list.0.is_empty() && list.0.iter().all(is_within))
+    }
+
     /// Whether a request from there is let in. Where nobody knows from where it comes, only an empty list does.
     #[must_use]
     pub fn allows(&self, address: Option<IpAddr>) -> bool {
@@ -101,6 +108,18 @@ mod tests {
 
     fn at(text: &str) -> IpAddr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_list_covers_what_lets_in_no_more() {
+        let office = list(&["192.0.2.0/24", "2001:db8:1::/48"]);
+        for narrower in [&["192.0.2.128/25"][..], &["192.0.2.7", "2001:db8:1:2::/64"], &["192.0.2.0/24"]] {
+            assert!(office.covers(&list(narrower)), "{narrower:?}");
+        }
+        for wider in [&[][..], &["192.0.2.0/23"], &["192.0.2.7", "198.51.100.7"], &["0.0.0.0/0"], &["::/0"]] {
+            assert!(!office.covers(&list(wider)), "{wider:?}");
+        }
+        assert!(list(&[]).covers(&office) && list(&[]).covers(&list(&[])));
     }
 
     #[test]

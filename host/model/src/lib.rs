@@ -12,6 +12,7 @@
 //! | how often may somebody ask? | [`rate`], by [`network`], person, key and organization; [`block`] |
 //! | what does a plugin ask for, and what is it granted? | [`manifest`], [`grant`] |
 //! | how much may it use, and how did it end? | [`limits`], [`call`] |
+//! | is a request what the owner of a key signed? | [`signature`] |
 //! | when does a schedule fire? | [`schedule`] |
 //! | are two failures the same fault? | [`fault`] |
 //! | how long is what has ended kept, and how much of it? | [`retention`], [`quota`] |
@@ -48,6 +49,7 @@ pub mod role;
 pub mod run;
 pub mod schedule;
 pub mod session;
+pub mod signature;
 pub mod stuck;
 pub mod template;
 pub mod throttle;

@@ -4,11 +4,12 @@
 mod keys;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 use bulkhead_app::account::{NewUser, ROLE_ADMIN};
-use bulkhead_app::api_key::NewApiKey;
+use bulkhead_app::api_key::{NewApiKey, NewSigning, NewSigningKey};
 use bulkhead_app::queue::{STATES, StateCount, WaitingOrg, WholeQueue, look_at_queue};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{ApiKeyId, UserId};
@@ -18,6 +19,7 @@ use bulkhead_model::name::Slug;
 use bulkhead_model::network::Network;
 use bulkhead_model::permission::{Permission, PermissionSet};
 use bulkhead_model::quota::Quota;
+use bulkhead_model::signature::Required;
 use clap::Subcommand;
 use serde_json::json;
 
@@ -132,7 +134,8 @@ pub(crate) enum Command {
     Keys(keys::Command),
     /// Make an API key; its text is shown once
     #[command(after_help = "Examples:\n  bulkhead admin create-key acme --name laptop\n  \
-        bulkhead admin create-key acme --name reader --permission runs.read --permission audit.read --days 30")]
+        bulkhead admin create-key acme --name reader --permission runs.read --permission audit.read --days 30\n  \
+        bulkhead admin create-key acme --name deploys --public-key public.pem")]
     CreateKey {
         /// The organization's short name
         org: String,
@@ -144,6 +147,12 @@ pub(crate) enum Command {
         /// Days until it ends
         #[arg(long)]
         days: Option<u32>,
+        /// An Ed25519 public key (PEM) that every request by it has to be signed with
+        #[arg(long, value_name = "FILE")]
+        public_key: Option<PathBuf>,
+        /// A network or address that it may be used from (repeatable); from everywhere if left out
+        #[arg(long = "network")]
+        networks: Vec<String>,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -374,7 +383,7 @@ async fn act(host: &Host, command: Command) -> Result<()> {
             host.app.set_user_state_as_operator(&email, true).await?;
             println!("enabled {email}");
         }
-        Command::CreateKey { org, name, permissions, days, json } => {
+        Command::CreateKey { org, name, permissions, days, public_key, networks, json } => {
             let org = require_org(host, &org).await?;
             let permissions: PermissionSet = if permissions.is_empty() {
                 PermissionSet::all()
@@ -390,7 +399,11 @@ async fn act(host: &Host, command: Command) -> Result<()> {
                     })
                     .collect::<Result<_>>()?
             };
-            let new = NewApiKey { name, permissions, expires_in_days: days };
+            let mut new = NewApiKey { networks, ..NewApiKey::new(name, permissions, days) };
+            if let Some(file) = public_key {
+                let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+                new.signing = Some(NewSigning { key: NewSigningKey::Ed25519(text), required: Required::Always });
+            }
             let created = host.app.create_first_api_key(org.id, new).await?;
             if json {
                 println!(

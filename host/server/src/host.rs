@@ -208,6 +208,7 @@ impl Host {
         self.app.start_mail(&self.supervisor);
         self.app.start_limits(&self.supervisor).await.context("rate limits cannot be read")?;
         self.app.start_blocks(&self.supervisor).await.context("blocks cannot be read")?;
+        self.app.start_key_usage(&self.supervisor);
         Ok(())
     }
 }

@@ -111,6 +111,7 @@ bind_from! {
     Timestamp => |value| Bind::Time(Some(value));
     Option<Timestamp> => |value| Bind::Time(value);
     &'a [u8] => |value| Bind::Bytes(Some(value));
+    Option<&'a [u8]> => |value| Bind::Bytes(value);
     &'a Vec<u8> => |value| Bind::Bytes(Some(value));
     &'a [u8; 32] => |value| Bind::Bytes(Some(value));
 }

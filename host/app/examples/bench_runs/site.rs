@@ -231,7 +231,7 @@ impl Site {
     pub(crate) async fn tenant(&self, slug: &str, package: Vec<u8>, calls: usize) -> Result<Tenant> {
         let app = &self.app;
         let org = app.create_org(slug.parse()?, slug.to_owned()).await?.id;
-        let new = NewApiKey { name: "bench".into(), permissions: PermissionSet::all(), expires_in_days: None };
+        let new = NewApiKey::new("bench", PermissionSet::all(), None);
         let key = app.create_first_api_key(org, new).await?;
         let caller = app.authenticate(&key.secret_text).await?.caller;
         let plugin = app.upload_plugin(&caller, org, package.into()).await?.plugin;

@@ -38,11 +38,15 @@ kinds! {
     InvalidHeader = "invalid-header", BAD_REQUEST, "A header is not valid";
     InvalidRequest = "invalid-request", BAD_REQUEST, "The request cannot be read";
     Unauthenticated = "unauthenticated", UNAUTHORIZED, "Credentials are needed";
+    SignatureRequired = "signature-required", UNAUTHORIZED, "The request has to be signed";
+    InvalidSignature = "invalid-signature", UNAUTHORIZED, "The request's signature does not hold";
+    DigestMismatch = "digest-mismatch", BAD_REQUEST, "The body is not the one that its digest is of";
     StepUpRequired = "step-up-required", UNAUTHORIZED, "A fresh proof of who you are is needed";
     SessionNeeded = "session-needed", FORBIDDEN, "Only a signed-in browser can do this";
     ForeignOrigin = "foreign-origin", FORBIDDEN, "The request does not come from one of our pages";
     MfaRequired = "mfa-required", FORBIDDEN, "The organization asks for a second factor";
     Forbidden = "forbidden", FORBIDDEN, "The credentials do not permit this";
+    KeyAddressRefused = "key-address-refused", FORBIDDEN, "The key may not be used from this address";
     AddressRefused = "address-refused", FORBIDDEN, "The organization is not reached from this address";
     NotFound = "not-found", NOT_FOUND, "Not found";
     MethodNotAllowed = "method-not-allowed", METHOD_NOT_ALLOWED, "The resource does not have this method";
@@ -81,6 +85,8 @@ kinds! {
     InvalidRetention = "invalid-retention", UNPROCESSABLE_ENTITY, "A time of the policy is out of its bounds";
     InvalidQuota = "invalid-quota", UNPROCESSABLE_ENTITY, "The quota's value is not valid";
     InvalidPermissions = "invalid-permissions", UNPROCESSABLE_ENTITY, "The permissions cannot be given";
+    InvalidNetworks = "invalid-networks", UNPROCESSABLE_ENTITY, "The networks cannot be those of the key";
+    InvalidSigningKey = "invalid-signing-key", UNPROCESSABLE_ENTITY, "No signature can be checked with this key";
     InvalidExpiry = "invalid-expiry", UNPROCESSABLE_ENTITY, "The time of expiry is not valid";
     InvalidRole = "invalid-role", UNPROCESSABLE_ENTITY, "The role cannot be as it is asked to be";
     UnknownRole = "unknown-role", UNPROCESSABLE_ENTITY, "The organization has no such role";

@@ -60,7 +60,7 @@ async fn key(host: &Host, org: OrgId, before: Option<&DemoFile>) -> Result<(Stri
     {
         return Ok((text, identity.caller));
     }
-    let new = NewApiKey { name: "demo".into(), permissions: PermissionSet::all(), expires_in_days: None };
+    let new = NewApiKey::new("demo", PermissionSet::all(), None);
     let created = host.app.create_first_api_key(org, new).await?;
     let identity = host.app.authenticate(&created.secret_text).await?;
     Ok((created.secret_text, identity.caller))

@@ -30,9 +30,10 @@ struct Column {
 }
 
 /// Every column that holds sealed values, as table and column. A test looks for such that are missing.
-pub const SEALED: &[(&str, &str)] = &[("secret", "ciphertext"), ("hook", "ciphertext"), ("audit_log", "signing_key")];
+pub const SEALED: &[(&str, &str)] =
+    &[("secret", "ciphertext"), ("hook", "ciphertext"), ("audit_log", "signing_key"), ("api_key", "signing_secret")];
 
-static COLUMNS: [Column; 3] = [
+static COLUMNS: [Column; 4] = [
     Column {
         table: "secret",
         name: "ciphertext",
@@ -64,6 +65,18 @@ static COLUMNS: [Column; 3] = [
             "select count(*) as count from audit_log where org_id = $1 and signing_key >= $2 and signing_key < $3"
         ),
         replace: sql!("update audit_log set signing_key = $4 where org_id = $1 and org_id = $2 and signing_key = $3"),
+    },
+    Column {
+        table: "api_key",
+        name: "signing_secret",
+        list: sql!(
+            "select id, signing_secret as sealed from api_key
+             where org_id = $1 and id > $2 and (signing_secret < $3 or signing_secret >= $4) order by id limit $5"
+        ),
+        count: sql!(
+            "select count(*) as count from api_key where org_id = $1 and signing_secret >= $2 and signing_secret < $3"
+        ),
+        replace: sql!("update api_key set signing_secret = $4 where org_id = $1 and id = $2 and signing_secret = $3"),
     },
 ];
 
