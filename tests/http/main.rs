@@ -13,6 +13,7 @@ mod guests;
 
 mod accounts;
 mod api_keys;
+mod audit;
 mod breakers;
 mod dead_letters;
 mod devices;

@@ -74,6 +74,7 @@ pub const TABLES: &[&str] = &[
     "audit_log",
     "audit_entry",
     "audit_checkpoint",
+    "audit_retention",
     "job",
     "retention",
     "history",

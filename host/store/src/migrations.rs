@@ -28,6 +28,11 @@ const ALL: &[(&str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0005_devices.sql"),
         include_str!("../../../migrations/postgres/0005_devices.sql"),
     ),
+    (
+        "0006_retention",
+        include_str!("../../../migrations/sqlite/0006_retention.sql"),
+        include_str!("../../../migrations/postgres/0006_retention.sql"),
+    ),
 ];
 
 fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {

@@ -72,6 +72,9 @@ kinds! {
     InvalidLink = "invalid-link", UNPROCESSABLE_ENTITY, "The link is of no use";
     InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
     InvalidRetention = "invalid-retention", UNPROCESSABLE_ENTITY, "A time of the policy is out of its bounds";
+    InvalidErasure = "invalid-erasure", UNPROCESSABLE_ENTITY, "What is to be erased is not said";
+    InvalidConsistency = "invalid-consistency", UNPROCESSABLE_ENTITY, "The log has not had these sizes";
+    TooManyAuditKeys = "too-many-audit-keys", CONFLICT, "The log has had as many keys as it may";
     InvalidQuota = "invalid-quota", UNPROCESSABLE_ENTITY, "The quota's value is not valid";
     InvalidPermissions = "invalid-permissions", UNPROCESSABLE_ENTITY, "The permissions cannot be given";
     InvalidExpiry = "invalid-expiry", UNPROCESSABLE_ENTITY, "The time of expiry is not valid";
