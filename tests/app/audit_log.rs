@@ -18,7 +18,7 @@ use serde_json::json;
 
 use crate::support::{Tenant, TestApp};
 
-async fn acts(app: &TestApp, acme: &Tenant, count: usize) {
+pub(crate) async fn acts(app: &TestApp, acme: &Tenant, count: usize) {
     for at in 0..count {
         app.ambient.advance(Duration::from_millis(5));
         let new = NewApiKey::new(format!("key {at}"), PermissionSet::all(), None);
@@ -26,22 +26,22 @@ async fn acts(app: &TestApp, acme: &Tenant, count: usize) {
     }
 }
 
-fn verify(bundle: &str, keys: &[VerifierKey], kept: Vec<String>) -> Report {
+pub(crate) fn verify(bundle: &str, keys: &[VerifierKey], kept: Vec<String>) -> Report {
     let mut verifier = Verifier::new(Expectation { keys: keys.to_vec(), kept, end: true, ..Expectation::default() });
     bundle.lines().for_each(|line| verifier.line(line));
     verifier.finish()
 }
 
-async fn export(app: &TestApp, acme: &Tenant, first: u64, since: Option<u64>) -> String {
+pub(crate) async fn export(app: &TestApp, acme: &Tenant, first: u64, since: Option<u64>) -> String {
     app.app.export_audit(&acme.caller, acme.org, first, since).await.unwrap().into_text().await.unwrap()
 }
 
-async fn verify_database(app: &TestApp, acme: &Tenant) -> Report {
+pub(crate) async fn verify_database(app: &TestApp, acme: &Tenant) -> Report {
     app.app.verify_audit_as_operator(acme.org, vec![], vec![]).await.unwrap()
 }
 
 /// Entries past all use cases, many in one transaction.
-async fn record(app: &TestApp, acme: &Tenant, count: usize) {
+pub(crate) async fn record(app: &TestApp, acme: &Tenant, count: usize) {
     let scope = SystemScope::new(SystemReason::Worker).for_org(acme.org);
     for _ in 0..count.div_ceil(1000) {
         let args = (app.ambient.clone(), count.min(1000));
@@ -68,7 +68,7 @@ fn named(report: &Report) -> Vec<(Option<u64>, String)> {
     report.faults.iter().map(|fault| (fault.entry, fault.kind.to_string())).collect()
 }
 
-async fn key(app: &TestApp, acme: &Tenant) -> VerifierKey {
+pub(crate) async fn key(app: &TestApp, acme: &Tenant) -> VerifierKey {
     app.app.audit_checkpoint(&acme.caller, acme.org).await.unwrap().unwrap().1.parse().unwrap()
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_app::data::{KeyRotation, StoredKey};
-use bulkhead_app::key::{RootMismatch, check_roots, keep_root_check};
+use bulkhead_app::key::{RootMismatch, check_roots, keep_root_check, look_before_opening};
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
@@ -16,6 +16,7 @@ use bulkhead_model::permission::{Permission, SystemReason, SystemScope};
 use bulkhead_store::key::TendFrom;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::seal::{KeyPurpose, RootKey, RootKeys, Sealer};
+use bulkhead_store::{Database, StoreConfig};
 use bulkhead_test_support::wait::until_async;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -161,6 +162,25 @@ on_both! {
         assert!(matches!(&refused, RootMismatch::Missing { keys: 1, people: 0, .. }), "{refused:?}");
         let text = refused.to_string();
         assert!(text.contains(&RootKey::new([7; 32]).id().to_string()) && text.contains("Nothing was changed"), "{text}");
+    }
+
+    /// Before the schema is brought up to date: whoever has the wrong keys leaves the database as it was for whoever has the right ones.
+    async fn root_keys_are_compared_before_anything_is_changed(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        sealed_things(&app, &acme).await;
+        let sealer = |byte| Sealer::new(&RootKey::new([byte; 32]), app.ambient.clone());
+        keep_root_check(&app.store, &sealer(7), &app.ambient).await.unwrap();
+        // As an older version left it.
+        app.tamper(acme.org, "delete from _sqlx_migrations where version = (select max(version) from _sqlx_migrations)");
+        let config = app.owner_config();
+        look_before_opening(&config, &sealer(7)).await.unwrap();
+        let refused = look_before_opening(&config, &sealer(8)).await.unwrap_err();
+        assert!(matches!(&refused, RootMismatch::Missing { .. } | RootMismatch::First { .. }), "{refused:?}");
+        // Where there is nothing yet there is nothing to compare.
+        let empty = tempfile::tempdir().unwrap();
+        let database = Database::Sqlite { dir: empty.path().join("none") };
+        look_before_opening(&StoreConfig { database, connections_max: 1 }, &sealer(8)).await.unwrap();
+        assert!(!empty.path().join("none").exists(), "looking makes nothing");
     }
 
     /// Also one that wraps nothing any longer is needed: what is not wrapped comes from the first one.

@@ -10,6 +10,7 @@ mod support;
 
 mod admission;
 mod audit_log;
+mod audit_proofs;
 mod breakers;
 mod calls;
 mod dead_letters;

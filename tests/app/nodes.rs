@@ -17,6 +17,7 @@ use bulkhead_model::job::Lane;
 use bulkhead_model::run::RunStatus;
 use bulkhead_store::StoreConfig;
 use bulkhead_store::page::PageRequest;
+use bulkhead_store::seal::{RootKey, RootKeys};
 use bulkhead_test_support::tcp_proxy::TcpProxy;
 use bulkhead_test_support::wait::until_async;
 use serde_json::{Map, Value, json};
@@ -288,4 +289,45 @@ async fn the_operator_reckons_by_the_nodes_clock() {
     let lane = queue.lanes.iter().find(|lane| lane.lane == Lane::Interactive).unwrap();
     assert!(lane.oldest_ready_at.is_some() && lane.lag < Duration::from_mins(5), "{lane:?}");
     assert!(queue.waiting.iter().all(|waiting| waiting.lag < Duration::from_mins(5)), "{:?}", queue.waiting);
+}
+
+/// A rotation of the root key that one node was not told of: what is under the new key opens elsewhere, and there the work is done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lacks_a_root_key_that_another_one_wraps_with_takes_no_work() {
+    let Some(test) = TestApp::postgres().await else { return };
+    let acme = test.tenant("acme").await;
+    let workflow = save(&test.app, &acme, json!({ "it": { "type": "stop" } })).await;
+    let lacking = Node::start(test.node(&test.ambient).await, ON, None).await;
+    reaches(&test.app, &acme, begin(&test.app, &acme, workflow).await, RunStatus::Succeeded).await;
+    assert!(lacking.app.check_database().await.is_ok());
+    let told = RootKeys::single(RootKey::new([7; 32])).with_next(RootKey::new([8; 32])).unwrap();
+    // One that waits wraps nothing yet: nobody needs it.
+    let waiting = Node::start(test.node_with_roots(told.clone()).await, ON, None).await;
+    let knows = async || test.app.list_nodes().await.unwrap().iter().any(|node| node.roots.len() == 2);
+    assert!(until_async(PATIENCE, knows).await);
+    reaches(&test.app, &acme, begin(&test.app, &acme, workflow).await, RunStatus::Succeeded).await;
+    assert!(lacking.app.check_database().await.is_ok());
+    waiting.stop().await;
+
+    // It wraps, and is a node that takes no work: nobody is left who does.
+    let supervisor = Supervisor::new();
+    let wraps = test.node_with_roots(told.with_next_in_use().unwrap()).await;
+    wraps.start_node(ON).await.unwrap();
+    let slots = Slots { system: 0, interactive: 0, bulk: 0 };
+    wraps.start_worker(WorkerConfig { name: "new".into(), slots, heartbeat: None }, &supervisor).await.unwrap();
+    assert!(
+        until_async(PATIENCE, async || lacking.app.check_database().await.is_err()).await,
+        "it says that it is not ready"
+    );
+    let run = begin(&lacking.app, &acme, workflow).await;
+    for _ in 0..4 {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        let shown = lacking.app.show_run(&acme.caller, acme.org, run).await.unwrap();
+        assert_eq!(shown.run.status, RunStatus::Queued, "it was taken up");
+    }
+    // With the other one gone it goes on.
+    wraps.stop_worker(&supervisor, Duration::from_millis(50)).await;
+    reaches(&test.app, &acme, run, RunStatus::Succeeded).await;
+    assert!(until_async(PATIENCE, async || lacking.app.check_database().await.is_ok()).await);
+    lacking.stop().await;
 }

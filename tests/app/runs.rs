@@ -104,7 +104,9 @@ on_both! {
         }
         no_job_is_left(&app, &acme).await;
         app.app.set_queue_share(acme.org, 3, 200).await.unwrap();
-        assert_eq!(app.audit(&acme, "org.share_set").await.len(), 1);
+        let told = app.audit(&acme, "org.share_set").await;
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].detail, json!({ "before": { "weight": 1, "jobs_max": 64 }, "after": { "weight": 3, "jobs_max": 200 } }));
         for (weight, jobs_max) in [(0, 1), (101, 1), (1, 0), (1, 10_001)] {
             problems(app.app.set_queue_share(acme.org, weight, jobs_max).await, "invalid-share");
         }

@@ -18,10 +18,10 @@ use bulkhead_model::permission::{Caller, Permission, PermissionSet};
 use bulkhead_model::time::Timestamp;
 use bulkhead_runtime::egress::{EgressConfig, Resolve, ResolveFuture};
 use bulkhead_runtime::{CompilerCommand, Digest, Runtime, RuntimeConfig};
-use bulkhead_store::audit::AuditEntry;
+use bulkhead_store::audit::{AuditEntry, AuditFilter};
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::plugin::Plugin;
-use bulkhead_store::seal::{RootKey, Sealer};
+use bulkhead_store::seal::{RootKey, RootKeys, Sealer};
 use bulkhead_store::{Database, Store, StoreConfig};
 use bulkhead_test_support::postgres::{Database as TestDatabase, server_or_skip};
 use serde_json::{Value, json};
@@ -154,6 +154,24 @@ impl TestApp {
         StoreConfig { database, connections_max: 4 }
     }
 
+    /// How a server opens this database that may bring it up to date.
+    pub(crate) fn owner_config(&self) -> StoreConfig {
+        let database = match &self.place {
+            Place::Sqlite(directory) => Database::Sqlite { dir: directory.path().to_owned() },
+            Place::Postgres(database) => {
+                let owner_url = Some(database.url().to_owned());
+                Database::Postgres { url: None, owner_url, app_password: "unused".into() }
+            }
+        };
+        StoreConfig { database, connections_max: 1 }
+    }
+
+    /// Another node on the same PostgreSQL database that was started with these root keys.
+    pub(crate) async fn node_with_roots(&self, roots: RootKeys) -> App {
+        let store = Store::open(self.store_config(None)).await.unwrap();
+        app_with(&store, &self.ambient, Sealer::with_roots(Arc::new(roots), self.ambient.clone()), Options::default())
+    }
+
     /// The database's address with a proxy's in the server's place.
     pub(crate) fn url_through(&self, proxy: SocketAddr) -> String {
         let url = as_app_role(self.database().url());
@@ -242,7 +260,8 @@ impl TestApp {
     /// The organization's audit entries of one action, newest first.
     pub(crate) async fn audit(&self, tenant: &Tenant, action: &str) -> Vec<AuditEntry> {
         let page = PageRequest::default();
-        self.app.list_audit(&tenant.caller, tenant.org, Some(action.to_owned()), None, page).await.unwrap().items
+        let filter = AuditFilter { action: Some(action.to_owned()), ..AuditFilter::default() };
+        self.app.list_audit(&tenant.caller, tenant.org, filter, page).await.unwrap().items
     }
 }
 
@@ -252,9 +271,13 @@ fn as_app_role(owner_url: &str) -> String {
 }
 
 fn app(store: &Store, ambient: &Ambient, options: Options) -> App {
+    app_with(store, ambient, Sealer::new(&RootKey::new([7; 32]), ambient.clone()), options)
+}
+
+fn app_with(store: &Store, ambient: &Ambient, sealer: Sealer, options: Options) -> App {
     App::new(AppParts {
         store: store.clone(),
-        sealer: Sealer::new(&RootKey::new([7; 32]), ambient.clone()),
+        sealer,
         ambient: ambient.clone(),
         accounts: AccountParts::new(
             &RootKey::new([7; 32]),

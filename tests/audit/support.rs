@@ -194,6 +194,26 @@ impl Log {
         text
     }
 
+    /// The entries up to the first checkpoint, and behind it what of the rest belongs to them.
+    pub(crate) fn part(&self, later: &[u64]) -> String {
+        let (checkpoint, note) = &self.checkpoints[0];
+        let (mut writer, mut text) = Writer::begin(self.header(Coverage::Range, 0));
+        for seq in 0..checkpoint.size {
+            text.push_str(&writer.line(&Line::Entry(self.line(seq))));
+        }
+        text.push_str(&writer.line(&Line::Checkpoint(note.clone())));
+        for seq in later {
+            text.push_str(&writer.line(&Line::Later(self.bare(*seq))));
+        }
+        text.push_str(&writer.end(&self.signer).unwrap());
+        text
+    }
+
+    /// An entry without its payload.
+    pub(crate) fn bare(&self, seq: u64) -> EntryLine {
+        EntryLine::of(&self.rows[usize::try_from(seq).unwrap()].entry, Payload::Withheld).unwrap()
+    }
+
     pub(crate) fn way(&self, from: u64, to: u64) -> Line {
         let path = Plan::consistency(from, to).unwrap().proof(|node| self.look_up(node)).unwrap();
         Line::Consistency { from, to, path }

@@ -1,5 +1,6 @@
 //! Logs as they are: rotated keys, disposed payloads, parts and selections.
 
+use bulkhead_audit::bundle::{Line, Payload};
 use bulkhead_audit::record::{Disposal, Draft, Event, UNKNOWN_TYPE};
 use bulkhead_audit::taxonomy::{Category, EventType};
 use bulkhead_audit::verify::{Expectation, Expired, FaultKind, Resume, Verifier};
@@ -106,6 +107,135 @@ fn keys_change_hands_under_both_signatures() {
     let report = verify(&lines.join("\n"), Expectation { keys: vec![key(1).verifier()], ..Expectation::default() });
     assert_eq!(report.faults[0].kind, FaultKind::Endorsement);
     assert_eq!(report.first_bad_entry(), Some(4));
+}
+
+/// A log of five entries with a checkpoint; then the key changes hands (entry 5), three payloads of the five expire (6), the key changes hands
+/// again (7), and one more payload is erased (9).
+fn log_that_went_on() -> Log {
+    let mut log = Log::of(5);
+    log.rotate(key(2));
+    log.dispose(&retention());
+    log.rotate(key(3));
+    log.event();
+    log.dispose(&Disposal { policy: token("erasure:req_7"), before: None, categories: vec![], entries: vec![2] });
+    log.checkpoint();
+    log
+}
+
+#[test]
+fn a_part_leads_to_the_key_that_signs_now_and_explains_what_is_gone_since() {
+    let log = log_that_went_on();
+    let part = log.part(&[5, 6, 7, 9]);
+    for known in 1..=3 {
+        let report = verify(&part, strict(&[key(known).verifier()]));
+        assert!(report.is_sound() && report.key_known, "{:?}", report.faults);
+        assert_eq!(
+            (report.entries, report.keys.len(), report.expired.len()),
+            (5, 3, 2),
+            "what is later is none of its entries"
+        );
+        let resume = report.resume.unwrap();
+        assert_eq!((resume.size, resume.key), (5, key(1).verifier().to_string()));
+    }
+    // Without one of them something is left in the air.
+    for (later, kind) in [
+        (vec![6, 7, 9], None),
+        (vec![5, 7, 9], Some(FaultKind::Unexplained { by: 6 })),
+        (vec![5, 6, 7], Some(FaultKind::Unexplained { by: 9 })),
+        (vec![], None),
+    ] {
+        let report = verify(&log.part(&later), strict(&[key(1).verifier()]));
+        assert!(!report.is_sound(), "{later:?}");
+        if let Some(kind) = kind {
+            assert_eq!(report.faults.last().unwrap().kind, kind, "{later:?}");
+        }
+    }
+    // Nor in another order, twice, from inside of the part, or where it explains nothing.
+    for later in [vec![6, 5, 7, 9], vec![5, 5, 6, 7, 9], vec![4, 5, 6, 7, 9], vec![5, 6, 7, 8, 9]] {
+        assert!(!verify(&log.part(&later), strict(&[key(1).verifier()])).is_sound(), "{later:?}");
+    }
+}
+
+#[test]
+fn what_is_later_than_a_part_counts_by_its_signatures() {
+    let log = log_that_went_on();
+    let known = Expectation { keys: vec![key(1).verifier()], ..Expectation::default() };
+    let sound = log.part(&[5, 6, 7, 9]);
+    let lines: Vec<String> = sound.lines().map(str::to_owned).collect();
+    let first_later = lines.iter().position(|line| line.starts_with("{\"later\"")).unwrap();
+    let with = |at: usize, line: String| {
+        let mut lines = lines.clone();
+        lines[at] = line;
+        // Without the signature over the whole, which would show it as well.
+        lines.pop();
+        verify(&lines.join("\n"), known.clone())
+    };
+    assert!(with(first_later, lines[first_later].clone()).is_sound());
+    // A bit of each byte of each of them.
+    for at in first_later..first_later + 4 {
+        for byte in 0..lines[at].len() {
+            let mut bytes = lines[at].clone().into_bytes();
+            bytes[byte] ^= 1 << (byte % 7);
+            let changed = String::from_utf8(bytes).unwrap();
+            if !changed.contains('\n') {
+                assert!(!with(at, changed.clone()).is_sound(), "{changed}");
+            }
+        }
+    }
+    // A stranger's key, brought in by the stranger alone; a rotation without the new key's signature.
+    let mut forged = log.bare(5);
+    forged.endorsement = Some(forged.signature);
+    assert!(!with(first_later, Line::Later(forged).to_text()).is_sound());
+    let mut stranger = Log::open_under(key(9));
+    while stranger.size() < 5 {
+        stranger.event();
+    }
+    stranger.rotate(key(8));
+    assert!(!with(first_later, Line::Later(stranger.bare(5)).to_text()).is_sound());
+    // A selection has its own way to say it, and nothing goes on behind what is later.
+    let mut selection: Vec<String> = log.selection(&[0, 1, 5, 6]).lines().map(str::to_owned).collect();
+    selection.pop();
+    assert!(
+        verify(&selection.join("\n"), Expectation { keys: vec![key(3).verifier()], ..Expectation::default() })
+            .is_sound()
+    );
+    selection.push(Line::Later(log.bare(9)).to_text());
+    assert!(
+        !verify(&selection.join("\n"), Expectation { keys: vec![key(3).verifier()], ..Expectation::default() })
+            .is_sound()
+    );
+    let mut goes_on = lines.clone();
+    goes_on.pop();
+    goes_on.push(Line::Entry(log.line(5)).to_text());
+    assert!(!verify(&goes_on.join("\n"), known).is_sound());
+}
+
+#[test]
+fn an_altered_payload_is_found_though_others_are_gone() {
+    let log = log_that_went_on();
+    let bundle = log.range(0);
+    assert!(verify(&bundle, strict(&[key(3).verifier()])).is_sound());
+    let mut lines: Vec<String> = bundle.lines().map(str::to_owned).collect();
+    lines.pop();
+    let known = || Expectation { keys: vec![key(3).verifier()], ..Expectation::default() };
+    // What was erased comes back as something else, and what was not is changed.
+    let erased = lines.iter().position(|line| line.contains("\"seq\":2,")).unwrap();
+    let salt = log.rows[2].salt.clone();
+    let mut back = log.bare(2);
+    back.payload = Payload::shown(salt, "{\"ip\":\"198.51.100.1\"}").unwrap();
+    let mut changed = lines.clone();
+    changed[erased] = Line::Entry(back).to_text();
+    let report = verify(&changed.join("\n"), known());
+    assert_eq!((report.faults[0].kind.clone(), report.first_bad_entry()), (FaultKind::Payload, Some(2)));
+    let mut changed = lines.clone();
+    changed[erased] = lines[erased].replace("erasure:req_7", "erasure:req_8");
+    assert_eq!(verify(&changed.join("\n"), known()).first_bad_entry(), Some(2));
+    // Whoever kept it can still show it.
+    let mut back = log.bare(2);
+    back.payload = Payload::shown(log.rows[2].salt.clone(), &log.rows[2].payload).unwrap();
+    let mut kept = lines;
+    kept[erased] = Line::Entry(back).to_text();
+    assert!(verify(&kept.join("\n"), known()).is_sound());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use bulkhead_test_support::http_sink::Sink;
+use bulkhead_test_support::http_sink::{Reply, Request, Sink};
 use bulkhead_test_support::wait_until;
 use serde_json::Value;
 
@@ -65,5 +65,38 @@ on_both! {
         assert_eq!(missing.status.code(), Some(2), "{missing:?}");
         let no_key = verify(elsewhere.path(), &["acme.jsonl", "--key", "x"]);
         assert!(no_key.status.code() == Some(2) && text(&no_key.stderr).contains("no verifier key"), "{no_key:?}");
+    }
+}
+
+on_both! {
+    fn checkpoints_are_told_to_whoever_keeps_them(place: Place) {
+        let sink = Sink::start();
+        let settings = [
+            ("BULKHEAD_AUDIT__WEBHOOK_URL", sink.url("/anchor")),
+            ("BULKHEAD_AUDIT__WEBHOOK_SECRET", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".to_owned()),
+        ];
+        sink.script_for("/anchor", Reply::status(503));
+        let server = place.start_with(&sink, &settings);
+        let told = || -> Vec<Request> { sink.requests().into_iter().filter(|request| request.target == "/anchor").collect() };
+        assert!(wait_until(WITHIN, || told().len() >= 2), "it is tried again");
+        let id = |request: &Request| request.header("webhook-id").unwrap().to_owned();
+        let newest = || server.api.get("audit/checkpoint").body["checkpoint"].clone();
+        let org = newest().as_str().unwrap().lines().next().unwrap().rsplit('/').next().unwrap().to_owned();
+        assert!(told().iter().all(|request| id(request).starts_with(&org) && request.header("webhook-signature").is_some()));
+        let is_told = |note: &Value| told().iter().any(|request| serde_json::from_str::<Value>(&request.body_text()).unwrap()["data"]["checkpoint"] == *note);
+        assert!(wait_until(WITHIN, || is_told(&newest())), "the one that the log shows");
+        // One entry goes out with its own proof.
+        let Value::String(proof) = server.api.get("audit/entries/1/proof").body else { panic!("a bundle is no JSON document") };
+        let key = server.api.get("audit/keys").body["keys"][0]["verifier_key"].as_str().unwrap().to_owned();
+        assert_eq!(server.stop(), Some(0));
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("one.jsonl"), &proof).unwrap();
+        let sound = verify(elsewhere.path(), &["one.jsonl", "--key", &key]);
+        assert!(sound.status.code() == Some(0) && text(&sound.stdout).contains("1 entries, 1 to 1"), "{sound:?}");
+        // After a start the newest is told once more, under the same id.
+        let before = told().len();
+        let server = place.start_with(&sink, &settings);
+        assert!(wait_until(WITHIN, || told().len() > before));
+        assert_eq!(server.stop(), Some(0));
     }
 }

@@ -63,7 +63,7 @@ impl Things {
             ("call", call),
             ("workflow", workflow),
             ("version", "1".to_owned()),
-            ("first", "1000000".to_owned()),
+            ("number", "1000000".to_owned()),
             ("trigger", "hook".to_owned()),
             ("run", run["run"].as_str().unwrap().to_owned()),
             ("step", "end".to_owned()),

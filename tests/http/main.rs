@@ -14,6 +14,7 @@ mod guests;
 mod accounts;
 mod allow_list;
 mod api_keys;
+mod audit;
 mod blocks;
 mod breakers;
 mod dead_letters;

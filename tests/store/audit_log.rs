@@ -5,11 +5,13 @@ use std::time::Duration;
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_store::StoreError;
-use bulkhead_store::audit_log::{AuditLog, AuditRow};
+use bulkhead_store::audit_log::{AuditLog, AuditRow, SealedAudit};
 use bulkhead_store::page::PageRequest;
 
-use bulkhead_audit::payload::PAYLOAD_BYTES_MAX;
-use bulkhead_store::audit::AuditEvent;
+use bulkhead_audit::payload::{PAYLOAD_BYTES_MAX, Salt};
+use bulkhead_audit::retention::PayloadRetention;
+use bulkhead_model::id::AuditId;
+use bulkhead_store::audit::{AuditEvent, AuditFilter};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Executor as _};
 
@@ -50,7 +52,7 @@ on_both! {
         let [AuditRow { seq: 1, row: Ok(row) }] = listed.as_slice() else { panic!("{listed:?}") };
         assert_eq!(*row, (entries[1].clone(), waiting[1].clone()), "what is read is what was written");
         let page = PageRequest { before: None, limit: 9 };
-        let shown = tx!(test.read, &scope, [page], |tx| tx.list_audit(None, None, *page).await).unwrap().items;
+        let shown = tx!(test.read, &scope, [page], |tx| tx.list_audit(&AuditFilter::default(), *page).await).unwrap().items;
         let shown: Vec<_> = shown.iter().map(|entry| (entry.target.as_str(), entry.seq)).collect();
         assert_eq!(shown, [("three", None), ("two", Some(1)), ("one", Some(0))]);
         let places = tx!(test.read, &scope, [], |tx| tx.list_audit_places(None, 9).await).unwrap();
@@ -117,6 +119,93 @@ on_both! {
         assert_eq!(told["grants"]["before"]["sha256"].as_str().unwrap().len(), 64);
     }
 
+    async fn a_payload_is_emptied_once_with_its_salt_and_the_entry_says_by_what(test: TestStore) {
+        let (scope, ambient) = (scope(test.org("acme").await), test.ambient.clone());
+        for target in ["one", "two"] {
+            ambient.advance(Duration::from_millis(1));
+            let event = audit(EventType::SecretStored, target);
+            tx!(test.write, &scope, [event, ambient], |tx| tx.record_audit(event, ambient).await).unwrap();
+        }
+        let waiting = tx!(test.read, &scope, [], |tx| tx.list_audit_waiting(9).await).unwrap().entries;
+        let first = sealed_audit(3, waiting[0].id);
+        tx!(test.write, &scope, [first], |tx| tx.insert_audit_entry(first).await).unwrap();
+        let (all, action) = (AuditId::from_uuid(uuid::Uuid::max()), EventType::SecretStored.as_str());
+        let kept = tx!(test.read, &scope, [all], |tx| tx.list_kept_audit(action, *all, 9).await).unwrap();
+        assert_eq!(kept.iter().map(|kept| kept.seq).collect::<Vec<_>>(), [3], "what waits for its place is not disposed of");
+        let about = tx!(test.read, &scope, [], |tx| tx.list_kept_audit_about("one", 9).await).unwrap();
+        assert_eq!(about, kept);
+        let (other, id) = (waiting[1].id, kept[0].id);
+        let done = tx!(test.write, &scope, [id, other], |tx| {
+            Ok([
+                tx.dispose_of_audit(3, *other, 9).await?,
+                tx.dispose_of_audit(3, *id, 9).await?,
+                tx.dispose_of_audit(3, *id, 11).await?,
+            ])
+        });
+        assert_eq!(done.unwrap(), [false, true, false], "by number and id, and once");
+        let rows = tx!(test.read, &scope, [], |tx| tx.list_audit_entries(0, 9).await).unwrap();
+        let [AuditRow { seq: 3, row: Ok((sealed, shown)) }] = rows.as_slice() else { panic!("{rows:?}") };
+        let expected = SealedAudit { salt: Salt::from_bytes([0; 32]), disposed_by: Some(9), ..first.clone() };
+        assert_eq!((sealed, shown.detail.as_str()), (&expected, "null"));
+        assert!(tx!(test.read, &scope, [all], |tx| tx.list_kept_audit(action, *all, 9).await).unwrap().is_empty());
+        let page = PageRequest { before: None, limit: 9 };
+        let listed = tx!(test.read, &scope, [page], |tx| tx.list_audit(&AuditFilter::default(), *page).await).unwrap().items;
+        let told: Vec<_> = listed.iter().map(|entry| (entry.target.as_str(), entry.detail.is_null(), entry.disposed_by)).collect();
+        assert_eq!(told, [("two", false, None), ("one", true, Some(9))]);
+        let actions = tx!(test.read, &scope, [], |tx| tx.list_audit_actions().await).unwrap();
+        assert_eq!(actions, ["secret.stored"]);
+        let numbers = tx!(test.read, &scope, [], |tx| tx.list_audit_seqs(action, 9).await).unwrap();
+        assert_eq!(numbers, [3]);
+    }
+
+    async fn times_for_payloads_are_saved_over_what_was_seen(test: TestStore) {
+        let (scope, now) = (scope(test.org("acme").await), test.ambient.now());
+        let save = async |days: u32, seen: i64| {
+            let policy = PayloadRetention::of(days, days);
+            tx!(test.write, &scope, [policy, seen, now], |tx| tx.save_audit_retention(policy, *seen, *now).await).unwrap()
+        };
+        assert_eq!((save(31, 1).await, save(31, 0).await, save(32, 0).await, save(33, 1).await), (false, true, false, true));
+        let stored = tx!(test.read, &scope, [], |tx| tx.load_audit_retention().await).unwrap().unwrap();
+        assert_eq!((stored.policy, stored.revision), (PayloadRetention::of(33, 33), 2));
+    }
+
+    /// On PostgreSQL the server's own role can forget what an entry accounts for, and nothing else.
+    async fn forgetting_writes_nothing_in_the_place_of_what_it_forgets(test: TestStore) {
+        if !test.store.is_postgres() {
+            return;
+        }
+        let org = test.org("acme").await;
+        let (scope, ambient) = (scope(org), test.ambient.clone());
+        let event = audit(EventType::SecretStored, "x");
+        tx!(test.write, &scope, [event, ambient], |tx| {
+            tx.record_audit(event, ambient).await?;
+            tx.record_audit(event, ambient).await
+        })
+        .unwrap();
+        let id = tx!(test.read, &scope, [], |tx| tx.list_audit_waiting(1).await).unwrap().entries[0].id;
+        let entry = sealed_audit(0, id);
+        tx!(test.write, &scope, [entry], |tx| tx.insert_audit_entry(entry).await).unwrap();
+        let mut connection = test.raw_postgres().await;
+        let context = format!("select set_config('app.org_id', '{}', false)", org.uuid());
+        connection.execute(AssertSqlSafe(context)).await.unwrap();
+        let mut run = async |statement: &str| {
+            let result = connection.execute(AssertSqlSafe(statement.to_owned())).await;
+            result.map(|done| done.rows_affected()).map_err(|error| error.into_database_error().unwrap().code().unwrap().into_owned())
+        };
+        assert_eq!(run("select 1 from audit").await, Ok(2), "the organization's rows are seen");
+        // No entry says why yet.
+        assert_eq!(run("update audit set detail = 'null'").await, Ok(0));
+        let refused = Err("42501".to_owned());
+        assert_eq!(run("update audit_entry set salt = '\\x01', disposed_by = 1").await, refused);
+        assert_eq!(run("update audit_entry set salt = '', disposed_by = null").await, refused);
+        assert_eq!(run("update audit_entry set record = ''").await, refused);
+        assert_eq!(run("update audit_entry set salt = '', disposed_by = 1").await, Ok(1));
+        assert_eq!(run("update audit_entry set salt = '', disposed_by = 2").await, Ok(0), "what was said stays");
+        assert_eq!(run("update audit set detail = '{}'").await, refused);
+        assert_eq!(run("update audit set actor = 'x'").await, refused);
+        assert_eq!(run("update audit set detail = 'null'").await, Ok(1), "the one that an entry accounts for");
+    }
+
     async fn what_was_recorded_is_out_of_the_applications_reach(test: TestStore) {
         // SQLite has no roles: there whoever has the file has all of it.
         if !test.store.is_postgres() {
@@ -145,9 +234,9 @@ on_both! {
         let (scope, ambient) = (scope(test.org("acme").await), Ambient::system());
         let event = audit(EventType::SecretStored, "x");
         let opening =
-            tx!(test.write, &scope, [event, ambient], |tx| tx.record_audit_opening(event, ambient).await).unwrap();
+            tx!(test.write, &scope, [event, ambient], |tx| tx.record_placed_audit(event, ambient).await).unwrap();
         let page = PageRequest { before: None, limit: 9 };
-        let listed = tx!(test.read, &scope, [page], |tx| tx.list_audit(None, None, *page).await).unwrap();
+        let listed = tx!(test.read, &scope, [page], |tx| tx.list_audit(&AuditFilter::default(), *page).await).unwrap();
         assert_eq!(listed.items[0].created_at, opening.created_at);
     }
 }

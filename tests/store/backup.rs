@@ -11,7 +11,8 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::job::Lane;
 use bulkhead_model::permission::SystemReason;
 use bulkhead_model::time::Timestamp;
-use bulkhead_store::backup::{self, BackupError, Summary, TABLES, TABLES_LEFT_OUT, TABLES_OF_PEOPLE};
+use bulkhead_store::audit::AuditFilter;
+use bulkhead_store::backup::{self, BackupError, RestoredKeys, Summary, TABLES, TABLES_LEFT_OUT, TABLES_OF_PEOPLE};
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::seal::{RootKey, RootKeys};
 use bulkhead_store::{Store, StoreConfig, StoreError};
@@ -374,6 +375,36 @@ async fn a_damaged_file_is_refused_before_anything_is_made() {
     assert!(matches!(error, Err(BackupError::WrongKey)));
     assert!(!data.exists());
     restore(&sqlite_config(&data), &archive).await.unwrap();
+}
+
+/// What was revoked since the backup was made would be valid again.
+#[tokio::test]
+async fn keys_of_a_backup_are_revoked_where_that_is_asked_for() {
+    let source = TestStore::sqlite().await;
+    let (acme, other) = (source.tenant("acme").await, source.tenant("other").await);
+    let (archive, _) = create(&source).await.unwrap();
+    let target = TestStore::sqlite().await;
+    target.store.close().await;
+    let (config, ambient) = (config(&target), crate::support::ambient());
+    let revoked = RestoredKeys::Revoked;
+    backup::restore_with(&config, &roots(), &ambient, Cursor::new(&archive), revoked, &mut |_| {}).await.unwrap();
+    let store = Store::open(config).await.unwrap();
+    for tenant in [&acme, &other] {
+        let page = PageRequest::default();
+        let scope = tenant.scope();
+        let read = store.read(&scope, page, |tx, page| {
+            Box::pin(async move {
+                let keys = tx.list_api_keys(*page).await?.items;
+                Ok::<_, StoreError>((keys, tx.list_audit(&AuditFilter::default(), *page).await?.items))
+            })
+        });
+        let (keys, told) = read.await.unwrap();
+        assert!(!keys.is_empty() && keys.iter().all(|key| key.revoked_at.is_some()), "{keys:?}");
+        let told: Vec<_> = told.iter().map(|entry| (entry.action.as_str(), entry.target.clone())).collect();
+        assert!(told.contains(&("api_key.revoked", tenant.api_key.id.to_string())), "{told:?}");
+        assert!(told.contains(&("backup.restored", tenant.org.to_string())), "{told:?}");
+    }
+    store.close().await;
 }
 
 /// Whoever holds the root key of the archive alone is told before the rest is in place, and not by a server that does not start.

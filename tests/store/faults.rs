@@ -3,6 +3,7 @@
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::run::{RunStatus, StepStatus};
 use bulkhead_store::StoreError;
+use bulkhead_store::audit::AuditFilter;
 use bulkhead_store::page::PageRequest;
 use serde_json::json;
 
@@ -21,7 +22,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         }
         rows.push(format!("{:?}", tx.list_jobs(None, page).await?));
         rows.push(format!("{:?}", tx.list_events(None, page).await?));
-        rows.push(format!("{:?}", tx.list_audit(None, None, page).await?));
+        rows.push(format!("{:?}", tx.list_audit(&AuditFilter::default(), page).await?));
         rows.push(format!("{:?}", tx.list_api_keys(page).await?));
         rows.push(format!("{:?}", tx.load_installation(tenant_again.installation.id).await?));
         Ok(rows.join("\n"))

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use bulkhead_audit::retention::PayloadRetention;
+use bulkhead_audit::taxonomy::{Category, EventType};
 use bulkhead_model::grant::{GrantVersion, Grants};
-use bulkhead_model::id::{CallId, DeadLetterId, EventId, MailId, RunId};
+use bulkhead_model::id::{AuditId, CallId, DeadLetterId, EventId, MailId, RunId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::letter::Letter;
 use bulkhead_model::mfa::{Method, MfaPolicy, SignInPolicy};
@@ -16,6 +18,7 @@ use bulkhead_model::throttle::Failures;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::advance::Told;
 use bulkhead_store::api_key::KeyUsage;
+use bulkhead_store::audit::AuditFilter;
 use bulkhead_store::audit_log::{AuditBacklog, AuditLog};
 use bulkhead_store::call::CallBytes;
 use bulkhead_store::dead_letter::task::TaskState;
@@ -41,6 +44,7 @@ mod rates;
 const WITHOUT_ROWS: &[&str] = &[
     "admit_blocked_jobs",
     "list_audit_waiting_orgs",
+    "list_orgs_by_id",
     "list_orgs_with_key_work",
     "count_root_uses",
     "load_root_check",
@@ -111,7 +115,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_dead_letters(&DeadLetterFilter::default(), page).await?));
         rows.push(format!("{:?}", tx.list_dead_letter_tasks(page).await?));
         rows.push(format!("{:?}", tx.list_events(None, page).await?));
-        rows.push(format!("{:?}", tx.list_audit(None, None, page).await?));
+        rows.push(format!("{:?}", tx.list_audit(&AuditFilter::default(), page).await?));
         rows.push(format!("{:?}", tx.load_retention().await?));
         rows.push(format!("{:?}", tx.load_history().await?));
         rows.push(format!("{:?}", tx.load_run_by_dedupe_key(tenant.workflow.id, "spent").await?));
@@ -120,6 +124,7 @@ async fn picture(test: &TestStore, tenant: &Tenant) -> String {
         rows.push(format!("{:?}", tx.list_audit_waiting(9).await?));
         rows.push(format!("{:?}", tx.list_audit_entries(0, 9).await?));
         rows.push(format!("{:?}", tx.list_audit_checkpoints(0, 9, 9).await?));
+        rows.push(format!("{:?}", tx.load_audit_retention().await?));
         rows.push(format!("{:?}", tx.list_audit_places(None, 9).await?));
         rows.push(tenant.access.picture(tx).await?);
         rows.push(crate::keys::KeyRows::picture(tx).await?);
@@ -347,7 +352,10 @@ on_both! {
             assert_eq!(tx.count_paused_runs(Some(&a.hold_name()), 9).await?, 0);
             assert_eq!(tx.count_sleeping_runs(9).await?, (0, 0));
             assert!(tx.list_events(None, page).await?.items.is_empty());
-            assert!(tx.list_audit(None, None, page).await?.items.is_empty());
+            for category in [None, Some(Category::Configuration)] {
+                let filter = AuditFilter { category, ..AuditFilter::default() };
+                assert!(tx.list_audit(&filter, page).await?.items.is_empty());
+            }
             assert!(tx.load_retention().await?.is_none());
             assert!(tx.load_history().await?.is_none());
             let (ended, until) = (EndedRun::Failed, a.run.created_at.plus(Duration::from_hours(24)));
@@ -368,6 +376,11 @@ on_both! {
             assert!(tx.load_audit_node(0).await?.is_none());
             assert!(tx.load_audit_checkpoint(9).await?.is_none());
             assert!(tx.list_audit_checkpoints(0, 9, 9).await?.is_empty());
+            assert!(tx.list_audit_actions().await?.is_empty());
+            assert!(tx.list_kept_audit(a.audit.action.as_str(), AuditId::from_uuid(uuid::Uuid::max()), 9).await?.is_empty());
+            assert!(tx.list_kept_audit_about(&a.audit.target, 9).await?.is_empty());
+            assert!(tx.list_audit_seqs(a.audit.action.as_str(), 9).await?.is_empty());
+            assert!(tx.load_audit_retention().await?.is_none());
             a.access.is_not_there(tx).await?;
             a.keys.is_not_there(tx, ambient).await?;
             assert_eq!(tx.require_org().await?.slug.as_str(), "b");
@@ -383,6 +396,11 @@ on_both! {
         let before = picture(&test, &a).await;
         let (scope, ambient, now) = (crate::support::scope(b), test.ambient.clone(), test.ambient.now());
         let (ended, by_hand) = ended;
+        let own_entry = tx!(test.read, &a.scope(), [], |tx| {
+            tx.list_kept_audit(EventType::PluginUploaded.as_str(), AuditId::from_uuid(uuid::Uuid::max()), 9).await
+        });
+        let own_entry = own_entry.unwrap().remove(0);
+        tx!(test.write, &scope, [own_entry], |tx| tx.dispose_of_audit(own_entry.seq, own_entry.id, 1).await.map(|done| assert!(!done))).unwrap();
         let (own_letter, own_job) = tx!(test.read, &a.scope(), [], |tx| {
             let page = PageRequest::default();
             let letters = tx.list_dead_letters(&DeadLetterFilter::default(), page).await?.items;
@@ -448,6 +466,7 @@ on_both! {
                 assert!(!tx.revive_job(*job, *now).await?);
                 assert!(!tx.delete_dead_job(*job).await?);
             }
+            assert!(tx.revoke_all_api_keys(*now).await?.is_empty());
             a.access.cannot_be_changed(tx).await?;
             Ok(())
         })
@@ -473,10 +492,12 @@ on_both! {
             tx.insert_dead_letter_task(&a.dead_letter_task).await?;
             assert!(tx.lock_audit_log().await?.is_none());
             tx.save_audit_log(&AuditLog { size: 9, ..a.audit_log.clone() }).await?;
+            tx.save_audit_log_key("another", "key").await?;
+            assert!(tx.save_audit_retention(&PayloadRetention::of(31, 31), 0, *now).await?);
             assert_eq!(tx.settle_audit_waiting(None).await?, 0);
             assert!(tx.insert_audit_log(&AuditLog { size: 7, ..a.audit_log.clone() }).await?);
             tx.record_audit_checkpoint(1, "another", *now).await?;
-            let opening = tx.record_audit_opening(&a.audit, ambient).await?;
+            let opening = tx.record_placed_audit(&a.audit, ambient).await?;
             tx.insert_audit_entry(&sealed_audit(0, opening.id)).await?;
             a.access.insert_beside(tx, ambient).await?;
             a.keys.insert_beside(tx, ambient).await?;
@@ -740,12 +761,14 @@ on_both! {
                     refused!($scope, [worker, now, minute], |tx| tx.claim_jobs(*worker, Lane::Interactive, &[], *now, *minute).await);
                     refused!($scope, [], |tx| tx.list_ready_orgs(Lane::Interactive, None, 9).await);
                     refused!($scope, [], |tx| tx.list_audit_waiting_orgs(None, 9).await);
+                    refused!($scope, [], |tx| tx.list_orgs_by_id(None, 9).await);
                     refused!($scope, [now], |tx| tx.admit_blocked_jobs(None, *now).await);
                     refused!($scope, [], |tx| tx.list_open_breakers(9, 9).await);
                     refused!($scope, [], |tx| tx.list_paused_names(None, 9).await);
                     refused!($scope, [worker], |tx| tx.list_held_jobs(*worker).await);
                     if reason != SystemReason::Admin {
                         refused!($scope, [own], |tx| tx.set_queue_share(*own, 1, 1).await);
+                        refused!($scope, [own], |tx| tx.load_queue_share(*own).await);
                         refused!($scope, [own], |tx| tx.set_quota(*own, Quota::LogBytes, 9_999).await);
                     }
                     refused!($scope, [now], |tx| tx.promote_jobs(*now, 9).await);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bulkhead_audit::taxonomy::EventType;
+use bulkhead_audit::taxonomy::{Category, EventType, Severity};
 use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::call::{CallError, EgressRecord, LogLine, Outcome, Refusal};
 use bulkhead_model::grant::{GrantVersion, Grants};
@@ -16,6 +16,7 @@ use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::SecretHash;
 use bulkhead_store::StoreError;
 use bulkhead_store::api_key::{ApiKey, KeyUsage, Signing, SigningKey};
+use bulkhead_store::audit::AuditFilter;
 use bulkhead_store::installation::InstallationState;
 use bulkhead_store::org::Org;
 use bulkhead_store::page::{PAGE_LIMIT_MAX, Page, PageRequest};
@@ -732,13 +733,40 @@ on_both! {
                 tx.record_event(entry.action.as_str(), &entry.target, &json!({ "z": 1, "a": "\u{0}" }), ambient).await
             }).unwrap();
         }
+        let narrowed = async |filter: AuditFilter| {
+            // Closures travel to the connection's thread.
+            let filter: &'static AuditFilter = Box::leak(Box::new(filter));
+            walk!(test, scope, |tx, page| tx.list_audit(filter, *page).await, |e| format!("{} {}", e.action, e.target))
+        };
         let found = async |action: Option<&'static str>, target: Option<&'static str>| {
-            walk!(test, scope, |tx, page| tx.list_audit(action, target, *page).await, |e| format!("{} {}", e.action, e.target))
+            let (action, target) = (action.map(str::to_owned), target.map(str::to_owned));
+            narrowed(AuditFilter { action, target, ..AuditFilter::default() }).await
         };
         assert_eq!(found(Some("grants.changed"), None).await, ["grants.changed inst_2", "grants.changed inst_1"]);
         assert_eq!(found(None, Some("inst_1")).await, ["api_key.created inst_1", "grants.changed inst_1"]);
         assert_eq!(found(Some("api_key.created"), Some("inst_2")).await, Vec::<String>::new());
         assert_eq!(found(None, None).await.len(), 4);
+        // What follows from the action, who did it, and when.
+        let of = |category, severity| AuditFilter { category, severity, ..AuditFilter::default() };
+        let granted = ["grants.changed inst_2", "grants.changed inst_1"];
+        assert_eq!(narrowed(of(Some(Category::Api), None)).await, ["api_key.created inst_1"]);
+        assert_eq!(narrowed(of(None, Some(Severity::Warning))).await, granted);
+        assert_eq!(narrowed(of(Some(Category::Configuration), Some(Severity::Warning))).await, granted);
+        assert_eq!(narrowed(of(Some(Category::Configuration), None)).await.len(), 3, "the tenant's own upload as well, page by page");
+        assert_eq!(narrowed(AuditFilter { action: Some("api_key.created".to_owned()), ..of(Some(Category::Security), None) }).await.len(), 0);
+        let target = Some("inst_1".to_owned());
+        assert_eq!(narrowed(AuditFilter { target, ..of(Some(Category::Configuration), None) }).await, ["grants.changed inst_1"]);
+        let admin = Actor::System(SystemReason::Admin).to_string();
+        for (actor, count) in [(admin.as_str(), 4), ("system:worker", 0)] {
+            let by = AuditFilter { actor: Some(actor.to_owned()), ..AuditFilter::default() };
+            assert_eq!(narrowed(by.clone()).await.len(), count, "{actor}");
+            assert_eq!(narrowed(AuditFilter { category: Some(Category::Api), ..by }).await.len(), count / 4, "{actor}");
+        }
+        let last = ambient.now();
+        let during = |from, to| AuditFilter { from, to, ..AuditFilter::default() };
+        assert_eq!(narrowed(during(Some(last), None)).await, ["api_key.created inst_1"]);
+        assert_eq!(narrowed(during(None, Some(last))).await.len(), 3);
+        assert_eq!(narrowed(during(Some(last.minus(Duration::from_millis(1))), Some(last))).await, ["grants.changed inst_2"]);
         let kinds = walk!(test, scope, |tx, page| tx.list_events(Some("grants.changed"), *page).await, |e| e.subject.clone());
         assert_eq!(kinds, ["inst_2", "inst_1"]);
         let all = walk!(test, scope, |tx, page| tx.list_events(None, *page).await, |e| e.detail.clone());

@@ -68,6 +68,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
         "jobs that are held now: as many as workers have slots",
     ),
     (
+        "audit_log",
+        "with recursive found (action) as ( select (select action from audit",
+        "each action's first entry, by the index",
+    ),
+    (
         "run",
         "select dedupe_key from job where coalesce(org_id, org_id) = $1",
         "jobs that are held now: as many as workers have slots",
@@ -171,6 +176,7 @@ fn value(dialect: Dialect, table: &str, column: &Column) -> String {
         ("dead_letter", "subject") => "'run_' || n".into(),
         ("call", "outcome") => "case n % 4 when 0 then 'failed' else 'returned' end".into(),
         ("audit", "action") => "'action.' || (n / 10 % 3)".into(),
+        ("audit", "actor") => "'key_' || (n / 10 % 7)".into(),
         ("audit", "target") => "'wf_' || (n % 10)".into(),
         (_, "slug" | "name") => "'name-' || n".into(),
         (_, "queue_weight") => "1".into(),

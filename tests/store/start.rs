@@ -104,7 +104,7 @@ async fn roles_on_a_cluster_of_ones_own() {
     let app = |password: &str| with_role(database.url(), &role, password);
     Store::open(postgres_config(Some(app("first")), None)).await.unwrap().close().await;
     // To look as the owner changes no password and makes nothing; where nothing is there, nothing is to be seen.
-    let looked = Store::look_as_owner(&config("another")).await.unwrap().unwrap();
+    let looked = Store::look_before_opening(&config("another")).await.unwrap().unwrap();
     let admin = bulkhead_model::permission::SystemScope::new(bulkhead_model::permission::SystemReason::Admin);
     let seen: Result<_, StoreError> =
         looked.read(&admin, (), |tx, ()| Box::pin(async move { tx.load_root_check().await })).await;
@@ -122,7 +122,7 @@ async fn roles_on_a_cluster_of_ones_own() {
     let empty = server.create_database().unwrap();
     let database =
         Database::Postgres { url: None, owner_url: Some(empty.url().to_owned()), app_password: "first".to_owned() };
-    let nothing = Store::look_as_owner(&StoreConfig { database, connections_max: 1 }).await.unwrap();
+    let nothing = Store::look_before_opening(&StoreConfig { database, connections_max: 1 }).await.unwrap();
     assert!(nothing.is_none());
     Store::open(config("it's new")).await.unwrap().close().await;
     assert!(Store::open(postgres_config(Some(app("first")), None)).await.is_err());

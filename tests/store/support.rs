@@ -6,6 +6,7 @@ use std::time::Duration;
 use bulkhead_audit::hash::Hash;
 use bulkhead_audit::key::KeyId;
 use bulkhead_audit::payload::Salt;
+use bulkhead_audit::retention::PayloadRetention;
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::allow_list::AllowList;
 use bulkhead_model::ambient::Ambient;
@@ -152,7 +153,8 @@ pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
         include_str!("../../migrations/postgres/0003_keys.sql"),
         include_str!("../../migrations/postgres/0004_limits.sql"),
         include_str!("../../migrations/postgres/0005_devices.sql"),
-        include_str!("../../migrations/postgres/0006_signatures.sql")
+        include_str!("../../migrations/postgres/0006_signatures.sql"),
+        include_str!("../../migrations/postgres/0007_retention.sql")
     );
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
@@ -615,6 +617,7 @@ impl Tenant {
             tx.insert_audit_entry(&sealed_audit(0, waiting.id)).await?;
         }
         tx.record_audit_checkpoint(1, "checkpoint", now).await?;
+        tx.save_audit_retention(&PayloadRetention::default(), 0, now).await?;
         tx.enqueue(&self.job, ambient).await?;
         tx.save_retention(&RetentionPolicy::default(), 0, now).await?;
         tx.save_history(&self.history).await?;
@@ -877,6 +880,7 @@ pub(crate) fn sealed_audit(seq: u64, id: AuditId) -> SealedAudit {
         endorsement: (seq == 0).then_some([6; 64]),
         completed: vec![Hash::of(&[b"completed"]); usize::from(seq % 2 == 1)],
         salt: Salt::from_bytes([8; 32]),
+        disposed_by: None,
     }
 }
 

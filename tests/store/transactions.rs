@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::grant::GrantVersion;
+use bulkhead_store::audit::AuditFilter;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::{Store, StoreError, TxError};
 
@@ -37,7 +38,7 @@ impl TxError for CaseError {
 async fn counts(test: &TestStore, tenant: &Tenant) -> (usize, usize) {
     tx!(test.read, &tenant.scope(), [], |tx| {
         let keys = tx.list_api_keys(PageRequest::default()).await?.items.len();
-        Ok((keys, tx.list_audit(None, None, PageRequest::default()).await?.items.len()))
+        Ok((keys, tx.list_audit(&AuditFilter::default(), PageRequest::default()).await?.items.len()))
     })
     .unwrap()
 }

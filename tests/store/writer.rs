@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::permission::OrgScope;
+use bulkhead_store::audit::AuditFilter;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::{StoreError, WriterStats};
 use tokio::sync::oneshot;
@@ -69,7 +70,9 @@ async fn present(test: &mut TestStore, scope: &OrgScope, digests: std::ops::Rang
         let mut found = Vec::new();
         for digest in digests.clone() {
             let value = tx.load_artifact(&[digest; 32]).await?;
-            let marks = tx.list_audit(Some("secret.stored"), Some(&digest.to_string()), PageRequest::default()).await?;
+            let (action, target) = (Some("secret.stored".to_owned()), Some(digest.to_string()));
+            let filter = AuditFilter { action, target, ..AuditFilter::default() };
+            let marks = tx.list_audit(&filter, PageRequest::default()).await?;
             found.push((digest, value.is_some(), marks.items.len()));
         }
         Ok(found)

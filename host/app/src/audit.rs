@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bulkhead_audit::retention::PayloadRetention;
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::{ApiKeyId, OrgId};
 use bulkhead_model::network::Network;
@@ -12,7 +13,7 @@ use bulkhead_model::role::assignment::Within;
 use bulkhead_model::signature::SignatureRefusal;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::StoreError;
-use bulkhead_store::audit::{AuditEntry, AuditEvent};
+use bulkhead_store::audit::{AuditEntry, AuditEvent, AuditFilter};
 use bulkhead_store::page::{Page, PageRequest};
 use serde_json::json;
 
@@ -32,11 +33,18 @@ pub(crate) struct AuditState {
     /// The organization whose log was sealed last in the round that is under way.
     pub(crate) turn: Arc<Mutex<Option<OrgId>>>,
     pub(crate) kept: Option<KeptCheckpoint>,
+    /// For how long organizations keep payloads that have not chosen it themselves.
+    pub(crate) retention: PayloadRetention,
 }
 
 impl Default for AuditState {
     fn default() -> Self {
-        Self { recorded: moka::sync::Cache::new(RECORDED_MAX), turn: Arc::default(), kept: None }
+        Self {
+            recorded: moka::sync::Cache::new(RECORDED_MAX),
+            turn: Arc::default(),
+            kept: None,
+            retention: PayloadRetention::default(),
+        }
     }
 }
 
@@ -156,7 +164,7 @@ impl App {
         });
     }
 
-    /// Newest first; `action` and `target` narrow when given.
+    /// Newest first, what the filter admits.
     ///
     /// # Errors
     /// A refusal, or the store's.
@@ -164,15 +172,14 @@ impl App {
         &self,
         caller: &Caller,
         org: OrgId,
-        action: Option<String>,
-        target: Option<String>,
+        filter: AuditFilter,
         page: PageRequest,
     ) -> Result<Page<AuditEntry>, AppError> {
         let scope = caller.authorize(org, Permission::AuditRead)?;
         self.record_audit_read(&scope).await?;
         self.store()
-            .read(&scope, (action, target, page), |tx, (action, target, page)| {
-                Box::pin(async move { Ok(tx.list_audit(action.as_deref(), target.as_deref(), *page).await?) })
+            .read(&scope, (filter, page), |tx, (filter, page)| {
+                Box::pin(async move { Ok(tx.list_audit(filter, *page).await?) })
             })
             .await
     }

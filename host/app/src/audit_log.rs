@@ -14,7 +14,7 @@ use bulkhead_audit::key::{SignerKey, VerifierKey};
 use bulkhead_audit::merkle::{self, Edge, Node, Plan};
 use bulkhead_audit::note::Note;
 use bulkhead_audit::payload::{Salt, commitment};
-use bulkhead_audit::record::{Actor, Draft, Event, Moment, Target, Token, UNKNOWN_TYPE, genesis};
+use bulkhead_audit::record::{Actor, Disposal, Draft, Event, Moment, Target, Token, UNKNOWN_TYPE, genesis};
 use bulkhead_audit::taxonomy::{ActorKind, EventType};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::OrgId;
@@ -30,9 +30,15 @@ use zeroize::Zeroizing;
 use crate::{App, AppError};
 
 mod bundle;
+mod dispose;
+mod select;
+mod signing;
 mod verify;
 
 pub use self::bundle::AuditBundle;
+pub use self::dispose::{AuditRetentionDetail, ErasedAudit, ErasureOf};
+pub use self::select::{AuditConsistency, AuditSelection, AuditSheet};
+pub use self::signing::AuditKey;
 
 /// Entries that get their place in one transaction: some tens of milliseconds of signatures.
 const SEALED_AT_ONCE_MAX: u32 = 256;
@@ -164,6 +170,7 @@ async fn put(tx: &mut Tx, waiting: &WaitingAudit, entry: Entry, salt: Salt) -> R
         endorsement,
         completed,
         salt,
+        disposed_by: None,
     };
     tx.insert_audit_entry(&sealed).await
 }
@@ -204,13 +211,42 @@ async fn open(
         actor: ModelActor::System(SystemReason::Worker),
         detail: json!({ "verifier_key": verifier_key }),
     };
-    let opening = tx.record_audit_opening(&event, ambient).await?;
-    let (mut chain, salt) = (Chain::new(token_of(org)), Salt::from_bytes(ambient.random()));
-    let draft = draft(&opening, &salt, Some(verifier_key), ambient.now())?;
-    let entry = chain.append(draft, &key, None).map_err(|error| corrupt("the audit log", error))?;
-    put(tx, &opening, entry, salt).await?;
+    let mut chain = Chain::new(token_of(org));
+    let own = Own { event, brings: Some(verifier_key), disposal: None };
+    append_own(tx, &mut chain, (&key, None), own, ambient).await?;
     log.size = chain.size();
     Ok((log, key, chain))
+}
+
+/// What the log says of itself: it has its place in the transaction that does it.
+struct Own {
+    event: AuditEvent,
+    /// The key that signs from here on.
+    brings: Option<String>,
+    disposal: Option<Disposal>,
+}
+
+/// Appends such an entry, signed by `key`, and by `next` where it brings that in. Answers its number.
+async fn append_own(
+    tx: &mut Tx,
+    chain: &mut Chain,
+    (key, next): (&SignerKey, Option<&SignerKey>),
+    Own { event, brings, disposal }: Own,
+    ambient: &Ambient,
+) -> Result<u64, StoreError> {
+    let written = tx.record_placed_audit(&event, ambient).await?;
+    let salt = Salt::from_bytes(ambient.random());
+    let draft = Draft { disposal, ..draft(&written, &salt, brings, ambient.now())? };
+    let entry = chain.append(draft, key, next).map_err(|error| corrupt("the audit log", error))?;
+    let seq = entry.record.seq;
+    put(tx, &written, entry, salt).await?;
+    Ok(seq)
+}
+
+/// Says where the log ends after entries of its own.
+async fn leave(tx: &mut Tx, log: &mut AuditLog, chain: &Chain) -> Result<(), StoreError> {
+    (log.size, log.last, log.edge) = (chain.size(), chain.last(), chain.edge().roots().to_vec());
+    tx.save_audit_log(log).await
 }
 
 /// The hash of a full subtree, as its row says.
@@ -437,6 +473,29 @@ impl App {
     pub async fn audit_checkpoint(&self, caller: &Caller, org: OrgId) -> Result<Option<(String, String)>, AppError> {
         let scope = caller.authorize(org, Permission::AuditRead)?;
         self.newest_checkpoint(&scope).await
+    }
+
+    /// The newest checkpoint of each log that has one, to be kept outside of the database.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn newest_audit_checkpoints(&self) -> Result<Vec<NewCheckpoint>, AppError> {
+        let (jobs, mut after, mut newest) = (SystemScope::new(SystemReason::Jobs), None, Vec::new());
+        loop {
+            let orgs = self.store().read(&jobs, after, |tx, after| {
+                Box::pin(async move { tx.list_orgs_by_id(*after, ORGS_AT_ONCE_MAX).await })
+            });
+            let orgs = orgs.await?;
+            let Some(last) = orgs.last() else { return Ok(newest) };
+            after = Some(*last);
+            for org in orgs {
+                let scope = SystemScope::new(SystemReason::Worker).for_org(org);
+                let found = self
+                    .store()
+                    .read(&scope, (), |tx, ()| Box::pin(async move { tx.load_audit_checkpoint(u64::MAX).await }));
+                newest.extend(found.await?.map(|(size, note)| NewCheckpoint { org, size, note }));
+            }
+        }
     }
 
     /// As [`audit_checkpoint`](Self::audit_checkpoint), for the operator at the console.

@@ -1,10 +1,12 @@
 //! The store's plain data types that use cases answer with, so that the HTTP layer names the store nowhere.
 
+pub use bulkhead_audit::retention::PayloadRetention;
+pub use bulkhead_audit::taxonomy::{Category as AuditCategory, Severity as AuditSeverity};
 pub use bulkhead_store::StoreError;
 pub use bulkhead_store::account::User;
 pub use bulkhead_store::allow_list::StoredAllowList;
 pub use bulkhead_store::api_key::{ApiKey, KeyUsage, Signing, SigningKey};
-pub use bulkhead_store::audit::AuditEntry;
+pub use bulkhead_store::audit::{AuditEntry, AuditFilter};
 pub use bulkhead_store::block::KeyBlock;
 pub use bulkhead_store::breaker::BreakerState;
 pub use bulkhead_store::call::{Call, CallSummary};

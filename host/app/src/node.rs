@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use bulkhead_model::id::{InstallationId, OrgId, RunId, WorkerId};
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_store::node::Node;
+use bulkhead_store::seal::{RootId, RootStanding, Sealer};
 use bulkhead_store::{Listener, Store, StoreError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -77,6 +78,8 @@ struct Inner {
     name: AtomicU64,
     draining: AtomicBool,
     clock_off: AtomicBool,
+    /// A root key that another node wraps with and this process was not started with.
+    missing_root: Mutex<Option<RootId>>,
     worker: Mutex<Option<WorkerId>>,
     heartbeat_ended: Mutex<Option<CancellationToken>>,
     /// Goes on until the last job has ended, when the process's other loops have long stopped.
@@ -115,6 +118,31 @@ impl NodeState {
     /// The heartbeat has a thread of its own, which has ended when the token fires.
     pub(crate) fn has_heartbeat(&self, ended: CancellationToken) {
         *lock(&self.0.heartbeat_ended) = Some(ended);
+    }
+
+    /// A root key that another node wraps with and this process was not started with. What is under it opens there and not here, so this node
+    /// takes no work as long as that is so.
+    pub(crate) fn missing_root(&self) -> Option<RootId> {
+        *lock(&self.0.missing_root)
+    }
+
+    fn note_roots(&self, alive: &[&Node], sealer: &Sealer) {
+        let active = |(_, standing): &&(RootId, RootStanding)| *standing == RootStanding::Active;
+        let mut wraps = alive.iter().flat_map(|node| &node.roots).filter(active);
+        let missing = wraps.find(|(root, _)| !sealer.knows_root(*root)).map(|(root, _)| *root);
+        let before = std::mem::replace(&mut *lock(&self.0.missing_root), missing);
+        match missing {
+            Some(root) if before != missing => tracing::error!(
+                %root,
+                "another node wraps with a root key that this process was not started with: it takes no work. Give it the others' root keys \
+                 and start it again"
+            ),
+            None if before.is_some() => {
+                tracing::info!("no other node wraps with a root key that is missing here any more")
+            }
+            Some(_) | None => {}
+        }
+        metrics::gauge!("bulkhead_root_key_missing").set(f64::from(u8::from(missing.is_some())));
     }
 
     fn worker(&self) -> Option<WorkerId> {
@@ -218,6 +246,7 @@ impl App {
         let nodes = self.store().read(&SCOPE, (), |tx, ()| Box::pin(async move { tx.list_nodes().await })).await?;
         let alive: Vec<_> = nodes.iter().filter(|node| node.alive).collect();
         let others = alive.iter().filter(|node| Some(node.id) != me).count();
+        self.node().note_roots(&alive, self.sealer());
         self.node().0.others.store(others, Ordering::SeqCst);
         metrics::gauge!("bulkhead_nodes").set(f64::from(u32::try_from(alive.len()).unwrap_or(u32::MAX)));
         Ok(())

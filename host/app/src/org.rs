@@ -71,20 +71,21 @@ impl App {
             ));
         }
         let admin = SystemScope::new(SystemReason::Admin);
-        let event = AuditEvent {
-            action: EventType::OrgShareSet,
-            target: org.to_string(),
-            actor: Actor::System(SystemReason::Admin),
-            detail: json!({ "weight": weight, "jobs_max": jobs_max }),
-        };
         self.store()
-            .write(&admin, (org, weight, jobs_max, event, self.ambient().clone()), |tx, args| {
+            .write(&admin, (org, weight, jobs_max, self.ambient().clone()), |tx, (org, weight, jobs_max, ambient)| {
                 Box::pin(async move {
-                    let (org, weight, jobs_max, event, ambient) = args;
+                    let before = tx.load_queue_share(*org).await?;
                     if !tx.set_queue_share(*org, *weight, *jobs_max).await? {
                         return Err(AppError::NotFound { what: "organization" });
                     }
-                    Ok(tx.record_audit(event, ambient).await?)
+                    let told = |(weight, jobs_max): (u32, u32)| json!({ "weight": weight, "jobs_max": jobs_max });
+                    let event = AuditEvent {
+                        action: EventType::OrgShareSet,
+                        target: org.to_string(),
+                        actor: Actor::System(SystemReason::Admin),
+                        detail: json!({ "before": before.map(told), "after": told((*weight, *jobs_max)) }),
+                    };
+                    Ok(tx.record_audit(&event, ambient).await?)
                 })
             })
             .await

@@ -97,7 +97,8 @@ impl Wake {
         let is_idle = self.0.turns.is_idle_beside(lane, org)?;
         // A fence from here on ends what is begun, whenever the answer comes that it may begin.
         let hold = Hold::new(&worker.app);
-        if worker.heartbeat.is_fenced() || worker.supervisor.stop_token().is_cancelled() {
+        let stops = worker.supervisor.stop_token().is_cancelled();
+        if worker.heartbeat.is_fenced() || stops || worker.app.node().missing_root().is_some() {
             return None;
         }
         let slot = worker.slots(lane)?.take_for_start(org, is_idle)?;
@@ -310,7 +311,7 @@ impl Worker {
     /// Looks at the queue where it is time for it, and claims until there is nothing to claim or no slot for it. Answers after how
     /// long to look again if nobody wakes it.
     async fn work_through(self: &Arc<Self>, wake: &WakeState, queue: &mut Look) -> Result<Duration, StoreError> {
-        if self.heartbeat.is_fenced() {
+        if self.heartbeat.is_fenced() || self.app.node().missing_root().is_some() {
             return Ok(POLL_EVERY);
         }
         if wake.look.swap(false, Ordering::SeqCst) || queue.is_due() {

@@ -164,6 +164,9 @@ pub enum Line {
         to: u64,
         path: Vec<Hash>,
     },
+    /// In a range, behind its last checkpoint: a later entry of the log that something in the range needs. It says the key that signs now,
+    /// or under what payloads of the range were disposed of. It is signed, and under no checkpoint of the range.
+    Later(EntryLine),
     /// The signed note over everything before it.
     End(String),
 }

@@ -23,5 +23,6 @@ pub mod merkle;
 pub mod note;
 pub mod payload;
 pub mod record;
+pub mod retention;
 pub mod taxonomy;
 pub mod verify;

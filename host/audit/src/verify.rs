@@ -162,6 +162,10 @@ pub struct Verifier {
     disposals: BTreeMap<u64, Disposal>,
     /// The checkpoint that a selection's paths lead to.
     current: Option<Checkpoint>,
+    /// The number of the last entry from behind the range.
+    later: Option<u64>,
+    /// The keys that such entries brought in, the last one last.
+    later_keys: Vec<VerifierKey>,
     ended: bool,
 }
 
@@ -207,6 +211,8 @@ impl Verifier {
             owed: BTreeMap::new(),
             disposals: BTreeMap::new(),
             current: None,
+            later: None,
+            later_keys: Vec::new(),
             ended: false,
         }
     }
@@ -241,7 +247,12 @@ impl Verifier {
         }
         match parsed {
             Line::Log(header) => self.log(header),
+            // Nothing stands behind what comes later but the end.
+            Line::Entry(_) | Line::Checkpoint(_) if self.later.is_some() => {
+                self.fault(None, FaultKind::Header("the range goes on behind entries that are later than it"));
+            }
             Line::Entry(entry) => self.entry(entry),
+            Line::Later(entry) => self.later_entry(&entry),
             Line::Checkpoint(note) => self.checkpoint(&note),
             Line::Consistency { from, to, path } => self.consistency(from, to, &path),
             Line::End(note) => {
@@ -518,7 +529,8 @@ impl Verifier {
 
     fn end(&mut self, note: &str) {
         self.ended = true;
-        let keys = self.signers();
+        // A key may change hands while a file is written: any that the file leads to counts.
+        let keys: Vec<_> = self.signers().into_iter().chain(self.later_keys.iter().cloned()).collect();
         match bundle::open_end(note, &keys) {
             Err(error) => self.fault(None, FaultKind::EndSignature(error)),
             Ok((text, key)) => {

@@ -19,11 +19,14 @@ use bulkhead_audit::verify::{Expectation, Report, Resume, Verifier};
 use clap::Subcommand;
 
 use crate::admin::require_org;
+use crate::anchor::Outbox;
 use crate::config::Config;
 use crate::host::{FirstStart, Host};
 
 /// Waiting entries are looked for this often: what one crash or one administrator can still reach is younger than that.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
+/// Details whose time is over are looked for this often.
+const EXPIRE_EVERY: Duration = Duration::from_mins(10);
 /// So many kept checkpoints are named one by one; an anchor's folder has one for each minute.
 const KEPT_NAMED_MAX: usize = 10;
 
@@ -331,21 +334,38 @@ async fn anchor_checked(app: &App, dir: &Path, checkpoint: &NewCheckpoint) -> Re
     anchor(dir, checkpoint, continues).await
 }
 
-/// Begins to give audit entries their places, and to keep checkpoints in `audit.anchor_dir`.
-pub(crate) fn start_sealer(host: &Host, config: &Config) {
+/// Begins to give audit entries their places, to keep checkpoints in `audit.anchor_dir`, and to have them told. The newest ones are kept
+/// and told anew at the start: whoever signed them may have stopped before.
+pub(crate) fn start_sealer(host: &Host, config: &Config, outbox: Option<Outbox>) {
     let (app, dir, stop) = (host.app.clone(), config.audit.anchor_dir.clone(), host.supervisor.stop_token());
     host.supervisor.spawn_loop("audit-sealer", move || {
-        let (app, dir, stop) = (app.clone(), dir.clone(), stop.clone());
+        let (app, dir, outbox, stop) = (app.clone(), dir.clone(), outbox.clone(), stop.clone());
         async move {
             // By organization the newest one that could not be kept yet; older ones it covers.
             let mut to_keep: BTreeMap<bulkhead_model::id::OrgId, NewCheckpoint> = BTreeMap::new();
+            let mut is_caught_up = dir.is_none() && outbox.is_none();
             while !stop.is_cancelled() {
                 tokio::select! {
                     () = tokio::time::sleep(SEAL_EVERY) => {}
                     () = stop.cancelled() => return,
                 }
+                if !is_caught_up {
+                    match app.newest_audit_checkpoints().await {
+                        Ok(newest) => {
+                            is_caught_up = true;
+                            newest.iter().for_each(|checkpoint| outbox.iter().for_each(|outbox| outbox.put(checkpoint.clone())));
+                            to_keep.extend(newest.into_iter().map(|checkpoint| (checkpoint.org, checkpoint)));
+                        }
+                        Err(error) => {
+                            tracing::warn!(error = &error as &dyn std::error::Error, "checkpoints were not read; trying again");
+                        }
+                    }
+                }
                 match app.seal_audit_logs().await {
-                    Ok(signed) => to_keep.extend(signed.into_iter().map(|checkpoint| (checkpoint.org, checkpoint))),
+                    Ok(signed) => {
+                        signed.iter().for_each(|checkpoint| outbox.iter().for_each(|outbox| outbox.put(checkpoint.clone())));
+                        to_keep.extend(signed.into_iter().map(|checkpoint| (checkpoint.org, checkpoint)));
+                    }
                     Err(error) => {
                         tracing::warn!(error = &error as &dyn std::error::Error, "audit logs were not looked at; trying again");
                     }
@@ -362,6 +382,33 @@ pub(crate) fn start_sealer(host: &Host, config: &Config) {
                             tracing::error!(%org, error = format!("{error:#}"), "a checkpoint could not be kept; trying again");
                             to_keep.insert(org, checkpoint);
                         }
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Begins to forget details of entries whose time is over.
+pub(crate) fn start_expiry(host: &Host) {
+    let (app, stop) = (host.app.clone(), host.supervisor.stop_token());
+    host.supervisor.spawn_loop("audit-expiry", move || {
+        let (app, stop) = (app.clone(), stop.clone());
+        async move {
+            while !stop.is_cancelled() {
+                tokio::select! {
+                    () = tokio::time::sleep(EXPIRE_EVERY) => {}
+                    () = stop.cancelled() => return,
+                }
+                match app.expire_audit_payloads().await {
+                    Ok(0) => {}
+                    Ok(payloads) => tracing::info!(payloads, "forgot details of audit entries whose time is over"),
+                    Err(error) => {
+                        metrics::counter!("bulkhead_audit_expiry_failures_total").increment(1);
+                        tracing::warn!(
+                            error = &error as &dyn std::error::Error,
+                            "audit logs were not looked at; trying again"
+                        );
                     }
                 }
             }

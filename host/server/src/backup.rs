@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use bulkhead_app::key::look_before_opening;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_store::backup::{self, Progress, Summary};
+use bulkhead_store::backup::{self, Progress, RestoredKeys, Summary};
 use bulkhead_store::seal::Sealer;
 use serde_json::json;
 
@@ -85,6 +85,9 @@ pub(crate) struct RestoreArgs {
     input: PathBuf,
     #[command(flatten)]
     place: Place,
+    /// Revoke every API key that the backup holds: what was revoked since it was made would work again
+    #[arg(long)]
+    revoke_keys: bool,
     /// Print a summary as JSON
     #[arg(long)]
     json: bool,
@@ -174,13 +177,16 @@ pub(crate) async fn restore(mut config: Config, args: RestoreArgs) -> Result<Exi
     let root_key = roots.base().clone();
     let store_config = store_config(&config, &root_key);
     look_before_opening(&store_config, &Sealer::with_roots(Arc::new(roots.clone()), ambient.clone())).await?;
-    let summary = backup::restore(&store_config, &roots, &ambient, file, &mut tell("restored"))
+    let keys = if args.revoke_keys { RestoredKeys::Revoked } else { RestoredKeys::AsTheyWere };
+    let summary = backup::restore_with(&store_config, &roots, &ambient, file, keys, &mut tell("restored"))
         .await
         .context("nothing was restored")?;
     report(&args.input, &summary, args.json, "restored");
-    if !args.json {
+    if args.revoke_keys && !args.json {
+        eprintln!("every API key is revoked: make new ones with `bulkhead admin create-key`");
+    } else if !args.json {
         eprintln!(
-            "API keys are as they were then: what was revoked since {} works again until it is revoked again",
+            "API keys are as they were then: what was revoked since {} works again until it is revoked again (--revoke-keys revokes all)",
             summary.header.created_at
         );
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use bulkhead_app::{HashingLimits, StartLimits};
+use bulkhead_audit::retention::{DAYS_MAX, DAYS_MIN, PayloadRetention};
 use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::passkey::RelyingParty;
 use bulkhead_model::password::Cost;
@@ -279,11 +280,46 @@ impl LimitsSection {
 }
 
 /// `[audit]`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct AuditSection {
     /// Where signed checkpoints of the audit logs are kept: best where the database's administrator cannot write.
     pub(crate) anchor_dir: Option<PathBuf>,
+    /// For how many days the details of entries are kept, where an organization has not said otherwise …
+    pub(crate) retention_days: u32,
+    /// … and those of entries about who read what.
+    pub(crate) reads_retention_days: u32,
+    /// Who is told each signed checkpoint.
+    pub(crate) webhook_url: Option<String>,
+    /// What signs these requests, in the form of Standard Webhooks: `whsec_` and 24 to 64 random bytes in base64.
+    pub(crate) webhook_secret: Option<Secret>,
+}
+
+impl Default for AuditSection {
+    fn default() -> Self {
+        let PayloadRetention { security, data_access, .. } = PayloadRetention::default();
+        Self {
+            anchor_dir: None,
+            retention_days: security,
+            reads_retention_days: data_access,
+            webhook_url: None,
+            webhook_secret: None,
+        }
+    }
+}
+
+impl AuditSection {
+    pub(crate) fn retention(&self) -> PayloadRetention {
+        PayloadRetention::of(self.retention_days, self.reads_retention_days)
+    }
+
+    fn check(&self) -> Result<()> {
+        anyhow::ensure!(
+            self.retention().out_of_bounds().is_empty(),
+            "audit.retention_days and audit.reads_retention_days are between {DAYS_MIN} and {DAYS_MAX}"
+        );
+        crate::anchor::check(self)
+    }
 }
 
 /// `[accounts]`: how passwords are hashed.
@@ -440,6 +476,7 @@ impl Config {
         self.server.proxies()?;
         self.starts.check()?;
         self.limits.check()?;
+        self.audit.check()?;
         self.accounts.check()?;
         self.accounts.passkeys(&self.public_url(self.server.listen))?;
         if let Some(url) = &self.server.public_url {
@@ -499,6 +536,17 @@ mod tests {
             ["user_per_minute = 0", "key_burst = 0", "anonymous_per_minute = 6000000", "strict_per_minute = 20000000"]
         {
             assert!(check(&format!("[limits]\n{text}")).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn details_of_audit_entries_are_kept_for_a_month_at_least() {
+        let read = |text: &str| Figment::from(Toml::string(text)).extract::<Config>().unwrap();
+        let section = read("[audit]\nreads_retention_days = 30");
+        assert!(section.check().is_ok());
+        assert_eq!(section.audit.retention(), PayloadRetention::of(400, 30));
+        for text in ["retention_days = 29", "reads_retention_days = 0", "retention_days = 3651"] {
+            assert!(read(&format!("[audit]\n{text}")).check().is_err(), "{text}");
         }
     }
 

@@ -91,6 +91,9 @@ pub(crate) async fn run(config: Config, args: Args) -> Result<ExitCode> {
     ];
     findings.extend(database(&config).await);
     findings.push(finding("plugin compiler", compiler().await));
+    if config.audit.webhook_url.is_some() {
+        findings.push(finding("audit webhook", audit_webhook(&config).await));
+    }
     let healthy = findings.iter().all(|finding| finding.ok);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
@@ -128,6 +131,16 @@ fn memory() -> Result<String, String> {
     } else {
         Ok(format!("{mib} MiB are free"))
     }
+}
+
+/// Sends a signed `ping` to whoever is told checkpoints.
+async fn audit_webhook(config: &Config) -> Result<String, String> {
+    let made = crate::host::egress(config)
+        .and_then(|egress| crate::anchor::Webhook::of(&config.audit, egress, Ambient::system()))
+        .map_err(|error| format!("{error:#}"))?;
+    let Some(webhook) = made else { return Ok("nobody is told checkpoints".into()) };
+    webhook.ping().await.map_err(|why| format!("{why}: checkpoints are not told, and wait"))?;
+    Ok("answers; checkpoints are told".into())
 }
 
 async fn listen(config: &Config) -> Result<String, String> {

@@ -132,18 +132,11 @@ impl Host {
         // Of two first starts with different keys one was later.
         check_roots(&store, &sealer).await?;
         let supervisor = Supervisor::new();
-        let loopbacks = config
-            .egress
-            .allow_loopback
-            .iter()
-            .map(|text| text.parse::<Loopback>().context("egress.allow_loopback"))
-            .collect::<Result<Vec<_>>>()?;
+        let egress = egress(config)?;
+        let loopbacks = egress.allow_loopback.clone();
         if !loopbacks.is_empty() {
             tracing::warn!(addresses = ?config.egress.allow_loopback, "plugins may reach these loopback addresses: for development only");
         }
-        let mut egress =
-            EgressConfig::new(Arc::new(SystemResolver::from_system().context("the resolver does not start")?));
-        egress.allow_loopback.clone_from(&loopbacks);
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let guest_threads = if config.sandbox.guest_threads == 0 { cores } else { config.sandbox.guest_threads };
         let runtime = Runtime::start(
@@ -174,7 +167,8 @@ impl Host {
             },
         })
         .with_start_limits(config.starts.limits())
-        .with_rate_limits(config.limits.limits());
+        .with_rate_limits(config.limits.limits())
+        .with_audit_retention(config.audit.retention());
         let app = match &config.audit.anchor_dir {
             Some(dir) => app.with_kept_checkpoints(crate::audit::kept_in(dir.clone())),
             None => app,
@@ -211,6 +205,14 @@ impl Host {
         self.app.start_key_usage(&self.supervisor);
         Ok(())
     }
+}
+
+/// How requests leave this machine.
+pub(crate) fn egress(config: &Config) -> Result<EgressConfig> {
+    let parse = |text: &String| text.parse::<Loopback>().context("egress.allow_loopback");
+    let allow_loopback = config.egress.allow_loopback.iter().map(parse).collect::<Result<Vec<_>>>()?;
+    let resolver = SystemResolver::from_system().context("the resolver does not start")?;
+    Ok(EgressConfig { allow_loopback, ..EgressConfig::new(Arc::new(resolver)) })
 }
 
 /// What people tell this node by: host, process id and address.

@@ -3,6 +3,7 @@
 //! Exit codes: 0 success, 1 the command did its work and the answer is no, 2 it could not do its work (wrong usage included).
 
 mod admin;
+mod anchor;
 mod audit;
 mod backup;
 mod config;

@@ -75,7 +75,9 @@ pub(crate) async fn serve(
 ) -> Result<()> {
     let address = listener.local_addr()?;
     host.start_worker(config, address).await?;
-    crate::audit::start_sealer(host, config);
+    let outbox = crate::anchor::start(host, config)?;
+    crate::audit::start_sealer(host, config, outbox);
+    crate::audit::start_expiry(host);
     let http = HttpConfig {
         cursor_key: host.root_key.derive("cursor v1"),
         metrics,

@@ -302,6 +302,13 @@ impl Tx {
         self.execute(sql, binds![org, user, now]).await
     }
 
+    /// Revokes every key of the organization; answers which of them were not revoked before.
+    pub async fn revoke_all_api_keys(&mut self, now: Timestamp) -> Result<Vec<ApiKeyId>, StoreError> {
+        let sql = sql!("update api_key set revoked_at = $2 where org_id = $1 and revoked_at is null returning id");
+        let org = self.org()?;
+        self.fetch(sql, binds![org, now]).await?.iter().map(|row| row.get("id")).collect()
+    }
+
     /// Revokes a key and all that came of it: those that it made, those that they made, and so on. Answers which of them were valid before.
     pub async fn revoke_api_key(&mut self, id: ApiKeyId, now: Timestamp) -> Result<Vec<ApiKeyId>, StoreError> {
         let sql = sql!(

@@ -2,12 +2,13 @@
 //!
 //! An audit entry is written with what it is about and waits (`audit_waiting`). Whoever holds the lock of the organization's log gives the
 //! waiting ones their numbers (`audit_entry`), so numbers have no gaps and no two histories are written. Nothing of it is ever updated
-//! but the log's own row.
+//! but the log's own row, and payloads with their salts, which are emptied when they are disposed of.
 
 use crate::audit::AuditEvent;
 use bulkhead_audit::hash::Hash;
 use bulkhead_audit::key::{KeyId, SIGNATURE_BYTES};
 use bulkhead_audit::payload::Salt;
+use bulkhead_audit::retention::PayloadRetention;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{AuditId, OrgId};
 use bulkhead_model::permission::SystemReason;
@@ -60,7 +61,27 @@ pub struct SealedAudit {
     pub endorsement: Option<[u8; SIGNATURE_BYTES]>,
     /// Roots of the subtrees that the entry made full, from level 1 up.
     pub completed: Vec<Hash>,
+    /// All zeros once the payload was disposed of.
     pub salt: Salt,
+    /// The number of the entry that says under what the payload was disposed of.
+    pub disposed_by: Option<u64>,
+}
+
+/// An entry whose payload is still there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptAudit {
+    pub seq: u64,
+    pub id: AuditId,
+    /// The record's canonical bytes.
+    pub record: String,
+}
+
+/// An organization's own times for payloads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredAuditRetention {
+    pub policy: PayloadRetention,
+    /// Rises with every change.
+    pub revision: i64,
 }
 
 /// Entries that wait for their place.
@@ -163,7 +184,12 @@ fn read_sealed(row: &Row) -> Result<SealedAudit, StoreError> {
         endorsement: endorsement.map(|bytes| bytes.try_into().unwrap_or([0; SIGNATURE_BYTES])),
         completed: hashes(row, "completed").unwrap_or_default(),
         salt: Salt::from_bytes(fixed_or_zeros(row, "salt")?),
+        disposed_by: row.get::<Option<i64>>("disposed_by")?.and_then(|seq| u64::try_from(seq).ok()),
     })
+}
+
+fn read_kept(row: &Row) -> Result<KeptAudit, StoreError> {
+    Ok(KeptAudit { seq: number(row, "seq")?, id: row.get("id")?, record: row.get("record")? })
 }
 
 impl Tx {
@@ -235,13 +261,23 @@ impl Tx {
         self.execute(sql, values).await.map(drop)
     }
 
-    /// Writes the entry that opens a log. It does not wait: it gets its place in this transaction.
-    pub async fn record_audit_opening(
+    /// Saves the key that signs from now on.
+    pub async fn save_audit_log_key(&mut self, verifier_key: &str, signing_key: &str) -> Result<(), StoreError> {
+        let sql = sql!("update audit_log set verifier_key = $2, signing_key = $3 where org_id = $1");
+        let org = self.org()?;
+        self.execute(sql, binds![org, verifier_key, signing_key]).await.map(drop)
+    }
+
+    /// Writes an entry that gets its place in this transaction. It waits for a checkpoint alone.
+    pub async fn record_placed_audit(
         &mut self,
         event: &AuditEvent,
         ambient: &Ambient,
     ) -> Result<WaitingAudit, StoreError> {
         let (id, detail, created_at) = self.insert_audit(event, ambient).await?;
+        let sql = sql!("insert into audit_waiting (org_id, id) values ($1, $2)");
+        let org = self.org()?;
+        self.execute(sql, binds![org, id]).await?;
         let (target, actor) = (event.target.clone(), event.actor.to_string());
         Ok(WaitingAudit { id, action: event.action.as_str().to_owned(), target, actor, detail, created_at })
     }
@@ -303,7 +339,7 @@ impl Tx {
     /// Entries in the order of the chain, from a number on, each with what it was made from.
     pub async fn list_audit_entries(&mut self, from: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
         let sql = sql!(
-            "select e.seq, e.id, e.record, e.leaf, e.key_id, e.signature, e.endorsement, e.completed, e.salt,
+            "select e.seq, e.id, e.record, e.leaf, e.key_id, e.signature, e.endorsement, e.completed, e.salt, e.disposed_by,
                  a.action, a.target, a.actor, a.detail, a.created_at
              from audit_entry e join audit a on a.org_id = e.org_id and a.id = e.id
              where e.org_id = $1 and e.seq >= $2 order by e.seq limit $3"
@@ -375,5 +411,125 @@ impl Tx {
         let org = self.org()?;
         let rows = self.fetch(sql, binds![org, bound(above), bound(size_max), limit]).await?;
         rows.iter().map(|row| Ok((number(row, "size")?, row.get("note")?))).collect()
+    }
+
+    /// What entries are about that the organization has, each once.
+    pub async fn list_audit_actions(&mut self) -> Result<Vec<String>, StoreError> {
+        // From each one to the next by the index: there are few of them, and many entries of each.
+        let sql = sql!(
+            "with recursive found (action) as (
+                 select (select action from audit where org_id = $1 order by action limit 1)
+                 union all
+                 select (select a.action from audit a where a.org_id = $1 and a.action > found.action order by a.action limit 1)
+                 from found where found.action is not null
+             ) select action from found where action is not null"
+        );
+        let org = self.org()?;
+        self.fetch(sql, binds![org]).await?.iter().map(|row| row.get("action")).collect()
+    }
+
+    /// Entries in their place with this action and from before this id whose payload is still there, oldest first.
+    pub async fn list_kept_audit(
+        &mut self,
+        action: &str,
+        before: AuditId,
+        limit: u32,
+    ) -> Result<Vec<KeptAudit>, StoreError> {
+        let sql = sql!(
+            "select e.seq, e.id, e.record from audit a join audit_entry e on e.org_id = a.org_id and e.id = a.id
+             where a.org_id = $1 and a.action = $2 and a.id < $3 and a.detail <> 'null' order by a.id limit $4"
+        );
+        let org = self.org()?;
+        self.fetch(sql, binds![org, action, before, limit]).await?.iter().map(read_kept).collect()
+    }
+
+    /// Entries in their place that this actor did or that were done to this target, whose payload is still there, oldest first; at most so
+    /// many of each.
+    pub async fn list_kept_audit_about(&mut self, subject: &str, limit: u32) -> Result<Vec<KeptAudit>, StoreError> {
+        let by_target = sql!(
+            "select e.seq, e.id, e.record from audit a join audit_entry e on e.org_id = a.org_id and e.id = a.id
+             where a.org_id = $1 and a.target = $2 and a.detail <> 'null' order by a.id limit $3"
+        );
+        let by_actor = sql!(
+            "select e.seq, e.id, e.record from audit a join audit_entry e on e.org_id = a.org_id and e.id = a.id
+             where a.org_id = $1 and a.actor = $2 and a.detail <> 'null' order by a.id limit $3"
+        );
+        let org = self.org()?;
+        let mut found = Vec::new();
+        for sql in [by_target, by_actor] {
+            for row in &self.fetch(sql, binds![org, subject, limit]).await? {
+                found.push(read_kept(row)?);
+            }
+        }
+        found.sort_unstable_by_key(|kept| kept.seq);
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Empties an entry's payload and salt, and says which entry tells why; `false` if that was done before.
+    pub async fn dispose_of_audit(&mut self, seq: u64, id: AuditId, by: u64) -> Result<bool, StoreError> {
+        let org = self.org()?;
+        let no_salt: &[u8] = &[];
+        let entry = sql!(
+            "update audit_entry set salt = $4, disposed_by = $5
+             where org_id = $1 and seq = $2 and id = $3 and disposed_by is null"
+        );
+        if self.execute(entry, binds![org, bound(seq), id, no_salt, bound(by)]).await? == 0 {
+            return Ok(false);
+        }
+        let payload = sql!("update audit set detail = 'null' where org_id = $1 and id = $2");
+        self.execute(payload, binds![org, id]).await?;
+        Ok(true)
+    }
+
+    /// Numbers of the entries with this action that have their place, in the order in which they were written; at most so many.
+    pub async fn list_audit_seqs(&mut self, action: &str, limit: u32) -> Result<Vec<u64>, StoreError> {
+        let sql = sql!(
+            "select e.seq from audit a join audit_entry e on e.org_id = a.org_id and e.id = a.id
+             where a.org_id = $1 and a.action = $2 order by a.id limit $3"
+        );
+        let org = self.org()?;
+        self.fetch(sql, binds![org, action, limit]).await?.iter().map(|row| number(row, "seq")).collect()
+    }
+
+    /// The organization's own times for payloads; `None` while it has the operator's.
+    pub async fn load_audit_retention(&mut self) -> Result<Option<StoredAuditRetention>, StoreError> {
+        let sql = sql!("select policy, revision from audit_retention where org_id = $1");
+        let org = self.org()?;
+        let Some(row) = self.fetch_optional(sql, binds![org]).await? else { return Ok(None) };
+        Ok(Some(StoredAuditRetention { policy: row.json("policy")?, revision: row.get("revision")? }))
+    }
+
+    /// Saves the organization's times over the revision that was seen (0: the operator's): `false` if it is another one by now.
+    pub async fn save_audit_retention(
+        &mut self,
+        policy: &PayloadRetention,
+        seen: i64,
+        now: Timestamp,
+    ) -> Result<bool, StoreError> {
+        let policy = serde_json::to_string(policy).map_err(|error| StoreError::corrupt("audit_retention", error))?;
+        let org = self.org()?;
+        let saved = if seen == 0 {
+            let sql = sql!(
+                "insert into audit_retention (org_id, policy, revision, updated_at) values ($1, $2, 1, $3)
+                 on conflict (org_id) do nothing"
+            );
+            self.execute(sql, binds![org, &policy, now]).await?
+        } else {
+            let sql = sql!(
+                "update audit_retention set policy = $2, revision = revision + 1, updated_at = $3
+                 where org_id = $1 and revision = $4"
+            );
+            self.execute(sql, binds![org, &policy, now, seen]).await?
+        };
+        Ok(saved > 0)
+    }
+
+    /// Organizations, at most so many, by id from behind `after` on. Needs the scope of `SystemReason::Jobs`.
+    pub async fn list_orgs_by_id(&mut self, after: Option<OrgId>, limit: u32) -> Result<Vec<OrgId>, StoreError> {
+        self.require_reason(SystemReason::Jobs)?;
+        let sql = sql!("select id from organization where id > $1 order by id limit $2");
+        let after = after.map_or(uuid::Uuid::nil(), OrgId::uuid);
+        self.fetch(sql, binds![after, limit]).await?.iter().map(|row| row.get("id")).collect()
     }
 }

@@ -16,16 +16,19 @@ mod rows;
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, Write};
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_keys::{Envelope, KeyId, RootProvider as _};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::{OrgId, WorkerId};
-use bulkhead_model::permission::SystemReason;
+use bulkhead_model::permission::{Actor, SystemReason};
+use serde_json::json;
 use uuid::Uuid;
 
 use self::archive::{ArchiveReader, ArchiveWriter, Cell, Frame, Kind, Whole};
 pub use self::archive::{FORMAT, Header};
 use self::checks::{enter, list_organizations, require_empty, require_schema};
 use self::rows::{Inserter, Shape};
+use crate::audit::AuditEvent;
 use crate::error::StoreError;
 use crate::migrations;
 use crate::postgres;
@@ -77,6 +80,7 @@ pub const TABLES: &[&str] = &[
     "audit_log",
     "audit_entry",
     "audit_checkpoint",
+    "audit_retention",
     "job",
     "retention",
     "history",
@@ -292,6 +296,15 @@ fn summary(header: Header, rows: Option<BTreeMap<String, u64>>, whole: Whole) ->
     Summary { header, rows, bytes: whole.bytes, sha256: whole.sha256 }
 }
 
+/// What becomes of API keys that a backup holds. One that was revoked since the backup was made is valid in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RestoredKeys {
+    #[default]
+    AsTheyWere,
+    /// All are revoked, with what tells so in each organization's audit log, in the same transaction.
+    Revoked,
+}
+
 /// Puts an archive into an empty database, which is made and migrated where the configuration allows it. Everything or
 /// nothing: one transaction. Jobs that a process held when the backup was made are free again.
 ///
@@ -302,7 +315,22 @@ pub async fn restore<R: Read + Seek>(
     config: &StoreConfig,
     roots: &RootKeys,
     ambient: &Ambient,
+    input: R,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Summary, BackupError> {
+    restore_with(config, roots, ambient, input, RestoredKeys::AsTheyWere, progress).await
+}
+
+/// As [`restore`], and says what becomes of API keys.
+///
+/// # Errors
+/// As there.
+pub async fn restore_with<R: Read + Seek>(
+    config: &StoreConfig,
+    roots: &RootKeys,
+    ambient: &Ambient,
     mut input: R,
+    keys: RestoredKeys,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Summary, BackupError> {
     let whole = archive::scan(std::io::BufReader::new(&mut input))?;
@@ -339,8 +367,32 @@ pub async fn restore<R: Read + Seek>(
     // No process holds them any more: the same as after one that died.
     enter(&mut tx, None, SystemReason::Jobs).await?;
     tx.recover_jobs(WorkerId::new(ambient), ambient.now()).await?;
+    match keys {
+        RestoredKeys::AsTheyWere => {}
+        RestoredKeys::Revoked => revoke_keys(&mut tx, ambient).await?,
+    }
     end(tx.conn, End::Commit).await?;
     Ok(summary(reader.header().clone(), Some(told), whole))
+}
+
+async fn revoke_keys(tx: &mut Tx, ambient: &Ambient) -> Result<(), StoreError> {
+    for org in list_organizations(tx).await? {
+        enter(tx, Some(org), SystemReason::Admin).await?;
+        let revoked = tx.revoke_all_api_keys(ambient.now()).await?;
+        let event = |action, target: String, detail| AuditEvent {
+            action,
+            target,
+            actor: Actor::System(SystemReason::Admin),
+            detail,
+        };
+        let restored = event(EventType::BackupRestored, org.to_string(), json!({ "keys_revoked": revoked.len() }));
+        tx.record_audit(&restored, ambient).await?;
+        for key in revoked {
+            let told = event(EventType::ApiKeyRevoked, key.to_string(), json!({ "reason": "restore" }));
+            tx.record_audit(&told, ambient).await?;
+        }
+    }
+    Ok(())
 }
 
 fn require_same_schema(header: &Header) -> Result<(), BackupError> {

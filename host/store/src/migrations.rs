@@ -38,6 +38,11 @@ const ALL: &[(&str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0006_signatures.sql"),
         include_str!("../../../migrations/postgres/0006_signatures.sql"),
     ),
+    (
+        "0007_retention",
+        include_str!("../../../migrations/sqlite/0007_retention.sql"),
+        include_str!("../../../migrations/postgres/0007_retention.sql"),
+    ),
 ];
 
 fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {

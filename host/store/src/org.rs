@@ -68,6 +68,14 @@ impl Tx {
         Ok(true)
     }
 
+    /// The organization's weight beside others, and how many jobs of a lane it may hold. Needs the scope of `SystemReason::Admin`.
+    pub async fn load_queue_share(&mut self, org: OrgId) -> Result<Option<(u32, u32)>, StoreError> {
+        self.require_reason(SystemReason::Admin)?;
+        let sql = sql!("select queue_weight, jobs_max from organization where id = $1");
+        let row = self.fetch_optional(sql, binds![org]).await?;
+        row.map(|row| Ok((row.get("queue_weight")?, row.get("jobs_max")?))).transpose()
+    }
+
     /// What the organization may hold.
     pub async fn load_quotas(&mut self) -> Result<Quotas, StoreError> {
         let sql = sql!(

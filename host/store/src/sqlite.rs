@@ -69,6 +69,33 @@ impl SqliteBackend {
         Ok(Self { writes: None, beside: Some(dir.join(LOCK)), readers })
     }
 
+    /// As [`look`](Self::look), of a database that this version may have to bring up to date first; `None` where there is none, or none with
+    /// a root key's check value yet.
+    pub(crate) fn look_before_opening(
+        dir: &Path,
+        fault: &FaultHook,
+        opened_at: Instant,
+    ) -> Result<Option<Self>, StoreError> {
+        let path = dir.join(FILE);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let mut conn = SqliteConnection::open(&path, Access::ReadFile)?;
+        let mut there = 0_i64;
+        let sql =
+            "select count(*) from sqlite_schema where type = 'table' and name in ('root_check', 'org_key', 'totp')";
+        conn.for_each(sql, &[], |row| {
+            there = row.get(0)?;
+            Ok::<_, rusqlite::Error>(())
+        })?;
+        // Before these tables no root key was kept, and nothing was wrapped.
+        if there < 3 {
+            return Ok(None);
+        }
+        let readers = Readers::start(&path, Access::ReadFile, 1, fault, opened_at)?;
+        Ok(Some(Self { writes: None, beside: Some(dir.join(LOCK)), readers }))
+    }
+
     pub(crate) async fn write<A, T, E, F>(&self, context: TxContext, args: A, closure: F) -> Result<T, E>
     where
         A: Send + Sync + 'static,

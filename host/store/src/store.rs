@@ -221,17 +221,24 @@ impl Store {
         Ok(Self { backend: Arc::new(backend), fault, opened_at })
     }
 
-    /// Opens the database to look at it as its owner, before [`open`](Self::open) brings it up to date and gives the application's role its
-    /// password: nothing is made or changed. `None` where an opening does neither (no owner's address; SQLite, where nobody else serves), and
-    /// where nothing is there yet to look at.
+    /// Opens the database to look at it before [`open`](Self::open) brings it up to date (and, on PostgreSQL with the owner's address, gives the
+    /// application's role its password): nothing is made, changed or locked. `None` where an opening does neither (PostgreSQL without an owner's
+    /// address), and where nothing is there yet to look at.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when it cannot be reached; [`StoreError::Refused`] for an address that is none.
-    pub async fn look_as_owner(config: &StoreConfig) -> Result<Option<Self>, StoreError> {
-        let Database::Postgres { owner_url: Some(owner_url), .. } = &config.database else { return Ok(None) };
-        let looked = PostgresBackend::look_as_owner(owner_url).await?;
+    pub async fn look_before_opening(config: &StoreConfig) -> Result<Option<Self>, StoreError> {
         let (fault, opened_at) = (FaultHook::default(), Instant::now());
-        Ok(looked.map(|backend| Self { backend: Arc::new(Backend::Postgres(Box::new(backend))), fault, opened_at }))
+        let backend = match &config.database {
+            Database::Sqlite { dir } => {
+                SqliteBackend::look_before_opening(dir, &fault, opened_at)?.map(Backend::Sqlite)
+            }
+            Database::Postgres { owner_url: Some(owner_url), .. } => {
+                PostgresBackend::look_as_owner(owner_url).await?.map(|backend| Backend::Postgres(Box::new(backend)))
+            }
+            Database::Postgres { owner_url: None, .. } => None,
+        };
+        Ok(backend.map(|backend| Self { backend: Arc::new(backend), fault, opened_at }))
     }
 
     /// Runs the migrations with the owner's address and stops.

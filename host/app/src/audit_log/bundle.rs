@@ -1,10 +1,12 @@
 //! Taking the log out, with what proves it: a bundle is written as it is read, so that however much is in it, little of it is in memory.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use bulkhead_audit::bundle::{Coverage, EntryLine, Header, Line, Payload, SignatureBytes, Writer};
 use bulkhead_audit::chain::origin;
 use bulkhead_audit::key::SignerKey;
 use bulkhead_audit::merkle::{self, Node};
-use bulkhead_audit::record::genesis;
+use bulkhead_audit::record::{Record, Token, genesis};
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Caller, OrgScope, Permission, SystemReason, SystemScope};
@@ -13,6 +15,7 @@ use bulkhead_store::audit_log::{AuditLog, AuditRow, SealedAudit, WaitingAudit};
 use bulkhead_store::{StoreError, Tx};
 use serde_json::{Value, json};
 
+use super::signing::key_at;
 use super::{PAGE, consistency, corrupt, node, signer, token_of};
 use crate::{App, AppError};
 
@@ -21,11 +24,55 @@ const EXPORTED_MAX: u64 = 5000;
 /// A bundle that has grown to so many bytes ends at its next checkpoint.
 const EXPORTED_BYTES: usize = 16 * 1024 * 1024;
 
+/// What stands in a payload's place once it was disposed of.
+pub(super) const DISPOSED: &str = "null";
+
 /// Where a bundle begins, and the checkpoints at which it may end.
 #[derive(Clone, Debug)]
 struct Span {
     header: Header,
     checkpoints: Vec<(u64, String)>,
+}
+
+/// The line of an entry without its payload and its path.
+pub(super) fn bare_line(sealed: &SealedAudit) -> Result<EntryLine, StoreError> {
+    let line = EntryLine::new(&sealed.record, sealed.key_id, sealed.signature, Payload::Withheld);
+    let line = line.map_err(|error| corrupt("an audit entry", error))?;
+    Ok(EntryLine { endorsement: sealed.endorsement.map(SignatureBytes), ..line })
+}
+
+/// Under which policies payloads were disposed of, by the entries that say so.
+#[derive(Default)]
+pub(super) struct Disposals(BTreeMap<u64, Token>);
+
+impl Disposals {
+    /// Looks up those that these rows name.
+    pub(super) async fn learn(&mut self, app: &App, scope: &OrgScope, rows: &[AuditRow]) -> Result<(), AppError> {
+        let named = rows.iter().filter_map(|row| row.row.as_ref().ok()?.0.disposed_by);
+        for by in named.collect::<BTreeSet<_>>() {
+            if !self.0.contains_key(&by) {
+                // What is no disposal explains nothing, and the verifier says so.
+                let said = match app.audit_row(scope, by).await {
+                    Ok(AuditRow { row: Ok((sealed, _)), .. }) => Record::from_canonical(&sealed.record).ok(),
+                    Ok(_) | Err(AppError::NotFound { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                let policy = said.and_then(|record| record.disposal).map(|disposal| disposal.policy);
+                self.0.insert(by, policy.unwrap_or_else(|| Token::from_any("unknown")));
+            }
+        }
+        Ok(())
+    }
+
+    fn payload(&self, by: u64) -> Payload {
+        let policy = self.0.get(&by).cloned().unwrap_or_else(|| Token::from_any("unknown"));
+        Payload::Expired { policy, by }
+    }
+
+    /// The entries that were looked up.
+    pub(super) fn named(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.keys().copied()
+    }
 }
 
 pub(super) async fn header(tx: &mut Tx, org: OrgId, first: u64, log: &AuditLog) -> Result<Header, StoreError> {
@@ -37,7 +84,7 @@ pub(super) async fn header(tx: &mut Tx, org: OrgId, first: u64, log: &AuditLog) 
         None => genesis(&token_of(org)),
         Some(before) => node(tx, Node { level: 0, index: before }).await?,
     };
-    let keys = if first == 0 { Vec::new() } else { vec![log.verifier_key.clone()] };
+    let keys = if first == 0 { Vec::new() } else { vec![key_at(tx, first, log).await?] };
     let (token, coverage) = (token_of(org), Coverage::Range);
     Ok(Header { v: 1, origin: origin(&token), org: token, coverage, first, prev, edge, keys })
 }
@@ -58,14 +105,21 @@ async fn span(tx: &mut Tx, org: OrgId, first: u64) -> Result<Option<(Span, Audit
 }
 
 /// An entry's line. It says what the row says, whether or not that is true; none where the row says nothing that a line could hold.
-pub(super) fn line(sealed: &SealedAudit, waiting: &WaitingAudit) -> Result<Line, StoreError> {
-    let not_json = |error: serde_json::Error| corrupt("an audit entry", error);
-    // What is no JSON is shown as the text that it is: it opens no commitment, and so the entry is named.
-    let payload = Payload::shown(sealed.salt.clone(), &waiting.detail)
-        .or_else(|_| Payload::shown(sealed.salt.clone(), &Value::from(waiting.detail.as_str()).to_string()))
-        .map_err(not_json)?;
-    let line = EntryLine::new(&sealed.record, sealed.key_id, sealed.signature, payload).map_err(not_json)?;
-    Ok(Line::Entry(EntryLine { endorsement: sealed.endorsement.map(SignatureBytes), ..line }))
+pub(super) fn line(
+    sealed: &SealedAudit,
+    waiting: &WaitingAudit,
+    disposals: &Disposals,
+) -> Result<EntryLine, StoreError> {
+    let bare = bare_line(sealed)?;
+    // A row that says that it was disposed of and holds something all the same is no such row.
+    let payload = match sealed.disposed_by {
+        Some(by) if waiting.detail == DISPOSED => disposals.payload(by),
+        // What is no JSON is shown as the text that it is: it opens no commitment, and so the entry is named.
+        Some(_) | None => Payload::shown(sealed.salt.clone(), &waiting.detail)
+            .or_else(|_| Payload::shown(sealed.salt.clone(), &Value::from(waiting.detail.as_str()).to_string()))
+            .map_err(|error| corrupt("an audit entry", error))?,
+    };
+    Ok(EntryLine { payload, ..bare })
 }
 
 /// A bundle that is being written.
@@ -84,6 +138,7 @@ pub struct AuditBundle {
     /// The size of a checkpoint that the reader has kept.
     since: Option<u64>,
     bytes: usize,
+    disposals: Disposals,
 }
 
 impl AuditBundle {
@@ -104,10 +159,11 @@ impl AuditBundle {
             let page = self.app.audit_page(&self.scope, self.next, size).await?;
             // What is missing in the middle is for the reader to find, not to be passed over here.
             self.next = page.last().map_or(size, |row| row.seq + 1);
+            self.disposals.learn(&self.app, &self.scope, &page).await?;
             for AuditRow { row, .. } in &page {
                 let Ok((sealed, waiting)) = row else { continue };
-                if let Ok(line) = line(sealed, waiting) {
-                    text.push_str(&writer.line(&line));
+                if let Ok(line) = line(sealed, waiting, &self.disposals) {
+                    text.push_str(&writer.line(&Line::Entry(line)));
                 }
             }
             self.bytes += text.len();
@@ -122,6 +178,15 @@ impl AuditBundle {
                 });
                 let path = way.await?;
                 text.push_str(&writer.line(&Line::Consistency { from, to: size, path }));
+            }
+            // What is later than the bundle, and without which it cannot be read: keys that took over, and why payloads are gone.
+            let mut later = self.app.audit_rotations(&self.scope).await?;
+            later.extend(self.disposals.named());
+            later.retain(|seq| *seq >= size);
+            for seq in later {
+                if let AuditRow { row: Ok((sealed, _)), .. } = self.app.audit_row(&self.scope, seq).await? {
+                    text.push_str(&writer.line(&Line::Later(bare_line(&sealed)?)));
+                }
             }
             if let Some(writer) = self.writer.take() {
                 text.push_str(&writer.end(&self.key).map_err(|error| corrupt("the audit log", error))?);
@@ -211,7 +276,19 @@ impl App {
         let (writer, head) = Writer::begin(span.header);
         let mut checkpoints = span.checkpoints.into_iter();
         let (app, head, writer, ahead) = (self.clone(), Some(head), Some(writer), checkpoints.next());
-        Ok(AuditBundle { app, scope, key, head, writer, next: first, checkpoints, ahead, since, bytes: 0 })
+        Ok(AuditBundle {
+            app,
+            scope,
+            key,
+            head,
+            writer,
+            next: first,
+            checkpoints,
+            ahead,
+            since,
+            bytes: 0,
+            disposals: Disposals::default(),
+        })
     }
 
     /// Entries from `from` up to, without, `to`, as many as a page holds.

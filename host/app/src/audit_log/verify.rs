@@ -14,7 +14,7 @@ use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::audit_log::{AuditLog, AuditRow, SealedAudit, WaitingAudit};
 use serde_json::json;
 
-use super::bundle::{header, line};
+use super::bundle::{Disposals, header, line};
 use super::{actor_of, token_of};
 use crate::{App, AppError};
 
@@ -39,13 +39,13 @@ fn differing(sealed: &SealedAudit, waiting: &WaitingAudit) -> Option<&'static st
 }
 
 /// One entry, whatever its row says.
-fn look_at(verifier: &mut Verifier, AuditRow { seq, row }: &AuditRow) {
+fn look_at(verifier: &mut Verifier, disposals: &Disposals, AuditRow { seq, row }: &AuditRow) {
     let (sealed, waiting) = match row {
         Ok(row) => row,
         Err(error) => return verifier.unreadable_entry(*seq, error),
     };
-    match line(sealed, waiting) {
-        Ok(line) => verifier.line(&line.to_text()),
+    match line(sealed, waiting, disposals) {
+        Ok(line) => verifier.line(&Line::Entry(line).to_text()),
         Err(error) => verifier.unreadable_entry(*seq, &error),
     }
     if let Some(what) = differing(sealed, waiting) {
@@ -100,7 +100,7 @@ impl App {
             .await?;
         verifier.line(&Line::Log(first).to_text());
         let mut checkpoints = Checkpoints { page: VecDeque::new(), read: 0, last: log.size };
-        let mut next = 0;
+        let (mut next, mut disposals) = (0, Disposals::default());
         loop {
             let page = match self.audit_page(&scope, next, u64::MAX).await {
                 Ok(page) => page,
@@ -110,8 +110,9 @@ impl App {
             };
             let Some(last) = page.last() else { break };
             let behind = last.seq.saturating_add(1);
+            disposals.learn(self, &scope, &page).await?;
             for row in &page {
-                look_at(&mut verifier, row);
+                look_at(&mut verifier, &disposals, row);
                 while let Some(note) = checkpoints.next_up_to(self, &scope, row.seq.saturating_add(1)).await? {
                     verifier.line(&Line::Checkpoint(note).to_text());
                 }
@@ -133,11 +134,11 @@ impl App {
         Ok(report)
     }
 
-    async fn log_of(&self, scope: &OrgScope) -> Result<Option<AuditLog>, AppError> {
+    pub(super) async fn log_of(&self, scope: &OrgScope) -> Result<Option<AuditLog>, AppError> {
         self.store().read(scope, (), |tx, ()| Box::pin(async move { Ok(tx.load_audit_log().await?) })).await
     }
 
-    async fn audit_row(&self, scope: &OrgScope, seq: u64) -> Result<AuditRow, AppError> {
+    pub(super) async fn audit_row(&self, scope: &OrgScope, seq: u64) -> Result<AuditRow, AppError> {
         let read = self.store().read(scope, seq, |tx, seq| {
             Box::pin(async move { Ok::<_, AppError>(tx.list_audit_entries(*seq, 1).await?) })
         });

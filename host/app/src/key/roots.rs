@@ -57,13 +57,13 @@ pub async fn check_roots(store: &Store, sealer: &Sealer) -> Result<(), RootMisma
     }
 }
 
-/// As [`check_roots`], before the database is opened: on PostgreSQL with the owner's address an opening brings the schema up to date and
+/// As [`check_roots`], before the database is opened: an opening brings the schema up to date, and on PostgreSQL with the owner's address it
 /// gives the application's role a password that follows from the first root key, which would lock every other node out.
 ///
 /// # Errors
 /// [`RootMismatch`].
 pub async fn look_before_opening(config: &StoreConfig, sealer: &Sealer) -> Result<(), RootMismatch> {
-    let Some(store) = Store::look_as_owner(config).await.map_err(RootMismatch::Store)? else { return Ok(()) };
+    let Some(store) = Store::look_before_opening(config).await.map_err(RootMismatch::Store)? else { return Ok(()) };
     let checked = check_roots(&store, sealer).await;
     store.close().await;
     checked

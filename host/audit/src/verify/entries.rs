@@ -70,6 +70,56 @@ impl Verifier {
         self.pass(seq, leaf);
     }
 
+    /// An entry from behind the range: it counts by its signature alone, which must lead from the range's last key to it. What else it says
+    /// is for the bundle that holds it in its place.
+    pub(super) fn later_entry(&mut self, line: &EntryLine) {
+        if self.report.coverage != Some(Coverage::Range) {
+            return self.fault(None, FaultKind::Header("only a range has entries that are later than it"));
+        }
+        let text = line.record.get();
+        let leaf = leaf_hash(text);
+        let record = match Record::from_canonical(text) {
+            Ok(record) => record,
+            Err(error) => return self.fault(None, FaultKind::Record(error)),
+        };
+        let faults_before = self.report.faults_total;
+        let seq = record.seq;
+        if self.report.org.as_ref() != Some(&record.org) {
+            self.fault(Some(seq), FaultKind::OtherOrg);
+        }
+        let expected = self.later.map_or(self.next, |later| later.saturating_add(1));
+        if seq < expected {
+            self.fault(Some(seq), FaultKind::OutOfPlace { expected });
+        }
+        self.later = Some(seq.max(self.later.unwrap_or(0)));
+        let signer = self.later_keys.last().or(self.in_force.as_ref()).filter(|key| key.id() == line.key).cloned();
+        match signer {
+            None => self.fault(Some(seq), FaultKind::Key(line.key)),
+            Some(key) if key.verifies(&chain::signed_bytes(leaf), &line.signature.0) => self.vouch(&key),
+            Some(_) => self.fault(Some(seq), FaultKind::Signature),
+        }
+        if !matches!(line.payload, Payload::Withheld) || line.path.is_some() {
+            self.fault(
+                Some(seq),
+                FaultKind::Header("an entry that is later than the range has neither payload nor path"),
+            );
+        }
+        let brought = self.brought(&record, leaf, line, seq);
+        if brought.is_none() && record.disposal.is_none() {
+            self.fault(Some(seq), FaultKind::Header("an entry that is later than the range explains nothing in it"));
+        }
+        if self.report.faults_total > faults_before {
+            return;
+        }
+        if let Some(disposal) = record.disposal {
+            self.disposals.insert(seq, disposal);
+        }
+        if let Some(key) = brought {
+            self.vouch(&key);
+            self.later_keys.push(key);
+        }
+    }
+
     /// Goes on behind an entry, whatever it was.
     fn pass(&mut self, seq: u64, leaf: Hash) {
         if self.report.coverage == Some(Coverage::Selection) {

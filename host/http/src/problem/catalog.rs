@@ -83,6 +83,9 @@ kinds! {
     InvalidAllowList = "invalid-allow-list", UNPROCESSABLE_ENTITY, "The list of networks is not valid";
     InvalidShare = "invalid-share", UNPROCESSABLE_ENTITY, "The share of the workers is not valid";
     InvalidRetention = "invalid-retention", UNPROCESSABLE_ENTITY, "A time of the policy is out of its bounds";
+    InvalidErasure = "invalid-erasure", UNPROCESSABLE_ENTITY, "What is to be erased is not said";
+    InvalidConsistency = "invalid-consistency", UNPROCESSABLE_ENTITY, "The log has not had these sizes";
+    TooManyAuditKeys = "too-many-audit-keys", CONFLICT, "The log has had as many keys as it may";
     InvalidQuota = "invalid-quota", UNPROCESSABLE_ENTITY, "The quota's value is not valid";
     InvalidPermissions = "invalid-permissions", UNPROCESSABLE_ENTITY, "The permissions cannot be given";
     InvalidNetworks = "invalid-networks", UNPROCESSABLE_ENTITY, "The networks cannot be those of the key";
