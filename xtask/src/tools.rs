@@ -3,13 +3,19 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The repository's top folder; every command runs there.
+/// The repository's top folder; every command runs there. Cargo says at each run where the package lies: several clones may share
+/// a target folder, and this binary may have been built in another one.
 pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the repository's top folder")
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let package = variable("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").to_owned());
+        Path::new(&package).parent().expect("xtask lies in the repository's top folder").to_owned()
+    })
 }
 
 #[expect(clippy::disallowed_methods, reason = "the chores are configured by the environment alone")]
