@@ -101,6 +101,14 @@ on_both! {
         for seq in [0, 2, 5] {
             assert_sound(&verify(&prove(&app, &acme, seq).await, &known, vec![]));
         }
+        // Nor does it matter that the entries which say so lose their own details.
+        app.ambient.advance(401 * DAY);
+        assert!(app.app.expire_audit_payloads().await.unwrap() >= 2);
+        let by = said[0].seq.unwrap();
+        assert!(app.audit(&acme, "audit.payloads_expired").await.iter().any(|entry| entry.seq == Some(by) && entry.disposed_by.is_some()));
+        for seq in [0, 2, 5, by] {
+            assert_sound(&verify(&prove(&app, &acme, seq).await, &known, vec![]));
+        }
     }
 
     async fn a_forgotten_detail_that_is_altered_is_found(app: TestApp) {

@@ -137,7 +137,7 @@ impl Client {
 async fn client(server: &TestServer, tenant: &Tenant, required: &str) -> Client {
     let key = SigningKey::from_bytes(&server.ambient.random());
     let body = json!({
-        "name": "signs", "permissions": ["org.read", "teams.write", "teams.read", "api_keys.write", "workflows.read", "runs.start"],
+        "name": "signs", "permissions": ["org.read", "teams.write", "teams.read", "api_keys.write", "workflows.read", "runs.start", "plugins.install", "plugins.grant"],
         "signing": { "algorithm": "ed25519", "public_key": STANDARD.encode(key.verifying_key().as_bytes()), "required": required },
     });
     let made = server.post(tenant, "api-keys", &body).await.json(201);
@@ -320,6 +320,9 @@ on_both! {
         let body = json!({ "name": "child", "permissions": ["org.read"] });
         assert_eq!(server.send(plain("POST", "api-keys").json(&body)).await.problem(401), "signature-required");
         server.send(client.sent(client.signing(&server, "POST", &tenant.at("api-keys"), Some(&body))).ask()).await.json(201);
+        // What asks for it only sometimes.
+        let granting = json!({ "plugin": "acme/x", "version": "1.0.0", "settings": {}, "grants": { "permissions": [{ "kind": "secret", "name": "signing_key", "inject": { "origins": [] } }] } });
+        assert_eq!(server.send(plain("POST", "installations").json(&granting)).await.problem(401), "signature-required");
         // One that is there is checked all the same.
         let sent = client.sent(client.signing(&server, "GET", &tenant.at("teams"), None));
         server.send(sent.ask()).await.json(200);

@@ -50,8 +50,10 @@ pub(crate) const STEP_UP_KEY: &str = "x-bulkhead-step-up";
 /// What the caller can prove of who they are, for operations that ask only sometimes. After [`OrgCaller`] among a handler's arguments.
 #[derive(Clone, Debug)]
 pub(crate) enum Proven {
-    /// A key is no person: what it may do was decided when it was made.
-    Key,
+    /// A key is no person: what it may do was decided when it was made. One that signs where it matters proves itself by its signature.
+    Key {
+        owes_signature: bool,
+    },
     /// An access token proves what was proven when it was given, and no more when the person steps up in a browser.
     Token,
     Session(Box<SignedIn>),
@@ -61,10 +63,11 @@ impl Proven {
     /// Asks for a proof of the last ten minutes.
     ///
     /// # Errors
-    /// `step-up-required`; `session-needed` by access token.
+    /// `step-up-required`; `session-needed` by access token; `signature-required` by a key that signs where it matters.
     pub(crate) fn require_fresh(&self, state: &HttpState) -> Result<(), Problem> {
         match self {
-            Self::Key => Ok(()),
+            Self::Key { owes_signature: true } => Err(AppError::SignatureRequired.into()),
+            Self::Key { owes_signature: false } => Ok(()),
             Self::Token => {
                 let detail = "this asks a person for a fresh proof of who they are, which no access token carries: use a session, or an API key";
                 Err(Problem::new(Kind::SessionNeeded, detail))
@@ -228,9 +231,10 @@ async fn by_key(
     record(&identity.caller);
     state.app.require_network(&identity, client_address(parts))?;
     let signature = signed::check(parts, state, &identity, is_sensitive)?;
+    let proven = Proven::Key { owes_signature: identity.signing.is_some() && signature.is_none() };
     let named = path_param(parts, state, "org").await?.parse::<OrgRef>();
     match named.and_then(|named| identity.resolve(&named)) {
-        Ok(_) => Ok(((identity.caller, Proven::Key), signature)),
+        Ok(_) => Ok(((identity.caller, proven), signature)),
         Err(error) => {
             limit_caller(parts, state, &identity.caller).await?;
             Err(error.into())

@@ -50,6 +50,8 @@ pub struct AuditSelection {
     head: Option<String>,
     /// None when the last line was handed out.
     writer: Option<Writer>,
+    /// Those that were asked for. The others are there to explain them, and show no payload.
+    asked: BTreeSet<u64>,
     /// Numbers of the entries that come next.
     left: std::vec::IntoIter<u64>,
     /// How many entries the checkpoint covers.
@@ -78,9 +80,11 @@ impl AuditSelection {
         for seq in some {
             let row = self.app.audit_row(&self.scope, seq).await?;
             let AuditRow { row: Ok((sealed, waiting)), .. } = &row else { continue };
+            // What was disposed of since is withheld: the entry that explains it is not in here.
+            let is_explained = sealed.disposed_by.is_none_or(|by| self.disposals.named().any(|named| named == by));
             let entry = match line(sealed, waiting, &self.disposals) {
-                Ok(entry) => entry,
-                Err(_) => bare_line(sealed)?,
+                Ok(entry) if is_explained && self.asked.contains(&seq) => entry,
+                Ok(_) | Err(_) => bare_line(sealed)?,
             };
             let read = self.app.store().read(&self.scope, (seq, self.size), |tx, (seq, size)| {
                 Box::pin(async move {
@@ -220,17 +224,17 @@ impl App {
         self.selection(scope, chosen, json!({ "entry": seq })).await
     }
 
-    async fn selection(&self, scope: OrgScope, chosen: BTreeSet<u64>, what: Value) -> Result<AuditSelection, AppError> {
+    async fn selection(&self, scope: OrgScope, asked: BTreeSet<u64>, what: Value) -> Result<AuditSelection, AppError> {
         let org = scope.org();
         let nothing = || AppError::NotFound { what: "audit entry" };
-        let last = *chosen.last().ok_or_else(nothing)?;
+        let last = *asked.last().ok_or_else(nothing)?;
         self.record_selection(&scope, "selection", what).await?;
         let mut disposals = Disposals::default();
-        for seq in &chosen {
+        for seq in &asked {
             disposals.learn(self, &scope, &[self.audit_row(&scope, *seq).await?]).await?;
         }
         // What explains a payload that is gone belongs to the selection.
-        let mut chosen: BTreeSet<u64> = chosen.into_iter().chain(disposals.named()).collect();
+        let mut chosen: BTreeSet<u64> = asked.iter().copied().chain(disposals.named()).collect();
         let last = chosen.last().copied().unwrap_or(last);
         let log = self.log_of(&scope).await?.ok_or_else(nothing)?;
         if log.checkpoint_size <= last {
@@ -253,15 +257,12 @@ impl App {
             chosen.extend(keys.iter().map(|key| key.since));
         }
         chosen.retain(|seq| *seq < size);
-        for seq in &chosen {
-            disposals.learn(self, &scope, &[self.audit_row(&scope, *seq).await?]).await?;
-        }
         let header = selection_header(org, keys.into_iter().map(|key| key.verifier_key).collect());
         let (mut writer, mut head) = Writer::begin(header);
         head.push_str(&writer.line(&Line::Checkpoint(note)));
         let left = chosen.into_iter().collect::<Vec<_>>().into_iter();
         let (app, head, writer) = (self.clone(), Some(head), Some(writer));
-        Ok(AuditSelection { app, scope, key, head, writer, left, size, disposals })
+        Ok(AuditSelection { app, scope, key, head, writer, asked, left, size, disposals })
     }
 
     /// Begins a sheet of the entries that the filter admits, newest first, at most 100,000. The export is itself an entry, written first.
