@@ -115,6 +115,11 @@ fn complete(ask: Ask, id: &str, operation: &Value) -> Ask {
         "replace_retention" | "preview_retention" => json!({
             "succeeded_days": 1, "failed_days": 1, "dead_letter_days": 1, "calls_days": 1, "events_days": 1,
         }),
+        "replace_audit_retention" => json!({
+            "authentication": 400, "authorization": 400, "data_access": 90, "api": 400, "configuration": 400, "security": 400,
+            "compliance": 400, "system": 400,
+        }),
+        "erase_audit" => json!({ "reference": "r", "entries": [0] }),
         "replace_ip_allow_list" => json!({ "entries": [] }),
         "step_up" => json!({ "password": "x" }),
         "change_password" => json!({ "password": "x", "new_password": "y" }),

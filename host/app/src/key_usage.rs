@@ -87,7 +87,8 @@ impl App {
         let mut outcome = Ok(());
         for (org, keys) in self.key_uses().take() {
             let scope = SystemScope::new(SystemReason::SignIn).for_org(org);
-            let saving = self.store().write(&scope, keys.clone(), |tx, keys| {
+            // Each row is added to under its own lock, and taken in one order.
+            let saving = self.store().write_locked(&scope, keys.clone(), |tx, keys| {
                 Box::pin(async move {
                     for (key, day, counted) in keys {
                         let usage = KeyUsage { day: *day, requests: counted.requests };

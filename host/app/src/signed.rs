@@ -69,7 +69,8 @@ impl App {
         let scope = SystemScope::new(SystemReason::SignIn).for_org(caller.org());
         let is_new = self
             .store()
-            .write(&scope, (key, verified, self.ambient().now()), |tx, (key, verified, now)| {
+            // The nonce's row, which there is once, is the lock.
+            .write_locked(&scope, (key, verified, self.ambient().now()), |tx, (key, verified, now)| {
                 Box::pin(async move {
                     if verified.nonce[0] < SWEEPS_BELOW {
                         tx.remove_nonces(*now).await?;

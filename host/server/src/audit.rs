@@ -26,7 +26,7 @@ use crate::host::{FirstStart, Host};
 /// Waiting entries are looked for this often: what one crash or one administrator can still reach is younger than that.
 const SEAL_EVERY: Duration = Duration::from_secs(2);
 /// Details whose time is over are looked for this often.
-const EXPIRE_EVERY: Duration = Duration::from_mins(10);
+const EXPIRE_EVERY: Duration = Duration::from_hours(1);
 /// So many kept checkpoints are named one by one; an anchor's folder has one for each minute.
 const KEPT_NAMED_MAX: usize = 10;
 

@@ -437,7 +437,7 @@ impl Tx {
     ) -> Result<Vec<KeptAudit>, StoreError> {
         let sql = sql!(
             "select e.seq, e.id, e.record from audit a join audit_entry e on e.org_id = a.org_id and e.id = a.id
-             where a.org_id = $1 and a.action = $2 and a.id < $3 and a.detail <> 'null' order by a.id limit $4"
+             where a.org_id = $1 and a.action = $2 and a.id < $3 and a.detail <> 'null' and e.disposed_by is null order by a.id limit $4"
         );
         let org = self.org()?;
         self.fetch(sql, binds![org, action, before, limit]).await?.iter().map(read_kept).collect()
@@ -448,11 +448,11 @@ impl Tx {
     pub async fn list_kept_audit_about(&mut self, subject: &str, limit: u32) -> Result<Vec<KeptAudit>, StoreError> {
         let by_target = sql!(
             "select e.seq, e.id, e.record from audit a join audit_entry e on e.org_id = a.org_id and e.id = a.id
-             where a.org_id = $1 and a.target = $2 and a.detail <> 'null' order by a.id limit $3"
+             where a.org_id = $1 and a.target = $2 and a.detail <> 'null' and e.disposed_by is null order by a.id limit $3"
         );
         let by_actor = sql!(
             "select e.seq, e.id, e.record from audit a join audit_entry e on e.org_id = a.org_id and e.id = a.id
-             where a.org_id = $1 and a.actor = $2 and a.detail <> 'null' order by a.id limit $3"
+             where a.org_id = $1 and a.actor = $2 and a.detail <> 'null' and e.disposed_by is null order by a.id limit $3"
         );
         let org = self.org()?;
         let mut found = Vec::new();

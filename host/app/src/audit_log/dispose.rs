@@ -27,6 +27,8 @@ const DISPOSED_AT_ONCE_MAX: u32 = 250;
 const TURNS_MAX: u32 = 40;
 /// Organizations that are read at once.
 const ORGS_PAGE: u32 = 200;
+const DAY_MICROS: i64 = 86_400_000_000;
+const DAY: Duration = Duration::from_hours(24);
 
 /// An organization's times for payloads.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +67,11 @@ struct Disposed {
     more: bool,
 }
 
+/// The day's beginning, UTC: one entry says what a day makes due, however often and on however many nodes somebody looks.
+fn today(ambient: &Ambient) -> Timestamp {
+    Timestamp::from_micros(ambient.now().as_micros().div_euclid(DAY_MICROS).saturating_mul(DAY_MICROS))
+}
+
 fn moment(at: Timestamp) -> Result<Moment, StoreError> {
     at.to_string().parse().map_err(|error| corrupt("a moment of the retention", error))
 }
@@ -74,13 +81,15 @@ async fn due(
     tx: &mut Tx,
     policy: &PayloadRetention,
     said: &Said,
-    now: Timestamp,
+    today: Timestamp,
 ) -> Result<(BTreeMap<u32, Vec<KeptAudit>>, bool), StoreError> {
-    let before_of = |days: u32| {
-        said.get(&days).map_or_else(|| now.minus(Duration::from_hours(24 * u64::from(days))), |(_, before)| *before)
-    };
+    let before_of = |days: u32| said.get(&days).map_or_else(|| today.minus(DAY * days), |(_, before)| *before);
     let (mut due, mut left): (BTreeMap<u32, Vec<KeptAudit>>, _) = (BTreeMap::new(), DISPOSED_AT_ONCE_MAX);
     for action in tx.list_audit_actions().await? {
+        // Its record says all that its payload says, and forgetting it would have to be said again, for ever.
+        if action == EventType::PayloadsExpired.as_str() {
+            continue;
+        }
         let before = before_of(policy.days(Event::named(&action).category()));
         for kept in tx.list_kept_audit(&action, AuditId::first_at(before), left).await? {
             // What was signed decides, as for the verifier. What cannot be read is for it to name.
@@ -98,6 +107,11 @@ async fn due(
     Ok((due, false))
 }
 
+/// The organization's own times, or the operator's.
+async fn policy(tx: &mut Tx, default: &PayloadRetention) -> Result<PayloadRetention, StoreError> {
+    Ok(tx.load_audit_retention().await?.map_or(*default, |stored| stored.policy))
+}
+
 async fn expire(
     tx: &mut Tx,
     org: OrgId,
@@ -106,9 +120,12 @@ async fn expire(
     default: &PayloadRetention,
     said: &Said,
 ) -> Result<Disposed, StoreError> {
-    let policy = tx.load_audit_retention().await?.map_or(*default, |stored| stored.policy);
-    let now = ambient.now();
-    let (due, more) = due(tx, &policy, said, now).await?;
+    // Locked before anything is looked for: another node that finds the same waits, and then finds it gone.
+    if tx.lock_audit_log().await?.is_none() {
+        return Ok(Disposed { payloads: 0, said: said.clone(), more: false });
+    }
+    let (policy, today) = (policy(tx, default).await?, today(ambient));
+    let (due, more) = due(tx, &policy, said, today).await?;
     let mut disposed = Disposed { payloads: 0, said: said.clone(), more };
     if due.is_empty() {
         return Ok(disposed);
@@ -122,7 +139,7 @@ async fn expire(
         let by = if let Some((by, _)) = disposed.said.get(&days) {
             *by
         } else {
-            let before = now.minus(Duration::from_hours(24 * u64::from(days)));
+            let before = today.minus(DAY * days);
             let categories = groups.remove(&days).unwrap_or_default();
             let event = AuditEvent {
                 action: EventType::PayloadsExpired,
@@ -227,6 +244,16 @@ impl App {
     /// The store's; [`StoreError::Corrupt`] for a log that does not continue its kept checkpoint.
     pub async fn expire_audit_payloads_of(&self, org: OrgId) -> Result<u64, AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(org);
+        let args = (self.audit.retention, today(self.ambient()));
+        let is_due = self.store().read(&scope, args, |tx, (default, today)| {
+            Box::pin(async move {
+                let policy = policy(tx, default).await?;
+                Ok::<_, StoreError>(!due(tx, &policy, &Said::new(), *today).await?.0.is_empty())
+            })
+        });
+        if !is_due.await? {
+            return Ok(0);
+        }
         let kept = self.kept_checkpoint(org)?;
         let (mut payloads, mut said) = (0, Said::new());
         for _ in 0..TURNS_MAX {
