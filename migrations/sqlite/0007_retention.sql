@@ -4,6 +4,8 @@
 alter table audit_entry add column disposed_by integer check (disposed_by > seq);
 -- Payloads that are kept, by what they are about: those whose time is over are found without reading the others.
 create index audit_kept on audit (org_id, action, id) where detail <> 'null';
+create index audit_kept_by_target on audit (org_id, target, id) where detail <> 'null';
+create index audit_kept_by_actor on audit (org_id, actor, id) where detail <> 'null';
 create index audit_by_actor on audit (org_id, actor, id);
 
 -- For how long an organization keeps payloads, by category; without a row as the operator says.

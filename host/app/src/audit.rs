@@ -55,7 +55,7 @@ pub(crate) enum KeyRefusal {
     Revoked,
     Expired,
     /// Used from where it may not be.
-    Address,
+    Address(Option<IpAddr>),
     /// The request's signature.
     Signature(SignatureRefusal),
 }
@@ -66,7 +66,7 @@ impl KeyRefusal {
             Self::Secret => "wrong_secret",
             Self::Revoked => "revoked",
             Self::Expired => "expired",
-            Self::Address => "address",
+            Self::Address(_) => "address",
             Self::Signature(refusal) => refusal.as_str(),
         }
     }
@@ -144,17 +144,21 @@ impl App {
         }
     }
 
-    /// Writes that a key was refused, beside the answer: how long the answer takes says nothing about whether the key is there.
+    /// Writes that a key was refused, once an hour for each reason (and each network that it may not be used from), beside the answer: how long the answer takes says nothing about whether the key is there.
     pub(crate) fn record_refused_key(&self, org: OrgId, key: ApiKeyId, refusal: KeyRefusal) {
         let (actor, reason) = (Actor::System(SystemReason::SignIn), refusal.as_str());
-        // Decided here: who tries again and again begins no task each time.
-        let Some(mark) = self.begin_record(org, &actor, &format!("{key} {reason}")) else { return };
-        let event = AuditEvent {
-            action: EventType::RequestRefused,
-            target: key.to_string(),
-            actor,
-            detail: json!({ "reason": reason }),
+        let (from, detail) = match &refusal {
+            KeyRefusal::Address(address) => {
+                let network = address.map_or_else(String::new, |address| Network::of(address).to_string());
+                (network, json!({ "reason": reason, "address": address.map(|address| address.to_canonical()) }))
+            }
+            KeyRefusal::Secret | KeyRefusal::Revoked | KeyRefusal::Expired | KeyRefusal::Signature(_) => {
+                (String::new(), json!({ "reason": reason }))
+            }
         };
+        // Decided here: who tries again and again begins no task each time.
+        let Some(mark) = self.begin_record(org, &actor, &format!("{key} {reason} {from}")) else { return };
+        let event = AuditEvent { action: EventType::RequestRefused, target: key.to_string(), actor, detail };
         let app = self.clone();
         self.sandbox().supervisor.spawn("record a refused key", async move {
             let scope = SystemScope::new(SystemReason::SignIn).for_org(org);

@@ -133,7 +133,7 @@ impl App {
         }
         metrics::counter!("bulkhead_addresses_refused_total").increment(1);
         if let Some(key) = identity.caller.key() {
-            self.record_refused_key(identity.org.id, key, KeyRefusal::Address);
+            self.record_refused_key(identity.org.id, key, KeyRefusal::Address(address));
         }
         Err(AppError::KeyAddressRefused)
     }

@@ -34,8 +34,9 @@ impl App {
         request: SignedRequest<'_>,
     ) -> Result<Option<Verified>, AppError> {
         let checked = match (&identity.signing, request.signed) {
+            // Fields of another standard, or another's: whoever signs nothing has said nothing by them.
+            (None, Ok(None) | Err(SignatureRefusal::Malformed)) => return Ok(None),
             (_, Err(refusal)) => Err(refusal),
-            (None, Ok(None)) => return Ok(None),
             (None, Ok(Some(_))) => Err(SignatureRefusal::NoKey),
             (Some(signing), Ok(None)) => {
                 return match signing.required {

@@ -18,7 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::HttpState;
 use crate::access::{OrgCaller, path_param};
-use crate::extract::{IfMatch, Input, Tagged, etag};
+use crate::extract::{IfMatch, Input, NoInput, Tagged, etag};
 use crate::page::{ListOf, PageParams, Paging, QueryOf};
 use crate::problem::Problem;
 use crate::view::line_or_none;
@@ -323,8 +323,8 @@ pub(crate) async fn list_audit_keys(
 
 /// Gives the audit log a new key to sign with.
 ///
-/// The entry that says so is signed by both keys. The old one is destroyed; what it signed stays verifiable, and bundles lead from either
-/// key to the other. Give the new one to whoever verifies.
+/// The entry that says so is signed by both keys. The old one is destroyed; what it signed stays verifiable: a bundle of a range
+/// leads from either key to the other, a selection begins at the newest. Give the new one to whoever verifies.
 #[utoipa::path(
     post,
     path = "/api/v1/orgs/{org}/audit/keys",
@@ -332,7 +332,11 @@ pub(crate) async fn list_audit_keys(
     responses((status = 201, body = AuditKeyView)),
     extensions(("x-bulkhead-problems" = json!(["too-many-audit-keys"]))),
 )]
-pub(crate) async fn rotate_audit_key(at: OrgCaller, State(state): State<HttpState>) -> Result<Response, Problem> {
+pub(crate) async fn rotate_audit_key(
+    at: OrgCaller,
+    State(state): State<HttpState>,
+    _: NoInput,
+) -> Result<Response, Problem> {
     let key = state.app.rotate_audit_key(&at.caller, at.org).await?;
     Ok((StatusCode::CREATED, Json(AuditKeyView::from(key))).into_response())
 }

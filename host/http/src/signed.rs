@@ -71,8 +71,7 @@ pub(crate) async fn compare(mut request: Request, next: Next) -> Response {
 }
 
 fn compared(body: Body, comparing: Comparing) -> Body {
-    Body::from_stream(futures_util::stream::try_unfold((body, Some(comparing)), |(mut body, comparing)| async move {
-        let Some(mut comparing) = comparing else { return Ok(None) };
+    Body::from_stream(futures_util::stream::try_unfold((body, comparing), |(mut body, mut comparing)| async move {
         loop {
             match body.frame().await {
                 None => return if comparing.matches() { Ok(None) } else { Err(axum::Error::new(DigestMismatch)) },
@@ -80,7 +79,7 @@ fn compared(body: Body, comparing: Comparing) -> Body {
                     // Trailers are nobody's here.
                     let Ok(data) = frame?.into_data() else { continue };
                     comparing.update(&data);
-                    return Ok::<Option<(Bytes, _)>, axum::Error>(Some((data, (body, Some(comparing)))));
+                    return Ok::<Option<(Bytes, _)>, axum::Error>(Some((data, (body, comparing))));
                 }
             }
         }

@@ -16,7 +16,9 @@ use bulkhead_app::audit_log::NewCheckpoint;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::grant::{self, EffectiveGrants, HttpRule, Loopback, OriginPattern, PathPrefix};
 use bulkhead_model::id::OrgId;
-use bulkhead_runtime::egress::{EgressConfig, EgressContext, EgressGuard, EgressRequest, SecretVault, Timeouts};
+use bulkhead_runtime::egress::{
+    EgressConfig, EgressContext, EgressGuard, EgressRequest, Quotas, SecretVault, Timeouts,
+};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Value, json};
@@ -33,6 +35,8 @@ const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 /// The pause after the first failure, and the longest one.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_mins(10);
+/// Requests in a minute: of as many organizations a checkpoint can be told each minute.
+const REQUESTS_PER_MINUTE: u32 = 6_000;
 /// New checkpoints are looked for this often.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Bytes of a signing secret (Standard Webhooks: 24 to 64).
@@ -118,7 +122,9 @@ impl Webhook {
             url.starts_with("https://") || egress.allow_loopback.iter().any(is_here),
             "audit.webhook_url begins with https:// (http:// only to an address of egress.allow_loopback)"
         );
-        let guard = EgressGuard::new(egress).context("the outbound client does not start")?;
+        let quotas = Quotas { requests_per_minute: REQUESTS_PER_MINUTE, ..egress.quotas };
+        let guard =
+            EgressGuard::new(EgressConfig { quotas, ..egress }).context("the outbound client does not start")?;
         let grants = Arc::new(EffectiveGrants::of_rules(vec![rule], Vec::new()));
         Ok(Some(Self { guard, grants, url: url.clone(), secret: secret(text.reveal())?, ambient }))
     }
@@ -188,20 +194,46 @@ impl Webhook {
 /// Checkpoints that are to be told, of each log the newest one.
 #[derive(Clone, Default)]
 pub(crate) struct Outbox {
-    waiting: Arc<Mutex<BTreeMap<OrgId, NewCheckpoint>>>,
+    waiting: Arc<Mutex<BTreeMap<OrgId, Waiting>>>,
+}
+
+struct Waiting {
+    checkpoint: NewCheckpoint,
+    /// It was refused, and is tried again from then on.
+    not_before: Option<Instant>,
+}
+
+/// What became of those that were due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Round {
+    /// Each was taken.
+    all: bool,
+    /// Nobody answers, or asks to be left alone.
+    is_down: bool,
 }
 
 impl Outbox {
     /// Takes in what is not covered by one that waits already.
     pub(crate) fn put(&self, checkpoint: NewCheckpoint) {
+        self.put_back(checkpoint, None);
+    }
+
+    fn put_back(&self, checkpoint: NewCheckpoint, not_before: Option<Instant>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.get(&checkpoint.org).is_none_or(|other| other.size < checkpoint.size) {
-            waiting.insert(checkpoint.org, checkpoint);
+        let other = waiting.get(&checkpoint.org);
+        if other.is_none_or(|other| other.checkpoint.size < checkpoint.size) {
+            let not_before = not_before.or(other.and_then(|other| other.not_before));
+            waiting.insert(checkpoint.org, Waiting { checkpoint, not_before });
         }
     }
 
-    fn take(&self) -> BTreeMap<OrgId, NewCheckpoint> {
-        std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Takes out those whose time it is: first those behind the one that was told last, so that each has its turn however few are taken.
+    fn take_due(&self, last: Option<OrgId>) -> Vec<NewCheckpoint> {
+        let (mut waiting, now) = (self.waiting.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let is_due = |_: &OrgId, waiting: &mut Waiting| waiting.not_before.is_none_or(|at| at <= now);
+        let due: Vec<_> = waiting.extract_if(.., is_due).map(|(_, waiting)| waiting.checkpoint).collect();
+        let (before, behind): (Vec<_>, Vec<_>) = due.into_iter().partition(|due| Some(due.org) <= last);
+        behind.into_iter().chain(before).collect()
     }
 
     fn len(&self) -> usize {
@@ -209,26 +241,32 @@ impl Outbox {
     }
 }
 
-/// Tells each that waits, once; what was not taken waits on. True: all were taken.
-async fn tell_all(webhook: &Webhook, outbox: &Outbox) -> bool {
-    let (mut all, mut down) = (true, false);
-    for (org, checkpoint) in outbox.take() {
-        if down {
+/// Tells each that is due, once; what was not taken waits on. `last` is the one that was told last.
+async fn tell_all(webhook: &Webhook, outbox: &Outbox, last: &mut Option<OrgId>) -> Round {
+    let mut round = Round { all: true, is_down: false };
+    for checkpoint in outbox.take_due(*last) {
+        if round.is_down {
             outbox.put(checkpoint);
             continue;
         }
+        let org = checkpoint.org;
         match webhook.tell(&checkpoint).await {
-            Ok(()) => metrics::counter!("bulkhead_audit_webhook_total", "outcome" => "taken").increment(1),
+            Ok(()) => {
+                metrics::counter!("bulkhead_audit_webhook_total", "outcome" => "taken").increment(1);
+                *last = Some(org);
+            }
             Err(error) => {
                 metrics::counter!("bulkhead_audit_webhook_total", "outcome" => "failed").increment(1);
                 tracing::error!(%org, size = checkpoint.size, %error, "a checkpoint could not be told; trying again");
-                all = false;
-                down = matches!(error, Untold::Down(_));
-                outbox.put(checkpoint);
+                round.is_down = matches!(error, Untold::Down(_));
+                // Who is refused holds up nobody, and is not asked for again and again.
+                let not_before = (!round.is_down).then(|| Instant::now() + PAUSE_MAX);
+                outbox.put_back(checkpoint, not_before);
+                round.all = false;
             }
         }
     }
-    all
+    round
 }
 
 /// How long to wait after so many failures in a row.
@@ -248,14 +286,15 @@ pub(crate) fn start(host: &Host, config: &Config) -> Result<Option<Outbox>> {
     host.supervisor.spawn_loop("audit-webhook", move || {
         let (webhook, outbox, stop) = (Arc::clone(&webhook), told.clone(), stop.clone());
         async move {
-            let mut failures = 0;
+            let (mut failures, mut last) = (0, None);
             while !stop.is_cancelled() {
                 let wait = if failures == 0 { LOOK_EVERY } else { pause(failures) };
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = stop.cancelled() => return,
                 }
-                failures = if tell_all(&webhook, &outbox).await { 0 } else { failures.saturating_add(1) };
+                let round = tell_all(&webhook, &outbox, &mut last).await;
+                failures = if round.is_down { failures.saturating_add(1) } else { 0 };
                 let waiting = u32::try_from(outbox.len()).unwrap_or(u32::MAX);
                 metrics::gauge!("bulkhead_audit_webhook_waiting").set(f64::from(waiting));
             }
@@ -347,13 +386,13 @@ mod tests {
         }
         assert_eq!(outbox.len(), 1);
         sink.script(Reply::status(503));
-        assert!(!tell_all(&webhook, &outbox).await);
+        assert!(!tell_all(&webhook, &outbox, &mut None).await.all);
         assert_eq!(outbox.len(), 1, "it waits on");
         // While it fails another one is signed.
         outbox.put(checkpoint(1, 12));
-        assert!(tell_all(&webhook, &outbox).await);
+        assert!(tell_all(&webhook, &outbox, &mut None).await.all);
         assert_eq!(outbox.len(), 0);
-        assert!(tell_all(&webhook, &outbox).await, "nothing waits, nothing is sent");
+        assert!(tell_all(&webhook, &outbox, &mut None).await.all, "nothing waits, nothing is sent");
         let requests = sink.requests();
         let org = checkpoint(1, 0).org;
         let ids: Vec<_> = requests.iter().map(|request| request.header("webhook-id").unwrap().to_owned()).collect();
@@ -378,14 +417,23 @@ mod tests {
         let fill = || (1..=3).for_each(|seed| outbox.put(checkpoint(seed, 1)));
         fill();
         sink.script(Reply::status(410));
-        assert!(!tell_all(&webhook, &outbox).await);
+        assert!(!tell_all(&webhook, &outbox, &mut None).await.all);
         assert_eq!((outbox.len(), sink.requests().len()), (1, 3), "the others were told");
+        let idle = Round { all: true, is_down: false };
+        assert_eq!(tell_all(&webhook, &outbox, &mut None).await, idle, "the refused one has a pause of its own");
         fill();
         sink.script(Reply::status(500));
-        assert!(!tell_all(&webhook, &outbox).await);
+        assert!(!tell_all(&webhook, &outbox, &mut None).await.all);
         assert_eq!((outbox.len(), sink.requests().len()), (3, 4), "nobody else was sent there");
+        // Whoever waits behind the last one has the next turn, however few are taken at a time.
+        let mut orgs: Vec<OrgId> = (1..=3).map(|seed| checkpoint(seed, 1).org).collect();
+        orgs.sort_unstable();
+        let other = Outbox::default();
+        (1..=3).for_each(|seed| other.put(checkpoint(seed, 1)));
+        let order: Vec<OrgId> = other.take_due(Some(orgs[1])).into_iter().map(|due| due.org).collect();
+        assert_eq!(order, [orgs[2], orgs[0], orgs[1]]);
         sink.script(Reply::redirect(307, "http://127.0.0.1:1/"));
-        assert!(!tell_all(&webhook, &outbox).await, "a redirect is followed nowhere");
+        assert!(!tell_all(&webhook, &outbox, &mut None).await.all, "a redirect is followed nowhere");
         drop(sink);
         assert!(webhook.ping().await.is_err());
         assert_eq!([1, 2, 3, 8, 40].map(|failures| pause(failures).as_secs()), [5, 10, 20, 600, 600]);

@@ -60,6 +60,7 @@ pub const TABLES: &[&str] = &[
     "api_key",
     "key_block",
     "api_key_usage",
+    "signature_nonce",
     "artifact",
     "plugin",
     "installation",
@@ -122,7 +123,6 @@ pub const TABLES_LEFT_OUT: &[&str] = &[
     "probe",            // says whether writes succeed here and now
     "worker",           // processes that serve now; none of them serves what is restored
     "root_check",       // a restore keeps that of the root key that opened the archive
-    "signature_nonce",  // good for minutes, less than a restore takes
 ];
 
 /// Why a backup could not be made, checked or restored. Before a restore has ended, nothing is written.

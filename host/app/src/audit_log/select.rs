@@ -334,7 +334,7 @@ fn selection_header(org: OrgId, keys: Vec<String>) -> Header {
 }
 
 /// A filter as its entry says it.
-pub(crate) fn described(filter: &AuditFilter) -> Value {
+fn described(filter: &AuditFilter) -> Value {
     let AuditFilter { action, target, actor, category, severity, from, to } = filter;
     let all = json!({
         "action": action, "target": target, "actor": actor, "category": category, "severity": severity, "from": from, "to": to,
