@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 pub use self::fault::{Fault, FaultKind};
 use crate::bundle::{self, Coverage, Header, LINE_BYTES_MAX, Line, Running};
 use crate::chain;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::hash::Hash;
 use crate::key::VerifierKey;
 use crate::merkle::{self, Edge};
+use crate::note::{Note, NoteError};
 use crate::record::{Disposal, Token, genesis};
 use crate::taxonomy::Category;
 
@@ -434,11 +435,12 @@ impl Verifier {
 
     /// Takes a checkpoint that was kept outside; of several sizes each is compared where the log comes by it.
     fn keep(&mut self, note: &str, keys: &[VerifierKey]) {
-        // In a range from the beginning the keys are known only later; the root is compared all the same, and the root is what counts.
-        let opened = if keys.is_empty() {
-            crate::note::Note::parse(note).map_err(Into::into).and_then(|note| Checkpoint::from_text(note.text()))
-        } else {
-            Checkpoint::open(note, &self.origin, keys)
+        let unsigned = || Note::parse(note).map_err(Into::into).and_then(|note| Checkpoint::from_text(note.text()));
+        // In a range from the beginning the keys are known only later, and who knows one key of a log keeps notes by its others; the root is
+        // compared all the same, and the root is what counts.
+        let opened = match Checkpoint::open(note, &self.origin, keys) {
+            Err(CheckpointError::Note(NoteError::Unknown)) => unsigned(),
+            opened => opened,
         };
         match opened {
             Ok(checkpoint) if checkpoint.origin == self.origin => {
@@ -446,7 +448,7 @@ impl Verifier {
                 let agreed = checkpoint.size == 0;
                 self.kept.entry(checkpoint.size).or_default().push(Kept { checkpoint, agreed });
             }
-            Ok(_) => self.fault(None, FaultKind::KeptUnread(crate::checkpoint::CheckpointError::Origin)),
+            Ok(_) => self.fault(None, FaultKind::KeptUnread(CheckpointError::Origin)),
             Err(error) => self.fault(None, FaultKind::KeptUnread(error)),
         }
     }
