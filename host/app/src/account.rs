@@ -31,7 +31,7 @@ use bulkhead_store::seal::RootKey;
 use serde_json::{Value, json};
 use webauthn_rs::Webauthn;
 
-pub(crate) use self::attempts::{Attempt, Source};
+pub(crate) use self::attempts::{Attempt, Source, too_many};
 pub use self::hashing::HashingLimits;
 pub(crate) use self::hashing::{Hasher, Verdict};
 pub use self::set_up::SetUp;
