@@ -76,7 +76,7 @@ use bulkhead_store::seal::Sealer;
 
 use crate::sandbox::Sandbox;
 
-pub use account::{AccountParts, HashingLimits};
+pub use account::{AccountParts, BreachedPasswords, HashingLimits};
 pub use admission::StartLimits;
 /// What the compiler's child process runs.
 pub use bulkhead_runtime::compiler::worker_main as compiler_main;

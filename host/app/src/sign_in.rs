@@ -30,7 +30,7 @@ use bulkhead_store::throttle::SignInAttempt;
 use serde_json::json;
 
 use crate::access::{Credential, administers};
-use crate::account::{Attempt, Source, Verdict, end_everything, read_new_password, tell_organizations, tell_person};
+use crate::account::{Attempt, Source, Verdict, end_everything, tell_organizations, tell_person};
 use crate::allow_list::first_reachable;
 use crate::auth::OrgRef;
 use crate::mfa::Proof;
@@ -828,7 +828,7 @@ impl App {
         client: &Client,
     ) -> Result<Opened, AppError> {
         let user = &signed_in.user;
-        let password = read_new_password(new, "/new_password", &user.email, &user.name)?;
+        let password = self.read_new_password(new, "/new_password", &user.email, &user.name).await?;
         if signed_in.session.amr != AMR_PASSWORD {
             signed_in.require_fresh(self.ambient().now())?;
         }
