@@ -113,6 +113,23 @@ on_both! {
         assert!(report.is_sound() && report.key_known, "{:?}", report.faults);
     }
 
+    async fn the_request_that_an_entry_was_written_in_is_signed_with_it(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        acts(&app, &acme, 1).await;
+        bulkhead_app::correlated("req-1.a", acts(&app, &acme, 1)).await;
+        app.app.seal_audit_log(acme.org, true).await.unwrap();
+        let bundle = export(&app, &acme, 0, None).await;
+        assert!(verify(&bundle, &[key(&app, &acme).await], vec![]).is_sound());
+        assert_eq!(bundle.matches("req-1.a").count(), 1, "one entry of it");
+        assert!(verify_database(&app, &acme).await.is_sound());
+        for other in ["'req-2'", "null"] {
+            app.tamper(acme.org, &format!("update audit set correlation = {other} where correlation is not null"));
+            let report = verify_database(&app, &acme).await;
+            assert_eq!(report.faults_total, 1, "{:?}", report.faults);
+            assert_eq!(report.faults[0].kind, FaultKind::Index { what: "its correlation id" });
+        }
+    }
+
     async fn logs_of_organizations_are_their_own(app: TestApp) {
         let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
         acts(&app, &acme, 1).await;

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bulkhead_app::limits::{Ask, Counted, Limiter, RefusedFor};
+use bulkhead_app::supervise::Supervisor;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::id::OrgId;
 use bulkhead_model::network::Network;
 use bulkhead_model::permission::{SystemReason, SystemScope};
-use bulkhead_model::rate::{Policy, Rate, RateLimits};
+use bulkhead_model::rate::{Policy, Rate, RateLimits, RouteClass};
 use bulkhead_store::{Store, StoreError};
 use bulkhead_test_support::wait::until_async;
 use tokio_util::sync::CancellationToken;
@@ -217,4 +218,22 @@ async fn a_restart_on_sqlite_forgives_nothing_that_was_written_down() {
     // Buckets are named by digests under a key: another key finds nothing.
     let other = Limiter::new(limits, [4; 32]);
     assert!(other.look(&app.ambient, Policy::SignIn, address("192.0.2.1")).is_ok());
+}
+
+/// The first moments of a process: what is asked of it is counted with what was asked of all others.
+#[tokio::test]
+async fn once_limits_have_begun_all_nodes_count_together() {
+    let Some(test) = TestApp::postgres().await else { return };
+    let limits = RateLimits { sign_in: Rate::per_hour(4, 4), ..RateLimits::default() };
+    let (supervisor, sign_in) = (Supervisor::new(), [ask(Policy::SignIn, address("192.0.2.77"))]);
+    let mut passed = 0;
+    for _ in 0..3 {
+        let node = test.node(&test.ambient).await.with_rate_limits(limits);
+        node.start_limits(&supervisor).await.unwrap();
+        for _ in 0..3 {
+            passed += u32::from(node.take_rate(&sign_in, RouteClass::SignIn).await.is_ok());
+        }
+    }
+    assert_eq!(passed, 4);
+    assert!(supervisor.shut_down(PATIENCE).await);
 }

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use bulkhead_app::BreachedPasswords;
+use bulkhead_app::account::NewUser;
 use bulkhead_model::permission::Permission;
 use serde_json::json;
 
+use crate::people::{Browser, PASSWORD};
 use crate::support::ask;
 
 on_both! {
@@ -168,5 +171,31 @@ on_both! {
         assert_eq!(by_action["items"].as_array().unwrap().len(), 1);
         assert!(!log.to_string().contains(made["secret"].as_str().unwrap()));
         assert_eq!(server.get(&tenant, "audit?action=a%00b").await.problem(400), "invalid-query");
+    }
+
+    /// Whoever has such a password goes on with it, and nobody chooses one.
+    async fn a_password_that_was_stolen_somewhere_is_nobodys(server: TestServer) {
+        const STOLEN: &str = "quiet marble lantern";
+        let mut ada = server.first_person().await;
+        // SHA-1 of both, in the order of their digits.
+        let lines = ["421D27FD27E1FA3F2A9CA52DA4353DC279E87D8C:12", "80FC3F81FC55708618FC405433F55B6C32E18A76:1"];
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), lines.join("\r\n")).unwrap();
+        let server = server.with_breached_passwords(BreachedPasswords::open(file.path()).unwrap());
+        assert_eq!(ada.sign_in(&server, "ada@example.com", PASSWORD).await.status.as_u16(), 200);
+        let change = |browser: &Browser, new: &str| {
+            browser.ask("PUT", "/api/v1/me/password").json(&json!({ "password": PASSWORD, "new_password": new }))
+        };
+        let refused = server.send(change(&ada, STOLEN)).await;
+        assert_eq!(refused.error(422), ("/new_password".to_owned(), "breached".to_owned()));
+        let new = NewUser { email: "bo@example.com".to_owned(), name: "Bo".to_owned(), is_super_admin: false, member_of: None };
+        let (_, token) = server.app.create_user_as_operator(new).await.unwrap();
+        let choose = |password: &str| {
+            ask("POST", "/api/v1/auth/choose-password").json(&json!({ "token": token, "password": password }))
+        };
+        let refused = server.send(choose(STOLEN)).await;
+        assert_eq!((refused.problem(422), refused.error(422).1), ("invalid-password".to_owned(), "breached".to_owned()));
+        assert_eq!(server.send(choose("another copper kettle")).await.status.as_u16(), 204, "the link is good all the same");
+        server.send(change(&ada, "another copper kettle")).await.json(200);
     }
 }

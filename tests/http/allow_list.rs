@@ -3,7 +3,7 @@
 use bulkhead_model::permission::Permission;
 use serde_json::{Value, json};
 
-use crate::people::Browser;
+use crate::people::{Browser, PASSWORD};
 use crate::support::{Answer, Ask, ask};
 
 const OFFICE: &str = "192.0.2.7";
@@ -89,5 +89,21 @@ on_both! {
         assert_eq!(server.send(switch(&browser, ELSEWHERE, "acme")).await.problem(403), "address-refused");
         assert_eq!(status(&server.send(switch(&browser, OFFICE, "acme")).await), 200);
         assert_eq!(status(&server.send(switch(&browser, ELSEWHERE, "nobodys")).await), 404);
+    }
+    /// What a person has in front of them when they sign in is what may be reached from there.
+    async fn nobody_signs_in_to_an_organization_that_is_not_reached_from_there(server: TestServer) {
+        let browser = server.first_person().await;
+        let put = browser.ask("PUT", "/api/v1/orgs/acme/ip-allow-list").peer(OFFICE);
+        server.send(replace(put, "\"v0\"", &["192.0.2.0/24"], &json!({}))).await.json(200);
+        let acme = server.app.find_org("acme".parse().unwrap()).await.unwrap().unwrap().id.to_string();
+        let sign_in = |peer: &'static str| {
+            let body = json!({ "email": "ada@example.com", "password": PASSWORD });
+            server.send(ask("POST", "/api/v1/auth/login").json(&body).peer(peer))
+        };
+        let inside = sign_in(OFFICE).await.json(200);
+        assert_eq!(inside["session"]["active_org"], acme);
+        let outside = sign_in(ELSEWHERE).await.json(200);
+        assert_eq!(outside["session"]["active_org"], Value::Null);
+        assert_eq!(outside["organizations"][0]["slug"], "acme", "it is theirs all the same");
     }
 }

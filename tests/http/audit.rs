@@ -71,6 +71,32 @@ on_both! {
         }
     }
 
+    async fn what_one_request_did_is_found_by_its_id(server: TestServer) {
+        let (tenant, other) = (server.tenant("acme").await, server.tenant("other").await);
+        let make = async |id: &str, name: &str| {
+            let team = ask("POST", tenant.at("teams")).key(&tenant.key).header("x-request-id", id);
+            let made = server.send(team.json(&json!({ "name": name }))).await;
+            made.json(201);
+            made.header("x-request-id").to_owned()
+        };
+        let ids = [make("req-1.a", "One").await, make("req-2.b", "Two").await, make("two words", "Three").await];
+        assert_eq!(ids[..2], ["req-1.a", "req-2.b"]);
+        assert_ne!(ids[2], "two words", "what is no harmless text is another one");
+        let found = async |tenant: &Tenant, query: &str| {
+            server.get(tenant, &format!("audit?{query}")).await.json(200)["items"].as_array().unwrap().clone()
+        };
+        for id in &ids {
+            let items = found(&tenant, &format!("correlation_id={id}")).await;
+            assert_eq!(items.len(), 1, "{items:?}");
+            assert_eq!((items[0]["action"].as_str(), items[0]["correlation_id"].as_str()), (Some("team.created"), Some(id.as_str())));
+            assert_eq!(found(&tenant, &format!("correlation_id={id}&category=configuration&action=team.created")).await.len(), 1);
+            assert!(found(&tenant, &format!("correlation_id={id}&category=security")).await.is_empty());
+            assert!(found(&other, &format!("correlation_id={id}")).await.is_empty(), "another organization");
+        }
+        assert_eq!(found(&tenant, "action=org.created").await[0]["correlation_id"], Value::Null, "the operator made no request");
+        assert_eq!(server.get(&tenant, "audit?correlation_id=a%0ab").await.problem(400), "invalid-query");
+    }
+
     async fn times_are_set_and_details_erased(server: TestServer) {
         let (tenant, other) = (server.tenant("acme").await, server.tenant("other").await);
         let shown = server.get(&tenant, "audit/retention").await;

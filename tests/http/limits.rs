@@ -7,7 +7,7 @@ use bulkhead_model::permission::Permission;
 use bulkhead_model::rate::{Rate, RateLimits};
 use serde_json::json;
 
-use crate::support::{Answer, Ask, TestServer, ask, config};
+use crate::support::{Answer, Ask, PUBLIC_URL, Tenant, TestServer, ask, config, stops_at_once};
 
 /// Small ones, each told from the others by its figure.
 fn small() -> RateLimits {
@@ -23,7 +23,15 @@ fn small() -> RateLimits {
     }
 }
 
-async fn passed(server: &TestServer, most: usize, make: impl Fn() -> Ask) -> (usize, Answer) {
+/// An active webhook's path.
+async fn hook(server: &TestServer, tenant: &Tenant, name: &str) -> String {
+    let view = server.save(tenant, &stops_at_once(name)).await;
+    let activate = tenant.at(&format!("workflows/{}/activate", view["id"].as_str().unwrap()));
+    server.send(ask("POST", activate).key(&tenant.key)).await.json(200);
+    view["hooks"][0]["url"].as_str().unwrap().strip_prefix(PUBLIC_URL).unwrap().to_owned()
+}
+
+async fn passed(server: &TestServer, most: usize, mut make: impl FnMut() -> Ask) -> (usize, Answer) {
     for n in 0..most {
         let answer = server.send(make()).await;
         if answer.status.as_u16() == 429 {
@@ -107,9 +115,35 @@ on_both! {
         for _ in 0..9 {
             assert_eq!(server.send(ask("GET", "/nothing")).await.status.as_u16(), 404);
         }
-        // Webhooks have limits of their own: their sender is one address for many.
+    }
+
+    /// A sender of webhooks is one address for many organizations; whoever knocks at any door is counted all the same.
+    async fn addresses_of_webhooks_that_there_are_not_count_for_their_sender(server: TestServer) {
+        let mut server = server;
+        let tenant = server.tenant("acme").await;
+        let (known, fresh) = (hook(&server, &tenant, "Known").await, hook(&server, &tenant, "Fresh").await);
+        server.limit_rates(small());
+        let knock = |path: &str| ask("POST", path).json(&json!({})).peer("198.51.100.7");
+        // What is delivered is not counted here.
         for _ in 0..9 {
-            assert_eq!(server.send(ask("POST", "/hooks/nothing").peer("198.51.100.7")).await.status.as_u16(), 404);
+            server.send(knock(&known)).await.json(202);
+        }
+        let mut n = 0;
+        let (before, refused) = passed(&server, 9, || {
+            n += 1;
+            knock(&format!("/hooks/nothing{n}"))
+        })
+        .await;
+        assert_eq!((before, refused.json(429)["violated-policies"].clone()), (4, json!(["failed-credentials"])));
+        assert!(!refused.header("retry-after").is_empty());
+        // The same address as before goes on; one that is new here waits as long as there are guesses from there, and there only.
+        server.send(knock(&known)).await.json(202);
+        assert_eq!(server.send(knock(&fresh)).await.problem(429), "registered:quota-exceeded");
+        server.send(ask("POST", &*fresh).json(&json!({})).peer("198.51.100.8")).await.json(202);
+        // Nobody is shut out by what others deliver from there, and where nobody knows the address nobody is counted.
+        assert!(server.app.list_address_blocks_as_operator().await.unwrap().is_empty());
+        for _ in 0..9 {
+            assert_eq!(server.send(ask("POST", "/hooks/nothing")).await.status.as_u16(), 404);
         }
     }
 

@@ -41,5 +41,6 @@ mod revoke;
 mod roles;
 mod schedules;
 mod signed;
+mod stuffing;
 mod tokens;
 mod workflows;

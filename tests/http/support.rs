@@ -11,7 +11,9 @@ use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::mail::Post;
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
-use bulkhead_app::{AccountParts, App, AppParts, CallConcurrency, HashingLimits, SandboxParts, StartLimits};
+use bulkhead_app::{
+    AccountParts, App, AppParts, BreachedPasswords, CallConcurrency, HashingLimits, SandboxParts, StartLimits,
+};
 use bulkhead_http::{ClientAddress, HttpConfig, router};
 use bulkhead_model::ambient::Ambient;
 use bulkhead_model::client_address::TrustedProxies;
@@ -258,16 +260,30 @@ impl TestServer {
     }
 
     fn on(store: Store, place: Place) -> Self {
-        Self::hashing(store, place, ambient(), HashingLimits { cost: Cost::FLOOR, ..HashingLimits::default() })
+        let limits = HashingLimits { cost: Cost::FLOOR, ..HashingLimits::default() };
+        Self::judging(store, place, ambient(), limits, None)
     }
 
     /// The same with room for so many passwords at once.
     pub(crate) fn with_hashing(self, limits: HashingLimits) -> Self {
         let Self { store, ambient, _place: place, .. } = self;
-        Self::hashing(store, place, ambient, limits)
+        Self::judging(store, place, ambient, limits, None)
     }
 
-    fn hashing(store: Store, place: Place, ambient: Ambient, hashing: HashingLimits) -> Self {
+    /// The same with passwords that were stolen somewhere.
+    pub(crate) fn with_breached_passwords(self, breached: BreachedPasswords) -> Self {
+        let Self { store, ambient, _place: place, .. } = self;
+        let limits = HashingLimits { cost: Cost::FLOOR, ..HashingLimits::default() };
+        Self::judging(store, place, ambient, limits, Some(breached))
+    }
+
+    fn judging(
+        store: Store,
+        place: Place,
+        ambient: Ambient,
+        hashing: HashingLimits,
+        breached: Option<BreachedPasswords>,
+    ) -> Self {
         let (supervisor, post) = (Supervisor::new(), crate::members::post_box());
         let app = App::new(AppParts {
             store: store.clone(),
@@ -276,6 +292,7 @@ impl TestServer {
             accounts: AccountParts::new(&RootKey::new([7; 32]), hashing, PUBLIC_URL.to_owned())
                 // Browsers make passkeys over TLS alone.
                 .with_passkeys(RelyingParty::configured(crate::passkeys::ORIGIN, None, &[]).unwrap())
+                .with_breached_passwords(breached)
                 .with_post(Some(Arc::clone(&post) as Arc<dyn Post>)),
             sandbox: SandboxParts {
                 runtime: runtime(),

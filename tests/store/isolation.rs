@@ -642,6 +642,8 @@ on_both! {
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.load_untold_attempt().await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.mark_attempt_told(p.attempt.id).await);
         refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_refused_attempts(p.user.id, p.attempt.id, 9).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.count_names_that_failed("192.0.2.1", p.attempt.id, 9).await);
+        refused_without_people!(test, b, [p, now, of_a], |tx| tx.forget_names_that_failed("192.0.2.1").await);
         let there = tx!(test.read, &PEOPLE, [p], |tx| tx.list_sessions(p.user.id).await);
         assert_eq!(there.unwrap().len(), 1, "and nothing was changed");
     }

@@ -722,6 +722,44 @@ on_both! {
         assert_conflict(tx!(test.write, &scope, [orphan], |tx| tx.record_call(orphan).await));
     }
 
+    async fn audit_is_read_by_the_request_that_it_was_written_in(test: TestStore) {
+        let (tenant, other) = (test.tenant("acme").await, test.tenant("other").await);
+        let (scope, ambient) = (tenant.scope(), test.ambient.clone());
+        for (request, action, target) in [
+            ("req-1", EventType::GrantsChanged, "inst_1"), ("req-1", EventType::GrantsChanged, "inst_2"),
+            ("req-1", EventType::ApiKeyCreated, "inst_1"), ("req-2", EventType::GrantsChanged, "inst_1"),
+        ] {
+            ambient.advance(Duration::from_millis(1));
+            let entry = audit(action, target);
+            let writing = async { tx!(test.write, &scope, [entry, ambient], |tx| tx.record_audit(entry, ambient).await) };
+            bulkhead_store::correlated(request, writing).await.unwrap();
+        }
+        let of = |request: &str| AuditFilter { correlation: Some(request.to_owned()), ..AuditFilter::default() };
+        let narrowed = async |filter: AuditFilter| {
+            let filter: &'static AuditFilter = Box::leak(Box::new(filter));
+            walk!(test, scope, |tx, page| tx.list_audit(filter, *page).await, |e| {
+                assert_eq!(e.correlation, filter.correlation);
+                format!("{} {}", e.action, e.target)
+            })
+        };
+        let all = ["api_key.created inst_1", "grants.changed inst_2", "grants.changed inst_1"];
+        assert_eq!(narrowed(of("req-1")).await, all);
+        assert_eq!(narrowed(of("req-2")).await, ["grants.changed inst_1"]);
+        assert_eq!(narrowed(of("req-3")).await, Vec::<String>::new());
+        let (action, target) = (Some("grants.changed".to_owned()), Some("inst_1".to_owned()));
+        assert_eq!(narrowed(AuditFilter { action, ..of("req-1") }).await, all[1..]);
+        assert_eq!(narrowed(AuditFilter { target, ..of("req-1") }).await, [all[0], all[2]]);
+        assert_eq!(narrowed(AuditFilter { category: Some(Category::Api), ..of("req-1") }).await, all[..1]);
+        assert_eq!(narrowed(AuditFilter { actor: Some("system:worker".to_owned()), ..of("req-1") }).await, Vec::<String>::new());
+        let last = ambient.now().minus(Duration::from_millis(1));
+        assert_eq!(narrowed(AuditFilter { from: Some(last), ..of("req-1") }).await, all[..1]);
+        // What the host does by itself is no request's, and another organization sees none of it.
+        let by_itself = tx!(test.read, &scope, [], |tx| tx.list_audit(&AuditFilter::default(), page(9, None)).await).unwrap();
+        assert!(by_itself.items.iter().any(|entry| entry.correlation.is_none()));
+        let (scope, filter) = (other.scope(), of("req-1"));
+        assert!(tx!(test.read, &scope, [filter], |tx| tx.list_audit(filter, page(9, None)).await).unwrap().items.is_empty());
+    }
+
     async fn audit_and_events_are_read_by_what_narrows_them(test: TestStore) {
         let tenant = test.tenant("acme").await;
         let (scope, ambient) = (tenant.scope(), test.ambient.clone());

@@ -149,6 +149,53 @@ on_both! {
         assert!(tx!(test.read, &PEOPLE, [], |tx| tx.load_untold_attempt().await).unwrap().is_none());
     }
 
+    async fn names_that_failed_from_a_network_are_counted_once_each_until_they_are_forgotten(test: TestStore) {
+        let (p, now) = (person(&test).await, test.ambient.now());
+        let (here, there) = ("192.0.2.1", "2001:db8::/64");
+        let at = move |second: u64| SignInAttemptId::first_at(now.plus(Duration::from_secs(second)));
+        let made = [
+            (1, 1, false, Some(here)), (2, 1, false, Some(here)), (3, 2, false, Some(here)), (4, 3, false, Some(there)),
+            (5, 2, true, Some(here)), (6, 4, false, None), (7, 5, false, Some(here)),
+        ];
+        let rows: Vec<_> = made
+            .into_iter()
+            .map(|(second, name, passed, network)| {
+                let mut row = p.attempt.clone();
+                (row.id, row.user, row.identifier, row.passed) = (at(second), None, [name; 32], passed);
+                row.network = network.map(str::to_owned);
+                row
+            })
+            .collect();
+        tx!(test.write, &PEOPLE, [rows], |tx| {
+            for row in rows {
+                tx.record_sign_in_attempt(row).await?;
+            }
+            Ok(())
+        })
+        .unwrap();
+        let (first, third, sixth) = (at(1), at(3), at(6));
+        let counts = tx!(test.read, &PEOPLE, [first, third, sixth], |tx| {
+            Ok([
+                tx.count_names_that_failed("192.0.2.1", *first, 9).await?,
+                tx.count_names_that_failed("192.0.2.1", *first, 1).await?,
+                tx.count_names_that_failed("192.0.2.1", *third, 9).await?,
+                tx.count_names_that_failed("2001:db8::/64", *first, 9).await?,
+                tx.count_names_that_failed("2001:db8::/64", *sixth, 9).await?,
+                tx.count_names_that_failed("192.0.2.2", *first, 9).await?,
+            ])
+        });
+        // The first and the fifth name; the second one passed.
+        assert_eq!(counts.unwrap(), [2, 1, 1, 1, 0, 0]);
+        let left = tx!(test.write, &PEOPLE, [first], |tx| {
+            Ok((
+                tx.forget_names_that_failed("192.0.2.1").await?,
+                tx.count_names_that_failed("192.0.2.1", *first, 9).await?,
+                tx.count_names_that_failed("2001:db8::/64", *first, 9).await?,
+            ))
+        });
+        assert_eq!(left.unwrap(), (5, 0, 1));
+    }
+
     async fn links_that_are_over_and_too_many_letters_are_known(test: TestStore) {
         let p = person(&test).await;
         let (id, purpose, end) = (p.link.id, p.link.purpose, p.link.expires_at);

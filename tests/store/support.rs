@@ -154,7 +154,8 @@ pub(crate) async fn postgres_database() -> Option<TestDatabase<'static>> {
         include_str!("../../migrations/postgres/0004_limits.sql"),
         include_str!("../../migrations/postgres/0005_devices.sql"),
         include_str!("../../migrations/postgres/0006_signatures.sql"),
-        include_str!("../../migrations/postgres/0007_retention.sql")
+        include_str!("../../migrations/postgres/0007_retention.sql"),
+        include_str!("../../migrations/postgres/0008_watch.sql")
     );
     let key = format!("store_{}", &hex::encode(Sha256::digest(text))[..16]);
     let database = server.create_database_from(&key, async |owner_url: &str| {
@@ -401,6 +402,7 @@ impl Person {
             device: None,
             address: String::new(),
             agent: String::new(),
+            network: None,
             created_at: now,
             is_told: true,
         };

@@ -2,6 +2,7 @@
 //! [`sign_in`](crate::sign_in)'s.
 
 mod attempts;
+mod breached;
 mod email;
 mod hashing;
 mod revoke;
@@ -31,7 +32,8 @@ use bulkhead_store::seal::RootKey;
 use serde_json::{Value, json};
 use webauthn_rs::Webauthn;
 
-pub(crate) use self::attempts::{Attempt, Source};
+pub(crate) use self::attempts::{Attempt, Source, too_many};
+pub use self::breached::{BreachedFileError, BreachedPasswords};
 pub use self::hashing::HashingLimits;
 pub(crate) use self::hashing::{Hasher, Verdict};
 pub use self::set_up::SetUp;
@@ -68,6 +70,7 @@ pub struct AccountParts {
     post: Option<Arc<dyn Post>>,
     /// What passkeys are made for; none where there can be none.
     party: Option<RelyingParty>,
+    breached: Option<BreachedPasswords>,
 }
 
 impl AccountParts {
@@ -83,7 +86,14 @@ impl AccountParts {
             public_url,
             post: None,
             party,
+            breached: None,
         }
+    }
+
+    /// With a file of breached passwords, which nobody may choose.
+    #[must_use]
+    pub fn with_breached_passwords(self, breached: Option<BreachedPasswords>) -> Self {
+        Self { breached, ..self }
     }
 
     /// With passkeys for another site than the public address's.
@@ -110,15 +120,17 @@ pub(crate) struct Accounts {
     pub(crate) post: Option<Arc<dyn Post>>,
     /// None: this server is reached under no name that passkeys can be made for.
     pub(crate) passkeys: Option<Webauthn>,
+    breached: Option<BreachedPasswords>,
 }
 
 impl Accounts {
     pub(crate) fn new(parts: AccountParts) -> Self {
-        let AccountParts { pepper, link_key, counter_key, token_seed, hashing, public_url, post, party } = parts;
+        let AccountParts { pepper, link_key, counter_key, token_seed, hashing, public_url, post, party, breached } =
+            parts;
         let tokens = TokenKey::new(&token_seed, &public_url);
         let (hasher, links) = (Hasher::new(hashing, pepper), LinkKey::new(link_key));
         let passkeys = party.as_ref().map(crate::passkey::site);
-        Self { hasher, links, counter_key, tokens, public_url, post, passkeys }
+        Self { hasher, links, counter_key, tokens, public_url, post, passkeys, breached }
     }
 }
 
@@ -141,18 +153,6 @@ pub(crate) fn read_name(name: &str) -> Result<String, AppError> {
         return Ok(name.to_owned());
     }
     Err(AppError::invalid("invalid-name", "/name", "a name has 1 to 100 characters on one line"))
-}
-
-/// A password that a person may have.
-pub(crate) fn read_new_password(text: &str, path: &str, email: &Email, name: &str) -> Result<Password, AppError> {
-    let weak = |weak: Weak| AppError::Invalid {
-        code: "invalid-password",
-        message: weak.to_string(),
-        problems: vec![crate::Problem::new(path, weak.code(), weak.to_string())],
-    };
-    let password = Password::new(text).ok_or_else(|| weak(Weak::TooLong))?;
-    check(&password, LEN_MIN_ALONE, email, name).map_err(weak)?;
-    Ok(password)
 }
 
 pub(crate) fn invalid_link() -> AppError {
@@ -189,6 +189,32 @@ pub(crate) async fn tell_of(
 }
 
 impl App {
+    /// A password that a person may have.
+    ///
+    /// # Errors
+    /// [`AppError::Invalid`] `invalid-password`, with the reason.
+    pub(crate) async fn read_new_password(
+        &self,
+        text: &str,
+        path: &str,
+        email: &Email,
+        name: &str,
+    ) -> Result<Password, AppError> {
+        let weak = |weak: Weak| AppError::Invalid {
+            code: "invalid-password",
+            message: weak.to_string(),
+            problems: vec![crate::Problem::new(path, weak.code(), weak.to_string())],
+        };
+        let password = Password::new(text).ok_or_else(|| weak(Weak::TooLong))?;
+        check(&password, LEN_MIN_ALONE, email, name).map_err(weak)?;
+        if let Some(breached) = &self.accounts().breached
+            && breached.contains(&password).await
+        {
+            return Err(weak(Weak::Breached));
+        }
+        Ok(password)
+    }
+
     pub(crate) fn new_user(&self, email: Email, name: String, password: Option<StoredPassword>) -> User {
         let now = self.ambient().now();
         User {
@@ -386,7 +412,7 @@ impl App {
             })
             .await?
             .ok_or_else(invalid_link)?;
-        let password = read_new_password(password, "/password", &user.email, &user.name)?;
+        let password = self.read_new_password(password, "/password", &user.email, &user.name).await?;
         let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
         let fresh = NewDevice::generate(self.ambient());
         self.store()

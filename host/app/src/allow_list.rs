@@ -11,6 +11,7 @@ use bulkhead_model::id::OrgId;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission, SystemReason, SystemScope};
 use bulkhead_store::allow_list::StoredAllowList;
 use bulkhead_store::audit::AuditEvent;
+use bulkhead_store::member::Membership;
 use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 
@@ -42,6 +43,24 @@ fn read(entries: &[String]) -> Result<AllowList, AppError> {
         let problem = Problem::new(format!("/entries/{}", wrong.at), "invalid-allow-list", wrong.why.clone());
         AppError::Invalid { code: "invalid-allow-list", message: wrong.why, problems: vec![problem] }
     })
+}
+
+/// The first of a person's organizations that may be reached from there: the one that they have in front of them when they sign in.
+pub(crate) async fn first_reachable(
+    tx: &mut Tx,
+    memberships: &[Membership],
+    address: Option<IpAddr>,
+) -> Result<Option<OrgId>, AppError> {
+    for membership in memberships.iter().filter(|membership| membership.is_active) {
+        tx.enter_org(membership.org).await?;
+        match tx.load_allow_list().await {
+            Ok(stored) if stored.list.allows(address) => return Ok(Some(membership.org)),
+            // What cannot be read lets nobody in; the other organizations are none of its business.
+            Ok(_) | Err(StoreError::Corrupt { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
 }
 
 async fn save(

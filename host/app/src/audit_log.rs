@@ -150,7 +150,7 @@ fn draft(waiting: &WaitingAudit, salt: &Salt, key: Option<String>, now: Timestam
         event,
         reason,
         session: None,
-        correlation: None,
+        correlation: waiting.correlation.as_deref().map(Token::from_any),
         causation: None,
         payload_commit: commitment(salt, &waiting.detail),
         key,

@@ -1,8 +1,8 @@
 //! Who is shut out for a while because of what was refused to them again and again: addresses and API keys.
 //!
 //! Refusals are counted by each process; a block counts on all of them, and each knows all blocks in force, so that no request waits for the
-//! database to be refused. A blocked address may still prove itself: whoever comes from there with credentials that are good is let in, so
-//! that one guest's guessing shuts nobody else of a shared address out who is signed in already.
+//! database to be refused. A blocked address may still prove itself: whoever comes from there with credentials that are good is let in, and may
+//! sign in with a browser that is known, so that one guest's guessing shuts nobody else of a shared address out who was there before.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -130,9 +130,13 @@ impl App {
 
     /// Counts a refusal of an address; the one too many shuts it out.
     pub async fn strike_address(&self, network: Network) {
-        if !self.blocks().strike(Struck::Address(network), ADDRESS_STRIKES) {
-            return;
+        if self.blocks().strike(Struck::Address(network), ADDRESS_STRIKES) {
+            self.shut_out(network, "refusals").await;
         }
+    }
+
+    /// Shuts an address out, on all nodes; for longer than the last time.
+    pub(crate) async fn shut_out(&self, network: Network, because_of: &'static str) {
         let placing = self.store().write(&LIMITS, (network.to_string(), self.ambient().now()), |tx, (network, now)| {
             Box::pin(async move {
                 let previous = tx.load_address_block(network).await?;
@@ -146,7 +150,9 @@ impl App {
                 if is_new {
                     metrics::counter!("bulkhead_blocks_placed_total", "of" => "address").increment(1);
                     // No organization's log is told: the address may ask any of them.
-                    tracing::warn!(network = %network, level = block.level, ends_at = %block.ends_at, "an address is shut out");
+                    tracing::warn!(
+                        network = %network, because_of, level = block.level, ends_at = %block.ends_at, "an address is shut out"
+                    );
                 }
                 self.blocks().change(|in_force| {
                     if in_force.addresses.len() < BLOCKS_MAX as usize {

@@ -76,10 +76,11 @@ use bulkhead_store::seal::Sealer;
 
 use crate::sandbox::Sandbox;
 
-pub use account::{AccountParts, HashingLimits};
+pub use account::{AccountParts, BreachedPasswords, HashingLimits};
 pub use admission::StartLimits;
 /// What the compiler's child process runs.
 pub use bulkhead_runtime::compiler::worker_main as compiler_main;
+pub use bulkhead_store::correlated;
 pub use error::{AppError, Problem};
 pub use permits::CallConcurrency;
 pub use sandbox::SandboxParts;

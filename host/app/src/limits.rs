@@ -426,7 +426,8 @@ impl App {
         }
     }
 
-    /// Begins to keep rate limits: reads what was written down, and writes and tidies until shutdown.
+    /// Begins to keep rate limits: reads what was written down, and writes and tidies until shutdown. When it answers, what is asked of this
+    /// process is counted by all nodes together: whoever listens for requests begins after that.
     ///
     /// # Errors
     /// The store's.
@@ -439,6 +440,11 @@ impl App {
                 let (app, stop) = (app.clone(), stop.clone());
                 async move { app.serve_shared_limits(&stop).await }
             });
+            let stopped = supervisor.stop_token();
+            tokio::select! {
+                () = self.limiter().shared.wait_until_served() => {}
+                () = stopped.cancelled() => {}
+            }
         }
         supervisor.spawn_loop("limits", move || {
             let (app, stop) = (app.clone(), stop.clone());

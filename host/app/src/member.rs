@@ -18,7 +18,7 @@ use bulkhead_store::page::{Page, PageRequest};
 use serde_json::json;
 
 use crate::access::Rights;
-use crate::account::{Source, end_here, invalid_link, read_email, read_name, read_new_password, read_role};
+use crate::account::{Source, end_here, invalid_link, read_email, read_name, read_role};
 use crate::assignment::join_as;
 use crate::role::exceeds;
 use crate::sign_in::{ListedSession, SignedIn, list_live, require_live};
@@ -404,7 +404,7 @@ impl App {
     /// The account of somebody who joins without one.
     async fn user_of(&self, invitation: &Invitation, newcomer: Newcomer) -> Result<User, AppError> {
         let name = read_name(&newcomer.name)?;
-        let password = read_new_password(&newcomer.password, "/password", &invitation.email, &name)?;
+        let password = self.read_new_password(&newcomer.password, "/password", &invitation.email, &name).await?;
         let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
         let mut user = self.new_user(invitation.email.clone(), name, Some(stored));
         // The link was in that mailbox and nowhere else.

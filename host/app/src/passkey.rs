@@ -203,6 +203,7 @@ impl App {
             device: None,
             address: client.address(),
             agent: client.agent(),
+            network: None,
             created_at: self.ambient().now(),
             // It is told in the same transaction: whoever has the passkey's name has seen its owner's sign-in.
             is_told: true,

@@ -3,6 +3,8 @@
 //! Every refusal reads the same and takes the same time, whoever is meant and whatever is wrong. An attempt is counted before its
 //! password is looked at.
 
+mod stuffing;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -28,7 +30,8 @@ use bulkhead_store::throttle::SignInAttempt;
 use serde_json::json;
 
 use crate::access::{Credential, administers};
-use crate::account::{Attempt, Source, Verdict, end_everything, read_new_password, tell_organizations, tell_person};
+use crate::account::{Attempt, Source, Verdict, end_everything, tell_organizations, tell_person};
+use crate::allow_list::first_reachable;
 use crate::auth::OrgRef;
 use crate::mfa::Proof;
 use crate::{App, AppError};
@@ -283,7 +286,7 @@ pub(crate) async fn begin_session(
         user: user.id,
         token_hash: fresh.token.hash(),
         device: Some(device),
-        active_org: memberships.iter().find(|membership| membership.is_active).map(|first| first.org),
+        active_org: first_reachable(tx, &memberships, client.address).await?,
         amr: amr.to_owned(),
         address: client.address(),
         agent: client.agent(),
@@ -313,6 +316,7 @@ pub(crate) fn ledger(
     client: &Client,
     method: &str,
 ) -> SignInAttempt {
+    let counts = method == AMR_PASSWORD && (passed || attempt.is_of_stranger());
     SignInAttempt {
         id: SignInAttemptId::new(app.ambient()),
         user,
@@ -322,6 +326,7 @@ pub(crate) fn ledger(
         device,
         address: client.address(),
         agent: client.agent(),
+        network: stuffing::counted_in(client.address, counts),
         created_at: app.ambient().now(),
         // A loop tells of what was refused to nobody knows whom, so that the refusal takes the same time whoever is meant.
         is_told: passed || method != AMR_PASSWORD,
@@ -441,6 +446,7 @@ impl App {
                     };
                     let device = known_device(tx, *device_hash, user.as_ref().map(|user| user.id)).await?;
                     let device = device.map(|device| device.id);
+                    app.require_not_shut_out(*address, device.is_some())?;
                     // What is no address is somebody as well, all of it together.
                     let identifier = email.as_ref().map_or("", Email::as_str);
                     let attempt = app.attempt(Guarded::Password, identifier, Source::new(device, *address));
@@ -455,11 +461,14 @@ impl App {
     async fn record_refusal_of(&self, found: &Found, client: &Client) -> Result<(), AppError> {
         let user = found.user.as_ref().map(|user| user.id);
         let row = ledger(self, &found.attempt, user, found.device, false, client, AMR_PASSWORD);
-        self.store()
-            .write_locked(&AccountScope::OWN, row, |tx, row| {
-                Box::pin(async move { tx.record_sign_in_attempt(row).await.map_err(AppError::from) })
-            })
-            .await
+        let recorded =
+            self.store().write_locked(&AccountScope::OWN, (row, self.ambient().clone()), |tx, (row, ambient)| {
+                Box::pin(async move { stuffing::record_refused(tx, row, ambient).await })
+            });
+        if recorded.await? {
+            self.stop_stuffing(client.address).await;
+        }
+        Ok(())
     }
 
     /// Tells of refused attempts where the person works whom somebody tried to be, and the person of many; answers of how many attempts. Not
@@ -819,7 +828,7 @@ impl App {
         client: &Client,
     ) -> Result<Opened, AppError> {
         let user = &signed_in.user;
-        let password = read_new_password(new, "/new_password", &user.email, &user.name)?;
+        let password = self.read_new_password(new, "/new_password", &user.email, &user.name).await?;
         if signed_in.session.amr != AMR_PASSWORD {
             signed_in.require_fresh(self.ambient().now())?;
         }

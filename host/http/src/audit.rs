@@ -38,6 +38,9 @@ pub(crate) struct AuditView {
     target: String,
     /// A key's id, or `system:` and the reason.
     actor: String,
+    /// The id of the request that it was written in (`x-request-id` of its answer, `correlation_id` in the server's log); null for what the host
+    /// did by itself.
+    correlation_id: Option<String>,
     /// Before and after, digests, reasons; depends on the action. Of more than 64 KiB, large parts are said by `bytes` and `sha256`. Null
     /// once it was disposed of.
     detail: Value,
@@ -49,8 +52,8 @@ pub(crate) struct AuditView {
 
 impl From<AuditEntry> for AuditView {
     fn from(entry: AuditEntry) -> Self {
-        let AuditEntry { id, seq, action, target, actor, detail, created_at, disposed_by } = entry;
-        Self { id, seq, action, target, actor, detail, disposed_by, created_at }
+        let AuditEntry { id, seq, action, target, actor, correlation, detail, created_at, disposed_by } = entry;
+        Self { id, seq, action, target, actor, correlation_id: correlation, detail, disposed_by, created_at }
     }
 }
 
@@ -71,6 +74,10 @@ pub(crate) struct AuditFilterParams {
     #[serde(default, deserialize_with = "line_or_none")]
     #[param(required = false)]
     actor: Option<String>,
+    /// Only what this request did.
+    #[serde(default, deserialize_with = "line_or_none")]
+    #[param(required = false)]
+    correlation_id: Option<String>,
     /// Only this category: `authentication`, `authorization`, `data_access`, `api`, `configuration`, `security`, `compliance`, `system`.
     #[serde(default)]
     #[param(required = false, value_type = String)]
@@ -91,11 +98,12 @@ pub(crate) struct AuditFilterParams {
 
 impl AuditFilterParams {
     fn filter(&self) -> AuditFilter {
-        let Self { action, target, actor, category, severity, from, to } = self;
+        let Self { action, target, actor, correlation_id, category, severity, from, to } = self;
         AuditFilter {
             action: action.clone(),
             target: target.clone(),
             actor: actor.clone(),
+            correlation: correlation_id.clone(),
             category: *category,
             severity: *severity,
             from: *from,

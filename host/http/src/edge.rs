@@ -9,6 +9,7 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bulkhead_app::correlated;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tracing::Instrument as _;
 
@@ -62,7 +63,7 @@ pub(crate) async fn edge(State(state): State<HttpState>, mut request: Request, n
         user_id = tracing::field::Empty,
     );
     let response = match place_client(&mut request, &state) {
-        Ok(()) => next.run(request).instrument(span.clone()).await,
+        Ok(()) => correlated(&id, next.run(request)).instrument(span.clone()).await,
         Err(unreadable) => span.in_scope(|| unreadable.into_response()),
     };
     let status = response.status();

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use crate::HttpState;
 use crate::access::path_param;
 use crate::extract::{JSON_BODY_TIME, discard, is_json, media_type, read_body_while};
+use crate::limit::find_hook;
 use crate::problem::{Kind, Problem};
 
 /// Headers that name a delivery, in order of preference.
@@ -35,7 +36,7 @@ pub(crate) struct AcceptedView {
 ///
 /// A JSON body of at most a mebibyte, or GitHub's form with the JSON in `payload`. A repeated `Idempotency-Key`,
 /// `X-GitHub-Delivery` or `webhook-id` answers the run of the first delivery. What is answered 429 was not stored: send it again
-/// after `retry-after` seconds.
+/// after `retry-after` seconds. Addresses that there are not count as failed credentials of the sender's network.
 #[utoipa::path(
     post,
     path = "/hooks/{token}",
@@ -43,7 +44,7 @@ pub(crate) struct AcceptedView {
     request_body(content = serde_json::Value, content_type = "application/json"),
     responses((status = 202, body = AcceptedView)),
     extensions(("x-bulkhead-problems" = json!([
-        "not-found", "workflow-inactive", "invalid-delivery-id", "quota-exceeded",
+        "not-found", "workflow-inactive", "invalid-delivery-id", "quota-exceeded", "rate-limited",
         "too-many-starts", "too-many-waiting", "too-many-held", "runs-per-minute"
     ]))),
 )]
@@ -57,7 +58,12 @@ pub(crate) async fn receive_delivery(
     let headers = parts.headers.clone();
     // Nothing of a stranger's body is read before the address is known.
     let id = delivery_id(&headers);
-    let open = match state.app.open_hook(&token, id.as_ref().ok().and_then(Option::as_deref)).await {
+    let opened = state.app.open_hook(&token, id.as_ref().ok().and_then(Option::as_deref)).await;
+    // There is no room, or nothing is to be delivered; the address is one.
+    if matches!(opened, Ok(_) | Err(AppError::TooMany { .. } | AppError::Conflict { .. })) {
+        find_hook(&parts, &state).await;
+    }
+    let open = match opened {
         Ok(Door::Open(open)) => *open,
         Ok(Door::Repeated(run)) => {
             discard(Request::from_parts(parts, body)).await;

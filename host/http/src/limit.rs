@@ -10,6 +10,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use bulkhead_model::id::UserId;
 use bulkhead_model::network::Network;
 use bulkhead_model::permission::Caller;
 use bulkhead_model::rate::{Asker, Policy, RouteClass};
+use bulkhead_model::session::BrowserToken;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 use utoipa::openapi::OpenApi;
@@ -30,7 +32,7 @@ use crate::HttpState;
 use crate::access::{PERMISSION_KEY, PERSONAL_KEY};
 use crate::extract::discard_small;
 use crate::problem::{Kind, Problem};
-use crate::session::{ClientAddress, credentials, is_foreign_page};
+use crate::session::{ClientAddress, browser, credentials, is_foreign_page};
 
 /// In the OpenAPI document: the class of routes that an operation is counted with.
 pub(crate) const CLASS_KEY: &str = "x-bulkhead-rate-class";
@@ -113,6 +115,9 @@ impl Limited {
 pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
     let declared = state.classes.of_request(&request);
     let class = declared.map_or(RouteClass::Standard, |declared| declared.class);
+    if class == RouteClass::Starts {
+        return knock(&state, request, next).await;
+    }
     let Some(by_address) = class.policy(Asker::Address) else { return next.run(request).await };
     let limited = Limited::new(class);
     request.extensions_mut().insert(limited.clone());
@@ -127,7 +132,10 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
         match guess.begin(&state, class) {
             Ok(()) => {
                 let response = next.run(request).await;
-                guess.end(&state, &limited, is_failed(&response)).await;
+                let (holder, failed) = (limited.found().holder, is_failed(&response));
+                if guess.end(&state, holder, failed).await {
+                    state.app.strike_address(network).await;
+                }
                 Ok(response)
             }
             Err(refused) => Err((refused, request)),
@@ -137,8 +145,10 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
         let is_foreign = class == RouteClass::SignIn && is_foreign_page(request.headers(), &state.config.public_url);
         // What belongs to nobody has its bucket. Who is shut out may go on with tokens of their own, which are told apart there.
         let may_be_shut_out = class == RouteClass::SignIn || by_caller || declared.is_none();
+        // … and may sign in with a browser that is known.
+        let browser = browser(request.headers()).filter(|_| class == RouteClass::SignIn);
         let ask = Ask { policy: by_address, counted: Counted::Network(network), cost: class.cost() };
-        match enter(&state, ask, (class, network), (is_foreign, may_be_shut_out)).await {
+        match enter(&state, ask, (class, network), (is_foreign, may_be_shut_out), browser).await {
             Ok(meters) => {
                 limited.add(meters);
                 let response = next.run(request).await;
@@ -152,10 +162,48 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
     };
     match answered {
         Ok(response) => finish(response, &limited),
-        Err((refused, request)) => {
-            discard_small(request).await;
-            with_fields(refusal(&refused).into_response(), &[], Some(&refused))
-        }
+        Err((refused, request)) => refuse(request, &refused).await,
+    }
+}
+
+async fn refuse(request: Request, refused: &RateRefused) -> Response {
+    discard_small(request).await;
+    with_fields(refusal(refused).into_response(), &[], Some(refused))
+}
+
+/// A delivery at a webhook's address. What is delivered counts elsewhere (`bulkhead_app::admission`); an address that there is not is a guess like
+/// other credentials, so that nobody has the database looked through. One that was good lately is known, whatever else comes from its sender's
+/// network, which many organizations may share: nothing is shut out for guesses of these.
+async fn knock(state: &HttpState, mut request: Request, next: Next) -> Response {
+    let network = request.extensions().get::<ClientAddress>().map(|address| Network::of(address.0));
+    let Some(network) = network else { return next.run(request).await };
+    let presented = state.app.presented(network, &[b"h".as_slice(), request.uri().path().as_bytes()].concat());
+    let guess = Guess { network, presented, known: state.app.known_credentials(presented) };
+    if let Err(refused) = guess.begin(state, RouteClass::Starts) {
+        return refuse(request, &refused).await;
+    }
+    let knock = Arc::new(Knock { guess, is_found: AtomicBool::new(false) });
+    request.extensions_mut().insert(Arc::clone(&knock));
+    let response = next.run(request).await;
+    if !knock.is_found.load(Ordering::Relaxed) {
+        let is_unknown = response.extensions().get::<Arc<Problem>>().is_some_and(|problem| problem.is(Kind::NotFound));
+        knock.guess.end(state, None, is_unknown).await;
+    }
+    response
+}
+
+/// A delivery whose address is not known to be one.
+struct Knock {
+    guess: Guess,
+    is_found: AtomicBool,
+}
+
+/// Says that the webhook's address of this request is one. What it took of its sender's network is given back before the body arrives.
+pub(crate) async fn find_hook(parts: &Parts, state: &HttpState) {
+    let Some(knock) = parts.extensions.get::<Arc<Knock>>().cloned() else { return };
+    if !knock.is_found.swap(true, Ordering::Relaxed) {
+        let holder = Holder { counted: Counted::Network(knock.guess.network), org: None };
+        knock.guess.end(state, Some(holder), false).await;
     }
 }
 
@@ -165,12 +213,19 @@ async fn enter(
     ask: Ask,
     (class, network): (RouteClass, Network),
     (is_foreign, may_be_shut_out): (bool, bool),
+    browser: Option<BrowserToken>,
 ) -> Result<Vec<Meter>, RateRefused> {
     if is_foreign {
         return Ok(Vec::new());
     }
     if may_be_shut_out && let Some(wait) = state.app.address_blocked_for(network) {
-        return Err(state.app.blocked(ask.policy, wait));
+        let is_known = match browser {
+            Some(browser) => state.app.is_known_browser(network, &browser).await,
+            None => false,
+        };
+        if !is_known {
+            return Err(state.app.blocked(ask.policy, wait));
+        }
     }
     let taken = state.app.take_rate(&[ask], class).await;
     if class == RouteClass::SignIn && taken.as_ref().is_err_and(|refused| refused.why == RefusedFor::Quota) {
@@ -199,25 +254,25 @@ impl Guess {
         state.app.look_at_rate(policy, holder.counted)
     }
 
-    /// Remembers what came of them. The same ones again are no further guess.
-    async fn end(&self, state: &HttpState, limited: &Limited, failed: bool) {
-        let holder = limited.found().holder;
+    /// Remembers what came of them; whether it was a guess. The same ones again are no further guess.
+    async fn end(&self, state: &HttpState, holder: Option<Holder>, failed: bool) -> bool {
         match (self.known, failed) {
             // What they took of their address is gone; or they took nothing.
-            (Some(Known::Bad), true) | (Some(Known::Good(_)), false) => {}
+            (Some(Known::Bad), true) | (Some(Known::Good(_)), false) => false,
             (known, true) => {
                 if known.is_some() {
                     state.app.begin_credentials(self.network).ok();
                 }
                 state.app.remember_credentials(self.presented, Known::Bad);
                 state.app.count_credentials(self.network, true).await;
-                state.app.strike_address(self.network).await;
+                true
             }
             (None | Some(Known::Bad), false) => {
                 state.app.count_credentials(self.network, false).await;
                 if let Some(holder) = holder {
                     state.app.remember_credentials(self.presented, Known::Good(holder));
                 }
+                false
             }
         }
     }

@@ -81,6 +81,15 @@ pub(crate) fn credentials(headers: &HeaderMap) -> Option<Vec<u8>> {
     (!all.is_empty()).then_some(all)
 }
 
+/// What the request presents as a browser that somebody signed in with before.
+pub(crate) fn browser(headers: &HeaderMap) -> Option<BrowserToken> {
+    match cookie(headers, DEVICE) {
+        Cookie::Token(token) => Some(token),
+        // Nobody's device: it is counted with the strangers'.
+        Cookie::Absent | Cookie::Malformed => None,
+    }
+}
+
 /// Whether one of our own pages sent the request.
 fn is_own_page(headers: &HeaderMap, public_url: &str) -> bool {
     let mut sites = headers.get_all(FETCH_SITE).iter();
@@ -131,11 +140,6 @@ pub(crate) fn client_address(parts: &Parts) -> Option<IpAddr> {
 
 /// Where the request comes from.
 fn client(parts: &Parts) -> Client {
-    let device = match cookie(&parts.headers, DEVICE) {
-        Cookie::Token(token) => Some(token),
-        // Nobody's device: it is counted with the strangers'.
-        Cookie::Absent | Cookie::Malformed => None,
-    };
     Client {
         address: client_address(parts),
         agent: parts
@@ -144,7 +148,7 @@ fn client(parts: &Parts) -> Client {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
             .to_owned(),
-        device,
+        device: browser(&parts.headers),
     }
 }
 

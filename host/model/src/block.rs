@@ -9,6 +9,10 @@ pub const ADDRESS_STRIKES: u32 = 100;
 /// … and an API key, of whose refusals only those count that came after it proved itself: nobody else can have it shut out.
 pub const KEY_STRIKES: u32 = 1_000;
 pub const STRIKES_WITHIN: Duration = Duration::from_mins(15);
+/// Different names that a network tries in vain within [`STUFFING_WITHIN`] after which it is shut out: what was stolen elsewhere is tried here.
+/// Source: the figures of the one peer that looks for it (reference/core-services.md, section a.2).
+pub const STUFFED_NAMES: u32 = 15;
+pub const STUFFING_WITHIN: Duration = Duration::from_hours(3);
 /// The first block; each further one is twice as long. Source: identity.md.
 const FIRST: Duration = Duration::from_mins(15);
 const LONGEST: Duration = Duration::from_hours(24);

@@ -2,6 +2,8 @@
 //!
 //! Source: NIST SP 800-63B-4 §3.1.1 (length, blocklist, normalisation, no composition rules, no expiry).
 
+mod common;
+
 use unicode_normalization::UnicodeNormalization as _;
 use zeroize::Zeroizing;
 
@@ -62,6 +64,8 @@ pub enum Weak {
     Pattern,
     #[error("this password is mostly your name, your address or the product's name: choose another one")]
     Personal,
+    #[error("this password was stolen from somebody somewhere, and is tried first: choose another one")]
+    Breached,
 }
 
 impl Weak {
@@ -74,6 +78,7 @@ impl Weak {
             Self::Common => "common",
             Self::Pattern => "pattern",
             Self::Personal => "personal",
+            Self::Breached => "breached",
         }
     }
 }
@@ -88,7 +93,7 @@ pub fn check(password: &Password, len_min: usize, email: &Email, name: &str) -> 
         return Err(Weak::TooShort(len_min));
     }
     let folded = Zeroizing::new(text.to_lowercase());
-    if is_common(&folded) {
+    if common::is_listed(&folded) {
         return Err(Weak::Common);
     }
     if is_pattern(&folded) {
@@ -108,19 +113,10 @@ pub fn check(password: &Password, len_min: usize, email: &Email, name: &str) -> 
     if rest.len() != folded.len() && rest.chars().filter(|letter| letter.is_alphanumeric()).count() < REST_MIN {
         return Err(Weak::Personal);
     }
+    if common::is_made_of_listed(&folded) {
+        return Err(Weak::Common);
+    }
     Ok(())
-}
-
-/// Common passwords, one a line, in lower case. Those that are long enough to be chosen, and the words that people make them from.
-const BLOCKLIST: &str = include_str!("password/blocklist.txt");
-
-/// Whether the whole password is a common one, as it is, without what people hang on to it, or several times in a row.
-fn is_common(folded: &str) -> bool {
-    let is_listed = |text: &str| !text.is_empty() && BLOCKLIST.lines().any(|line| line == text);
-    let plain: Zeroizing<String> =
-        Zeroizing::new(folded.chars().map(unleet).filter(|letter| !letter.is_whitespace()).collect());
-    let trimmed = folded.trim_matches(|letter: char| !letter.is_alphabetic());
-    is_listed(folded) || is_listed(&plain) || is_listed(trimmed) || is_repeated(folded, is_listed)
 }
 
 /// Letters that people write as digits and signs.
@@ -134,10 +130,6 @@ fn unleet(letter: char) -> char {
         '7' => 't',
         other => other,
     }
-}
-
-fn is_repeated(text: &str, is_listed: impl Fn(&str) -> bool) -> bool {
-    unit(text).is_some_and(|unit| is_listed(&unit))
 }
 
 /// The shortest part that the text is made of by repetition, if that is not the whole.

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use bulkhead_app::{HashingLimits, StartLimits};
+use bulkhead_app::{BreachedPasswords, HashingLimits, StartLimits};
 use bulkhead_audit::retention::{DAYS_MAX, DAYS_MIN, PayloadRetention};
 use bulkhead_model::client_address::TrustedProxies;
 use bulkhead_model::passkey::RelyingParty;
@@ -335,6 +335,8 @@ pub(crate) struct AccountsSection {
     pub(crate) passkey_rp_id: Option<String>,
     /// Whose pages may ask for them; the public address without any.
     pub(crate) passkey_origins: Vec<String>,
+    /// Passwords that nobody may choose, because they were stolen somewhere.
+    pub(crate) breached_passwords_file: Option<PathBuf>,
 }
 
 impl Default for AccountsSection {
@@ -348,6 +350,7 @@ impl Default for AccountsSection {
             hash_waiting_max: waiting_max,
             passkey_rp_id: None,
             passkey_origins: Vec::new(),
+            breached_passwords_file: None,
         }
     }
 }
@@ -362,6 +365,13 @@ impl AccountsSection {
     pub(crate) fn passkeys(&self, public_url: &str) -> Result<Option<RelyingParty>> {
         RelyingParty::configured(public_url, self.passkey_rp_id.as_deref(), &self.passkey_origins)
             .context("accounts.passkey_rp_id and accounts.passkey_origins")
+    }
+
+    /// Passwords that were stolen somewhere, where there is a file of them.
+    pub(crate) fn breached_passwords(&self) -> Result<Option<BreachedPasswords>> {
+        let Some(path) = &self.breached_passwords_file else { return Ok(None) };
+        let opened = BreachedPasswords::open(path);
+        opened.map(Some).with_context(|| format!("accounts.breached_passwords_file = {}", path.display()))
     }
 
     fn check(&self) -> Result<()> {
@@ -548,6 +558,20 @@ mod tests {
         for text in ["retention_days = 29", "reads_retention_days = 0", "retention_days = 3651"] {
             assert!(read(&format!("[audit]\n{text}")).check().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_file_of_breached_passwords_that_is_none_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pwned.txt");
+        let section = AccountsSection { breached_passwords_file: Some(path.clone()), ..AccountsSection::default() };
+        let refused = || format!("{:#}", section.breached_passwords().unwrap_err());
+        assert!(AccountsSection::default().breached_passwords().unwrap().is_none(), "off by default");
+        assert!(refused().contains("accounts.breached_passwords_file") && refused().contains("cannot be read"));
+        std::fs::write(&path, "<html>").unwrap();
+        assert!(refused().contains("byte 0") && refused().contains("SHA1:COUNT"), "{}", refused());
+        std::fs::write(&path, "5BAA61E4C9B93F3F0682250B6CF8331B7EE68FD8:3\r\n").unwrap();
+        assert!(section.breached_passwords().unwrap().is_some());
     }
 
     #[test]

@@ -122,6 +122,7 @@ impl Host {
     /// platform's own publisher name.
     pub(crate) async fn open(config: &Config, first: FirstStart, first_party: BTreeSet<Digest>) -> Result<Self> {
         let ambient = Ambient::system();
+        let breached = config.accounts.breached_passwords()?;
         let roots = root_keys(config, first, &ambient)?;
         let root_key = roots.base().clone();
         let sealer = Sealer::with_roots(Arc::new(roots), ambient.clone());
@@ -157,6 +158,7 @@ impl Host {
             ambient,
             accounts: AccountParts::new(&root_key, config.accounts.hashing(), config.public_url(config.server.listen))
                 .with_passkeys(config.accounts.passkeys(&config.public_url(config.server.listen))?)
+                .with_breached_passwords(breached)
                 .with_post(mail::relay(&config.mail)?),
             sandbox: SandboxParts {
                 runtime,

@@ -33,6 +33,8 @@ pub struct AuditEntry {
     pub action: String,
     pub target: String,
     pub actor: String,
+    /// The id of the request that it was written in; none for what the host did by itself.
+    pub correlation: Option<String>,
     /// Null once it was disposed of.
     pub detail: Value,
     pub created_at: Timestamp,
@@ -46,6 +48,7 @@ pub struct AuditFilter {
     pub action: Option<String>,
     pub target: Option<String>,
     pub actor: Option<String>,
+    pub correlation: Option<String>,
     pub category: Option<Category>,
     pub severity: Option<Severity>,
     /// From this moment on, to the millisecond …
@@ -92,6 +95,7 @@ fn read(row: &Row) -> Result<AuditEntry, StoreError> {
         action: row.get("action")?,
         target: row.get("target")?,
         actor: row.get("actor")?,
+        correlation: row.get("correlation")?,
         detail: row.json("detail")?,
         created_at: row.get("created_at")?,
         disposed_by: row.get::<Option<i64>>("disposed_by")?.and_then(|seq| u64::try_from(seq).ok()),
@@ -114,14 +118,17 @@ impl Tx {
         ambient: &Ambient,
     ) -> Result<(AuditId, String, Timestamp), StoreError> {
         let sql = sql!(
-            "insert into audit (org_id, id, action, target, actor, detail, created_at) values ($1, $2, $3, $4, $5, $6, $7)"
+            "insert into audit (org_id, id, action, target, actor, correlation, detail, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)"
         );
         let (org, id, now) = (self.org()?, AuditId::new(ambient), ambient.now());
+        let correlation = self.context.correlation.clone();
         let actor = event.actor.to_string();
         // Bounded: what is longer than a bundle's line could never be taken out and verified.
         let detail =
             payload::bounded_text(event.detail.clone()).map_err(|error| StoreError::corrupt("detail", error))?;
-        let values = binds![org, id, event.action.as_str(), &event.target, &actor, &detail, now];
+        let values =
+            binds![org, id, event.action.as_str(), &event.target, &actor, correlation.as_deref(), &detail, now];
         self.execute(sql, values).await?;
         Ok((id, detail, now))
     }
@@ -161,10 +168,23 @@ impl Tx {
     ) -> Result<Vec<AuditEntry>, StoreError> {
         let Span { before, from, limit } = span;
         let (org, actor) = (self.org()?, &filter.actor);
+        if let Some(correlation) = &filter.correlation {
+            // Of one request there are few.
+            let sql = sql!(
+                "select id, action, target, actor, correlation, detail, created_at,
+                     (select e.seq from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as seq,
+                     (select e.disposed_by from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as disposed_by
+                 from audit where org_id = $1 and correlation = $2 and id < $3 and id >= $4
+                     and coalesce($5, action) = action and coalesce($6, target) = target and coalesce($7, actor) = actor
+                 order by id desc limit $8"
+            );
+            let values = binds![org, correlation, before, from, action, &filter.target, actor, limit];
+            return self.fetch(sql, values).await?.iter().map(read).collect();
+        }
         let rows = match (action, &filter.target, actor) {
             (None, None, None) => {
                 let sql = sql!(
-                    "select id, action, target, actor, detail, created_at,
+                    "select id, action, target, actor, correlation, detail, created_at,
                          (select e.seq from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as seq,
                          (select e.disposed_by from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as disposed_by
                      from audit where org_id = $1 and id < $2 and id >= $3 order by id desc limit $4"
@@ -173,7 +193,7 @@ impl Tx {
             }
             (None, None, Some(actor)) => {
                 let sql = sql!(
-                    "select id, action, target, actor, detail, created_at,
+                    "select id, action, target, actor, correlation, detail, created_at,
                          (select e.seq from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as seq,
                          (select e.disposed_by from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as disposed_by
                      from audit where org_id = $1 and actor = $2 and id < $3 and id >= $4 order by id desc limit $5"
@@ -182,7 +202,7 @@ impl Tx {
             }
             (Some(action), None, actor) => {
                 let sql = sql!(
-                    "select id, action, target, actor, detail, created_at,
+                    "select id, action, target, actor, correlation, detail, created_at,
                          (select e.seq from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as seq,
                          (select e.disposed_by from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as disposed_by
                      from audit where org_id = $1 and action = $2 and id < $3 and id >= $4 and coalesce($5, actor) = actor
@@ -192,7 +212,7 @@ impl Tx {
             }
             (None, Some(target), actor) => {
                 let sql = sql!(
-                    "select id, action, target, actor, detail, created_at,
+                    "select id, action, target, actor, correlation, detail, created_at,
                          (select e.seq from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as seq,
                          (select e.disposed_by from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as disposed_by
                      from audit where org_id = $1 and target = $2 and id < $3 and id >= $4 and coalesce($5, actor) = actor
@@ -202,7 +222,7 @@ impl Tx {
             }
             (Some(action), Some(target), actor) => {
                 let sql = sql!(
-                    "select id, action, target, actor, detail, created_at,
+                    "select id, action, target, actor, correlation, detail, created_at,
                          (select e.seq from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as seq,
                          (select e.disposed_by from audit_entry e where e.org_id = audit.org_id and e.id = audit.id) as disposed_by
                      from audit where org_id = $1 and target = $2 and action = $3 and id < $4 and id >= $5

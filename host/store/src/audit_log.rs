@@ -43,6 +43,8 @@ pub struct WaitingAudit {
     pub action: String,
     pub target: String,
     pub actor: String,
+    /// The id of the request that it was written in.
+    pub correlation: Option<String>,
     /// The payload's exact bytes.
     pub detail: String,
     pub created_at: Timestamp,
@@ -167,6 +169,7 @@ fn read_waiting(row: &Row) -> Result<WaitingAudit, StoreError> {
         action: row.get("action")?,
         target: row.get("target")?,
         actor: row.get("actor")?,
+        correlation: row.get("correlation")?,
         detail: row.get("detail")?,
         created_at: row.get("created_at")?,
     })
@@ -278,14 +281,21 @@ impl Tx {
         let sql = sql!("insert into audit_waiting (org_id, id) values ($1, $2)");
         let org = self.org()?;
         self.execute(sql, binds![org, id]).await?;
-        let (target, actor) = (event.target.clone(), event.actor.to_string());
-        Ok(WaitingAudit { id, action: event.action.as_str().to_owned(), target, actor, detail, created_at })
+        Ok(WaitingAudit {
+            id,
+            action: event.action.as_str().to_owned(),
+            target: event.target.clone(),
+            actor: event.actor.to_string(),
+            correlation: self.context.correlation.as_deref().map(str::to_owned),
+            detail,
+            created_at,
+        })
     }
 
     /// Entries without a place.
     pub async fn list_audit_waiting(&mut self, limit: u32) -> Result<AuditBacklog, StoreError> {
         let sql = sql!(
-            "select a.id, a.action, a.target, a.actor, a.detail, a.created_at
+            "select a.id, a.action, a.target, a.actor, a.correlation, a.detail, a.created_at
              from audit_waiting w join audit a on a.org_id = w.org_id and a.id = w.id
              where w.org_id = $1
                and not exists (select 1 from audit_entry e where e.org_id = w.org_id and e.id = w.id)
@@ -340,7 +350,7 @@ impl Tx {
     pub async fn list_audit_entries(&mut self, from: u64, limit: u32) -> Result<Vec<AuditRow>, StoreError> {
         let sql = sql!(
             "select e.seq, e.id, e.record, e.leaf, e.key_id, e.signature, e.endorsement, e.completed, e.salt, e.disposed_by,
-                 a.action, a.target, a.actor, a.detail, a.created_at
+                 a.action, a.target, a.actor, a.correlation, a.detail, a.created_at
              from audit_entry e join audit a on a.org_id = e.org_id and a.id = e.id
              where e.org_id = $1 and e.seq >= $2 order by e.seq limit $3"
         );

@@ -65,5 +65,5 @@ pub mod workflow;
 pub use error::{DatabaseError, StoreError};
 pub use postgres::{Listener, application_role};
 pub use sql::STATEMENT_SOURCES;
-pub use store::{Database, FaultHook, ScopeContext, Scoped, Store, StoreConfig, TxError, WriterStats};
+pub use store::{Database, FaultHook, ScopeContext, Scoped, Store, StoreConfig, TxError, WriterStats, correlated};
 pub use tx::Tx;

@@ -43,6 +43,11 @@ const ALL: &[(&str, &str, &str)] = &[
         include_str!("../../../migrations/sqlite/0007_retention.sql"),
         include_str!("../../../migrations/postgres/0007_retention.sql"),
     ),
+    (
+        "0008_watch",
+        include_str!("../../../migrations/sqlite/0008_watch.sql"),
+        include_str!("../../../migrations/postgres/0008_watch.sql"),
+    ),
 ];
 
 fn migrator(text: impl Fn(&(&'static str, &'static str, &'static str)) -> &'static str) -> Migrator {

@@ -137,19 +137,19 @@ pub struct ScopeContext(pub(crate) TxContext);
 
 impl Scoped for OrgScope {
     fn context(&self) -> ScopeContext {
-        ScopeContext(TxContext { org: Some(self.org()), system: None })
+        ScopeContext(TxContext { org: Some(self.org()), system: None, correlation: None })
     }
 }
 
 impl Scoped for AccountScope {
     fn context(&self) -> ScopeContext {
-        ScopeContext(TxContext { org: self.org(), system: Some(SystemReason::Accounts) })
+        ScopeContext(TxContext { org: self.org(), system: Some(SystemReason::Accounts), correlation: None })
     }
 }
 
 impl Scoped for SystemScope {
     fn context(&self) -> ScopeContext {
-        ScopeContext(TxContext { org: None, system: Some(self.reason()) })
+        ScopeContext(TxContext { org: None, system: Some(self.reason()), correlation: None })
     }
 }
 
@@ -170,6 +170,12 @@ pub(crate) const WRITE_TIME_MAX: Duration = Duration::from_secs(10);
 
 tokio::task_local! {
     static IN_TRANSACTION: ();
+    static CORRELATION: Arc<str>;
+}
+
+/// Runs `future` as a part of what `id` names, a request: entries of the audit log that its transactions write say so.
+pub async fn correlated<T>(id: &str, future: impl Future<Output = T>) -> T {
+    CORRELATION.scope(Arc::from(id), future).await
 }
 
 /// How strictly PostgreSQL isolates a write; SQLite's single writer is serializable always.
@@ -316,7 +322,8 @@ impl Store {
         if IN_TRANSACTION.try_with(|()| ()).is_ok() {
             return Err(StoreError::Misuse("a transaction inside a transaction").into());
         }
-        let context = scope.context().0;
+        let mut context = scope.context().0;
+        context.correlation = CORRELATION.try_with(Arc::clone).ok();
         match &*self.backend {
             Backend::Sqlite(sqlite) => sqlite.write(context, args, closure).await,
             Backend::Postgres(postgres) => {

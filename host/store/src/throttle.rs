@@ -23,6 +23,8 @@ pub struct SignInAttempt {
     pub device: Option<DeviceId>,
     pub address: String,
     pub agent: String,
+    /// The network in which names are counted that failed, of a try that counts there; none once it was counted.
+    pub network: Option<String>,
     pub created_at: Timestamp,
     /// Whether the organizations in which the person works know of it.
     pub is_told: bool,
@@ -38,6 +40,7 @@ fn read(row: &Row) -> Result<SignInAttempt, StoreError> {
         device: row.get("device_id")?,
         address: row.get("address")?,
         agent: row.get("agent")?,
+        network: row.get("network")?,
         created_at: row.get("created_at")?,
         is_told: row.get::<i64>("told")? == 1,
     })
@@ -47,8 +50,8 @@ impl Tx {
     pub async fn record_sign_in_attempt(&mut self, attempt: &SignInAttempt) -> Result<(), StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "insert into sign_in_attempt (id, user_id, identifier, method, outcome, device_id, address, agent, created_at, told)
-             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+            "insert into sign_in_attempt (id, user_id, identifier, method, outcome, device_id, address, agent, network, created_at, told)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
         );
         let values = binds![
             attempt.id,
@@ -59,6 +62,7 @@ impl Tx {
             attempt.device,
             &attempt.address,
             &attempt.agent,
+            attempt.network.as_deref(),
             attempt.created_at,
             i64::from(attempt.is_told)
         ];
@@ -73,7 +77,7 @@ impl Tx {
     ) -> Result<Page<SignInAttempt>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, user_id, identifier, method, outcome, device_id, address, agent, created_at, told from sign_in_attempt
+            "select id, user_id, identifier, method, outcome, device_id, address, agent, network, created_at, told from sign_in_attempt
              where user_id = $1 and id < $2 order by id desc limit $3"
         );
         let rows = self.fetch(sql, binds![user, page.bound(), page.fetch()]).await?;
@@ -85,7 +89,7 @@ impl Tx {
     pub async fn load_untold_attempt(&mut self) -> Result<Option<SignInAttempt>, StoreError> {
         self.require_people()?;
         let sql = sql!(
-            "select id, user_id, identifier, method, outcome, device_id, address, agent, created_at, told from sign_in_attempt
+            "select id, user_id, identifier, method, outcome, device_id, address, agent, network, created_at, told from sign_in_attempt
              where told = 0 order by id limit 1"
         );
         self.fetch_optional(sql, &[]).await?.map(|row| read(&row)).transpose()
@@ -109,6 +113,29 @@ impl Tx {
     pub async fn mark_attempt_told(&mut self, id: SignInAttemptId) -> Result<bool, StoreError> {
         self.require_people()?;
         Ok(self.execute(sql!("update sign_in_attempt set told = 1 where id = $1 and told = 0"), binds![id]).await? > 0)
+    }
+
+    /// How many names failed from a network (as `bulkhead_model::network::Network` writes it) since, and did not pass from there since, up to
+    /// the cap.
+    pub async fn count_names_that_failed(
+        &mut self,
+        network: &str,
+        since: SignInAttemptId,
+        cap: u32,
+    ) -> Result<usize, StoreError> {
+        self.require_people()?;
+        // Of the two outcomes `passed` is the smaller one.
+        let sql = sql!(
+            "select identifier from sign_in_attempt where network = $1 and id >= $2
+             group by identifier having min(outcome) = 'refused' limit $3"
+        );
+        Ok(self.fetch(sql, binds![network, since, cap]).await?.len())
+    }
+
+    /// Lets no attempt of a network count again; answers how many did.
+    pub async fn forget_names_that_failed(&mut self, network: &str) -> Result<u64, StoreError> {
+        self.require_people()?;
+        self.execute(sql!("update sign_in_attempt set network = null where network = $1"), binds![network]).await
     }
 
     /// Removes attempts that were made before this one could have been.

@@ -1,5 +1,6 @@
 //! A transaction of either database: what the closures of [`Store::write`](crate::Store::write) work with.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bulkhead_model::id::OrgId;
@@ -25,6 +26,8 @@ pub(crate) enum Conn {
 pub(crate) struct TxContext {
     pub(crate) org: Option<OrgId>,
     pub(crate) system: Option<SystemReason>,
+    /// What the transaction is a part of.
+    pub(crate) correlation: Option<Arc<str>>,
 }
 
 /// An open transaction. After the first failed (or abandoned) statement it runs nothing more and will be rolled back, on both
@@ -48,7 +51,7 @@ impl Tx {
 
     /// A transaction of a command that stands beside the server: a backup or a restore.
     pub(crate) fn beside(conn: Conn) -> Self {
-        let context = TxContext { org: None, system: None };
+        let context = TxContext { org: None, system: None, correlation: None };
         Self::new(conn, context, FaultHook::default(), Instant::now())
     }
 

@@ -70,6 +70,11 @@ impl Attempt {
         Ok(())
     }
 
+    /// Whether nobody who is known makes it: neither a session of the person's nor a browser that they signed in with before.
+    pub(crate) fn is_of_stranger(&self) -> bool {
+        self.counters.iter().any(|(by, _)| *by == CountedBy::Identifier)
+    }
+
     /// It was never judged, because there was no room for it: it was no attempt.
     async fn give_back(&self, tx: &mut Tx) -> Result<(), AppError> {
         for (_, key) in &self.counters {
@@ -93,7 +98,7 @@ impl Attempt {
     }
 }
 
-fn too_many(pause: Duration) -> AppError {
+pub(crate) fn too_many(pause: Duration) -> AppError {
     AppError::TooMany {
         code: "too-many-attempts",
         message: "too many attempts: wait, then try again".to_owned(),

@@ -12,7 +12,7 @@ use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::org::Org;
 use serde_json::json;
 
-use super::{ROLE_ADMIN, invalid_link, read_email, read_name, read_new_password};
+use super::{ROLE_ADMIN, invalid_link, read_email, read_name};
 use crate::assignment::join_as;
 use crate::{App, AppError};
 
@@ -65,7 +65,6 @@ impl App {
     pub async fn set_up(&self, new: SetUp) -> Result<(User, Org), AppError> {
         let link = self.open_link(Purpose::SetUp, &new.token)?;
         let (email, name) = (read_email(&new.email)?, read_name(&new.name)?);
-        let password = read_new_password(&new.password, "/password", &email, &name)?;
         let org_name = new.org_name.unwrap_or_else(|| new.org.to_string());
         crate::org::check_name(&org_name)
             .map_err(|_| AppError::invalid("invalid-name", "/organization/name", "a name has 1 to 100 characters"))?;
@@ -74,6 +73,7 @@ impl App {
             Box::pin(async move { Ok::<_, AppError>(tx.load_usable_link(*link, Purpose::SetUp, *now).await?) })
         });
         usable.await?.ok_or_else(invalid_link)?;
+        let password = self.read_new_password(&new.password, "/password", &email, &name).await?;
         let stored = self.accounts().hasher.hash(password, self.ambient()).await?;
         let mut user = self.new_user(email, name, Some(stored));
         user.is_super_admin = true;

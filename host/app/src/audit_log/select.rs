@@ -335,9 +335,10 @@ fn selection_header(org: OrgId, keys: Vec<String>) -> Header {
 
 /// A filter as its entry says it.
 fn described(filter: &AuditFilter) -> Value {
-    let AuditFilter { action, target, actor, category, severity, from, to } = filter;
+    let AuditFilter { action, target, actor, correlation, category, severity, from, to } = filter;
     let all = json!({
-        "action": action, "target": target, "actor": actor, "category": category, "severity": severity, "from": from, "to": to,
+        "action": action, "target": target, "actor": actor, "correlation_id": correlation, "category": category, "severity": severity,
+        "from": from, "to": to,
     });
     match all {
         Value::Object(fields) => fields.into_iter().filter(|(_, value)| !value.is_null()).collect(),
@@ -361,6 +362,7 @@ mod tests {
             action: "=cmd|' /C calc'!A0".to_owned(),
             target: "+1\r\n2".to_owned(),
             actor: "@SUM(1)".to_owned(),
+            correlation: None,
             detail: json!("-1"),
             created_at: at,
             disposed_by: None,

@@ -31,6 +31,7 @@ fn differing(sealed: &SealedAudit, waiting: &WaitingAudit) -> Option<&'static st
         ("its action", record.event == Token::from_any(&waiting.action)),
         ("its target", record.target.id == Token::from_any(&waiting.target)),
         ("its actor", record.actor == actor_of(&waiting.actor)),
+        ("its correlation id", record.correlation == waiting.correlation.as_deref().map(Token::from_any)),
         ("its time", record.ts.as_str() == waiting.created_at.to_string()),
         ("its number", record.seq == sealed.seq),
         ("its leaf hash", leaf_hash(&sealed.record) == sealed.leaf),

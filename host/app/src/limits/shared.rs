@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bulkhead_store::rate::{BucketKey, Taking, TokenAsk};
 use bulkhead_store::{Store, StoreError};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::LIMITS;
@@ -30,17 +30,41 @@ struct Waiting {
 pub(super) struct Shared {
     sender: mpsc::Sender<Waiting>,
     receiver: Mutex<mpsc::Receiver<Waiting>>,
+    /// Whether somebody carries asks.
+    is_served: watch::Sender<bool>,
+}
+
+/// Somebody carries asks for as long as this is there, however it ends.
+struct Serving<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Serving<'a> {
+    fn begin(is_served: &'a watch::Sender<bool>) -> Self {
+        is_served.send_replace(true);
+        Self(is_served)
+    }
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        Self { sender, receiver: Mutex::new(receiver) }
+        Self { sender, receiver: Mutex::new(receiver), is_served: watch::Sender::new(false) }
+    }
+
+    /// Waits until somebody carries asks.
+    pub(super) async fn wait_until_served(&self) {
+        // The sender is there as long as this is.
+        self.is_served.subscribe().wait_for(|is_served| *is_served).await.ok();
     }
 
     /// Takes tokens; `None` where the database does not answer in time, or too many wait already.
     pub(super) async fn take(&self, asks: Vec<TokenAsk>) -> Option<Vec<Taking>> {
-        if self.receiver.try_lock().is_ok() {
+        if !*self.is_served.borrow() {
             // Nobody carries asks: it begins, or has ended.
             return None;
         }
@@ -52,6 +76,7 @@ impl Shared {
     /// Carries asks to the database until it is told to stop.
     pub(super) async fn serve(&self, store: &Store, stop: &CancellationToken) {
         let mut receiver = self.receiver.lock().await;
+        let _serving = Serving::begin(&self.is_served);
         let mut waiting = Vec::with_capacity(TOGETHER_MAX);
         loop {
             tokio::select! {

@@ -392,7 +392,7 @@ impl Writer {
 
     fn connect(&mut self) -> rusqlite::Result<()> {
         let conn = SqliteConnection::open(&self.path, Access::Write)?;
-        let context = TxContext { org: None, system: None };
+        let context = TxContext { org: None, system: None, correlation: None };
         self.open = Some(Tx::new(Conn::Sqlite(conn), context, self.fault.clone(), self.opened_at));
         self.disk_full = false;
         Ok(())
