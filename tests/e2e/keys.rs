@@ -174,3 +174,56 @@ on_both! {
         place.start(&sink).stop();
     }
 }
+
+/// A key service as a program: it turns letters by thirteen places, and opens nothing for whoever shows it the server's configuration.
+const SERVICE: &str = r#"
+if env | grep -q '^BULKHEAD_'; then echo 'the configuration is shown' >&2; exit 5; fi
+read -r ask
+field() { printf '%s' "$ask" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
+turned() { printf '%s' "$1" | tr 'A-Za-z' 'N-ZA-Mn-za-m'; }
+case "$ask" in
+*'"operation":"wrap"'*) printf '{"wrapped":"test:%s"}\n' "$(turned "$(field plaintext)")" ;;
+*) wrapped=$(field wrapped); printf '{"plaintext":"%s"}\n' "$(turned "${wrapped#test:}")" ;;
+esac
+"#;
+
+on_both! {
+    // The first start has the root key wrapped; without the service nothing starts, and what is there stays.
+    fn a_key_service_opens_the_root_keys(place: Place) {
+        let (sink, folder) = (Sink::start(), tempfile::tempdir().unwrap());
+        let (service, denies) = (folder.path().join("service.sh"), folder.path().join("denies.sh"));
+        std::fs::write(&service, SERVICE).unwrap();
+        std::fs::write(&denies, "echo 'access denied' >&2; exit 1").unwrap();
+        let by = |program: &Path| [("BULKHEAD_KEYS__COMMAND", json!(["/bin/sh", program]).to_string())];
+        let server = place.start_with(&sink, &by(&service));
+        let workflows = with_hooks(&server, 1, 3);
+        assert_eq!(server.stop(), Some(0));
+        let dir = place.data_dir();
+        let wrapped = std::fs::read_to_string(dir.join("root.key.wrapped")).unwrap();
+        assert!(wrapped.contains("test:") && !dir.join("root.key").exists(), "{wrapped}");
+
+        let list = |settings: &[(&str, String)]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
+            command.args(["admin", "keys", "list"]).env("BULKHEAD_SERVER__DATA_DIR", &dir).stdin(Stdio::null());
+            command.envs(settings.iter().map(|(name, value)| (*name, value)));
+            command.envs(place.database_url().map(|url| ("BULKHEAD_DATABASE__OWNER_URL", url)));
+            command.output().unwrap()
+        };
+        assert!(said(&list(&by(&service))).contains("active       wraps 1 organization keys"));
+        let denied = refusal(&list(&by(&denies)));
+        assert!(denied.contains("access denied"), "{denied}");
+        let unasked = refusal(&list(&[]));
+        assert!(unasked.contains("root.key.wrapped"), "{unasked}");
+        // A server as well ends before it has done anything.
+        let mut command = place.command(&sink.url("/hook"));
+        command.envs(by(&denies)).stdin(Stdio::null());
+        let refused = refusal(&command.output().unwrap());
+        assert!(refused.contains("access denied"), "{refused}");
+        assert_eq!(std::fs::read_to_string(dir.join("root.key.wrapped")).unwrap(), wrapped);
+        assert!(!dir.join("root.key").exists());
+
+        let server = place.start_with(&sink, &by(&service));
+        all_open(&server, &workflows);
+        assert_eq!(server.stop(), Some(0));
+    }
+}

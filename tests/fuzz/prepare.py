@@ -1,8 +1,8 @@
 """Waits for the demo, makes some things in its organization, and writes schemathesis' configuration for them.
 
-prepare.py DEMO_JSON CONFIGURATION
+prepare.py DEMO_JSON CONFIGURATION URL
 
-`cargo xtask fuzz` calls it. Only the standard library is used.
+URL is where the demo listens; what it calls itself is an address that nobody answers at. `cargo xtask fuzz` calls it. Only the standard library is used.
 """
 
 import json
@@ -58,15 +58,16 @@ class Api:
         return self.ask(method, f"/api/v1/orgs/{self.org}/{path}", body)
 
 
-def demo_of(path):
-    """What the demo says of itself, once it is ready."""
+def demo_of(path, url):
+    """What the demo says of itself, once it is ready, with the address where it listens in the place of its public one."""
     ends = time.monotonic() + PATIENCE_S
     while time.monotonic() < ends:
         try:
             with open(path, encoding="utf-8") as file:
-                demo = json.load(file)
-            with urllib.request.urlopen(demo["url"] + "/readyz", timeout=2):
-                return demo
+                text = file.read()
+            public = json.loads(text)["url"]
+            with urllib.request.urlopen(url + "/readyz", timeout=2):
+                return json.loads(text.replace(public, url))
         except (OSError, ValueError):
             time.sleep(0.2)
     raise SystemExit(f"the demo is not ready after {PATIENCE_S} seconds")
@@ -101,7 +102,7 @@ def things(api, demo):
 
 
 def main():
-    demo = demo_of(sys.argv[1])
+    demo = demo_of(sys.argv[1], sys.argv[3])
     api = Api(demo)
     lines = [f'"path.{name}" = "{value}"' for name, value in things(api, demo).items() if value]
     text = "[parameters]\n" + "\n".join(lines) + f'\n\n[auth.openapi.api_key]\nbearer = "{api.key}"\n' + CHECKS

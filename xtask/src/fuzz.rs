@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bulkhead_test_support::free_port;
@@ -13,6 +14,10 @@ use crate::{plugins, setup, tools};
 const REQUIREMENTS: &str = "tests/fuzz/requirements.txt";
 /// Tried for each operation and kind of input; the rest of the time goes into sequences of operations.
 const EXAMPLES: &str = "8";
+/// As a part of the tests: requests are made up for so long …
+const IN_TESTS_S: u32 = 110;
+/// … and a client that has not ended this long after its time hangs.
+const GRACE: Duration = Duration::from_mins(1);
 /// Nobody counts here how often one client asks.
 const LIMITS: [&str; 12] = [
     "ANONYMOUS_PER_MINUTE",
@@ -29,6 +34,9 @@ const LIMITS: [&str; 12] = [
     "EXPORTS_PER_HOUR",
 ];
 const LIMIT: &str = "1000000";
+/// The server speaks no TLS: with such an address, and no proxy named, it does not know where requests come from. So the guesses that are made
+/// up here shut nobody out (blocks, pauses after wrong passwords), and what has no credentials is answered 401 to the end, not 429.
+const PUBLIC_URL: &str = "https://fuzz.test";
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -41,13 +49,25 @@ pub(crate) struct Arguments {
 }
 
 /// The server; it ends with what it was started for.
-struct Demo(Child);
+struct Demo {
+    child: Child,
+    /// Where it listens.
+    url: String,
+}
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
+}
+
+/// What came of the part of the tests.
+pub(crate) enum Outcome {
+    Green,
+    Failed(anyhow::Error),
+    /// The client is not there, and why.
+    LeftOut(anyhow::Error),
 }
 
 pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
@@ -55,63 +75,88 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
     let environment = environment()?;
     // As the tests are built, so that nothing is built twice.
     tools::run(tools::cargo().args(["build", "--workspace", "--lib", "--bins", "--tests", "--examples"]))?;
+    plugins::build_all(&tools::built("bulkhead", false)?)?;
+    against_demo(arguments, &environment)
+}
+
+/// The part of the tests, less than three minutes of them; server and plugins are built.
+pub(crate) fn in_tests() -> Outcome {
+    match environment() {
+        Ok(environment) => match against_demo(&Arguments { seconds: IN_TESTS_S, seed: 1 }, &environment) {
+            Ok(()) => Outcome::Green,
+            Err(error) => Outcome::Failed(error),
+        },
+        Err(error) => Outcome::LeftOut(error),
+    }
+}
+
+fn against_demo(arguments: &Arguments, environment: &Path) -> Result<()> {
     let bulkhead = tools::built("bulkhead", false)?;
-    plugins::build_all(&bulkhead)?;
     let place = tempfile::tempdir().context("cannot make a temporary folder")?;
     let (data, log) = (place.path().join("data"), place.path().join("server.log"));
-    let _demo = start(&bulkhead, &data, &log)?;
+    let demo = start(&bulkhead, &data, &log)?;
     let configuration = place.path().join("schemathesis.toml");
     let prepared = tools::run(
         tools::program(environment.join("bin/python"))
             .arg("tests/fuzz/prepare.py")
-            .args([&data.join("demo.json"), &configuration]),
+            .args([&data.join("demo.json"), &configuration])
+            .arg(&demo.url),
     );
-    let outcome = prepared.and_then(|()| run(arguments, &environment, &configuration, &data));
+    let outcome = prepared.and_then(|()| run(arguments, environment, &configuration, &demo.url));
     if outcome.is_err() {
         show_faults(&log);
     }
     outcome
 }
 
-/// Python's packages for this and nothing else, in the target folder.
+/// Python's packages for this and nothing else, in the target folder, which may outlive the clone.
 fn environment() -> Result<PathBuf> {
-    let folder = tools::target_directory()?.join("schemathesis");
+    let target = tools::target_directory()?;
+    std::fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
+    // Clones that share the folder make it one after another.
+    let lock = target.join("schemathesis.lock");
+    let lock = std::fs::File::create(&lock).with_context(|| format!("cannot make {}", lock.display()))?;
+    lock.lock().context("cannot lock the folder of Python's packages")?;
+    let folder = target.join("schemathesis");
     let (wanted, installed) = (tools::root().join(REQUIREMENTS), folder.join("requirements.txt"));
     let wanted_text = std::fs::read_to_string(&wanted).with_context(|| format!("cannot read {}", wanted.display()))?;
-    if std::fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text) {
+    let python = folder.join("bin/python");
+    // A Python that was replaced meanwhile leaves an environment behind that does not start.
+    if std::fs::read_to_string(&installed).is_ok_and(|text| text == wanted_text)
+        && tools::output(tools::program(&python).args(["-c", "import schemathesis"])).is_ok()
+    {
         return Ok(folder);
     }
     tools::run(tools::program("python3").args(["-m", "venv", "--clear"]).arg(&folder))
         .context("Python 3.10 or newer with `venv` is needed: `apt-get install python3-venv`")?;
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", REQUIREMENTS];
-    tools::run(tools::program(folder.join("bin/python")).args(pip))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "2", "--requirement"];
+    tools::run(tools::program(python).args(pip).arg(REQUIREMENTS)).context("Python's packages cannot be installed")?;
     std::fs::write(&installed, wanted_text).with_context(|| format!("cannot write {}", installed.display()))?;
     Ok(folder)
 }
 
 fn start(bulkhead: &Path, data: &Path, log: &Path) -> Result<Demo> {
     let log = std::fs::File::create(log).context("cannot make the server's log")?;
+    let address = format!("127.0.0.1:{}", free_port());
     let mut command = tools::program(bulkhead);
-    command.args(["demo", "--listen", &format!("127.0.0.1:{}", free_port())]).arg("--data-dir").arg(data);
+    command.args(["demo", "--listen", &address]).arg("--data-dir").arg(data);
     for limit in LIMITS {
         command.env(format!("BULKHEAD_LIMITS__{limit}"), LIMIT);
     }
+    command.env("BULKHEAD_SERVER__PUBLIC_URL", PUBLIC_URL).env("BULKHEAD_SERVER__TRUSTED_PROXIES", "[]");
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     eprintln!("$ {}", tools::shown(&command));
-    Ok(Demo(command.spawn().context("cannot start the demo")?))
+    Ok(Demo { child: command.spawn().context("cannot start the demo")?, url: format!("http://{address}") })
 }
 
-fn run(arguments: &Arguments, environment: &Path, configuration: &Path, data: &Path) -> Result<()> {
-    let demo = std::fs::read_to_string(data.join("demo.json")).context("cannot read what the demo says of itself")?;
-    let demo: serde_json::Value = serde_json::from_str(&demo).context("the demo says no JSON")?;
-    let url = demo["url"].as_str().context("the demo names no address")?;
+fn run(arguments: &Arguments, environment: &Path, configuration: &Path, url: &str) -> Result<()> {
     let mut command = tools::program(environment.join("bin/schemathesis"));
     // What it remembers of one run is no matter of the next, nor of the repository.
     command.current_dir(configuration.parent().context("the configuration lies in no folder")?);
     command.arg("--config-file").arg(configuration).args(["run", &format!("{url}/api/openapi.json")]);
     command.args(["--max-time", &arguments.seconds.to_string(), "--seed", &arguments.seed.to_string()]);
     command.args(["--max-examples", EXAMPLES, "--continue-on-failure", "--no-shrink", "--warnings", "off"]);
-    tools::run(&mut command)
+    tools::run_within(&mut command, Duration::from_secs(arguments.seconds.into()) + GRACE)
 }
 
 /// The lines of the server's log that are about faults of ours.
@@ -125,6 +170,16 @@ fn show_faults(log: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_limit_is_left_that_would_answer_429() {
+        let text = std::fs::read_to_string(tools::root().join("docs/bulkhead.example.toml")).unwrap();
+        let (_, limits) = text.split_once("[limits]").unwrap();
+        let (limits, _) = limits.split_once("\n[").unwrap();
+        let keys = limits.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(" = "));
+        let keys: Vec<String> = keys.map(|(key, _)| key.to_uppercase()).collect();
+        assert_eq!(keys, LIMITS, "the limits that a server has, in their order");
+    }
 
     #[test]
     fn every_package_has_one_version() {

@@ -33,6 +33,13 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
         Ok(version) => eprintln!("PostgreSQL  {version} (for tests; the product runs on SQLite without it)"),
         Err(missing) => eprintln!("PostgreSQL  missing: only tests need it.\n            {missing}{}", hint(&missing)),
     }
+    let has_python = tools::output(tools::program("python3").args(["-c", "import ensurepip, venv"])).is_ok();
+    let python = if has_python {
+        "installed, with venv"
+    } else {
+        "missing, or without venv: the tests leave schemathesis out. Debian, Ubuntu: `apt-get install python3-venv`"
+    };
+    eprintln!("Python      {python}");
     let has_nextest = tools::has_cargo_command("nextest");
     let nextest = if has_nextest { "installed" } else { "missing: `cargo test` is used instead, which is slower" };
     eprintln!("nextest     {nextest}");

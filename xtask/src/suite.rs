@@ -9,13 +9,16 @@ use anyhow::{Context, Result, bail};
 use bulkhead_test_support::postgres::{Cluster, SKIPPED_VARIABLE, Server, URL_VARIABLE};
 use clap::Args;
 
-use crate::{plugins, setup, tools};
+use crate::{fuzz, plugins, setup, tools};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Builds only what the tests themselves are; those that need a plugin's package find the last one that was built.
     #[arg(long)]
     without_plugins: bool,
+    /// Leaves out the two minutes in which an independent client makes up requests (`cargo xtask fuzz`).
+    #[arg(long)]
+    without_fuzz: bool,
     /// Handed to `cargo nextest run`, or to `cargo test` where nextest is not installed: filters, `-p crate`, `-E …`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "FILTERS")]
     filters: Vec<String>,
@@ -103,8 +106,26 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
         count += of_documents;
         green &= documents_green;
     }
+    let fuzzed =
+        (arguments.filters.is_empty() && !arguments.without_fuzz && !arguments.without_plugins).then(fuzz::in_tests);
+    match &fuzzed {
+        Some(fuzz::Outcome::Green) => count.passed += 1,
+        Some(fuzz::Outcome::Failed(error)) => {
+            eprintln!("\nschemathesis: {error:#}");
+            count.failed += 1;
+            green = false;
+        }
+        Some(fuzz::Outcome::LeftOut(_)) => count.skipped += 1,
+        None => {}
+    }
     if let Postgres::Missing(reason) = &postgres {
         warn(reason);
+    }
+    if let Some(fuzz::Outcome::LeftOut(why)) = &fuzzed {
+        warn_of(
+            "WITHOUT SCHEMATHESIS: no independent client held the server to its OpenAPI document.",
+            &format!("{why:#}"),
+        );
     }
     println!("\ndatabases: SQLite {}, {}", sqlite_version()?, postgres.described());
     println!("{} passed, {} failed, {} skipped", count.passed, count.failed, count.skipped);
@@ -114,12 +135,19 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
     if matches!(postgres, Postgres::Missing(_)) && tools::under_ci() {
         bail!("continuous integration must cover PostgreSQL");
     }
+    if matches!(fuzzed, Some(fuzz::Outcome::LeftOut(_))) && tools::under_ci() {
+        bail!("continuous integration must run schemathesis");
+    }
     Ok(())
 }
 
 fn warn(reason: &str) {
+    warn_of("WITHOUT POSTGRESQL: every test that needs it is left out.", reason);
+}
+
+fn warn_of(what: &str, reason: &str) {
     let line = "!".repeat(100);
-    eprintln!("\n{line}\nWITHOUT POSTGRESQL: every test that needs it is left out.\n{reason}\n{line}\n");
+    eprintln!("\n{line}\n{what}\n{reason}\n{line}\n");
 }
 
 /// How many tests said that they were left out; one may say so more than once.

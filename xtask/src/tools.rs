@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -62,6 +63,26 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = shown(command);
     eprintln!("$ {line}");
     let status = command.status().with_context(|| format!("cannot start {line}"))?;
+    if status.success() { Ok(()) } else { bail!("`{line}` failed ({status})") }
+}
+
+/// The same for a program that may hang: after this long it is ended, and that is a failure.
+pub(crate) fn run_within(command: &mut Command, within: Duration) -> Result<()> {
+    let line = shown(command);
+    eprintln!("$ {line}");
+    let mut child = command.spawn().with_context(|| format!("cannot start {line}"))?;
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if began.elapsed() >= within {
+            child.kill()?;
+            child.wait()?;
+            bail!("`{line}` did not end within {} seconds and was ended", within.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
     if status.success() { Ok(()) } else { bail!("`{line}` failed ({status})") }
 }
 
@@ -146,6 +167,16 @@ mod tests {
         let mut command = Command::new("/somewhere/bin/cargo");
         command.args(["test", "-E", "test(a) & b", ""]);
         assert_eq!(shown(&command), "cargo test -E 'test(a) & b' ''");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_ended() {
+        let within = |seconds: &str, within| run_within(Command::new("sleep").arg(seconds), within);
+        let ended = within("600", Duration::from_millis(200)).unwrap_err().to_string();
+        assert!(ended.contains("did not end"), "{ended}");
+        within("0", Duration::from_mins(1)).unwrap();
+        let failed = run_within(&mut Command::new("false"), Duration::from_mins(1)).unwrap_err().to_string();
+        assert!(failed.contains("exit status: 1"), "{failed}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! What a rate limit costs each request: one process's memory, and a bucket that nodes share (PostgreSQL), asked seldom and often.
+//! Performance row 0: what a rate limit costs each request: one process's memory, and a bucket that nodes share (PostgreSQL), asked seldom
+//! and often. It is in no row of the table of targets, and so in row 0.
 //!
-//! Prints one JSON object a line (`bulkhead_test_support::measure`); of no row of the table of targets (0).
+//! Prints one JSON object a line (`bulkhead_test_support::measure`).
 
 use std::hint::black_box;
 use std::process::ExitCode;

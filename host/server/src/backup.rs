@@ -130,7 +130,7 @@ pub(crate) async fn run(mut config: Config, args: BackupArgs) -> Result<ExitCode
     File::open(folder(&path))?.sync_all()?;
     report(&path, &summary, args.json, "backed up");
     if !args.json {
-        let key = config.server.data_dir.join("root.key");
+        let key = keys::path(&config);
         eprintln!("keep a copy of {} too, in another place: without it nobody can open the backup", key.display());
     }
     Ok(ExitCode::SUCCESS)
@@ -169,7 +169,7 @@ pub(crate) async fn restore(mut config: Config, args: RestoreArgs) -> Result<Exi
         bail!(
             "{0} is missing: a restore needs the root key of the server that made the backup. Put it there first: \
              `mkdir -p -m 700 {1} && install -m 600 YOUR-COPY {0}`",
-            dir.join("root.key").display(),
+            keys::path(&config).display(),
             dir.display()
         );
     }

@@ -404,11 +404,35 @@ impl Default for MailSection {
 }
 
 /// `[keys]`: where the root keys come from.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct KeysSection {
     /// The text that `root.key` would hold, given by whoever keeps secrets for this machine: then no file is read or made.
     pub(crate) root: Option<Secret>,
+    /// A program and its arguments that has a key service wrap the root keys, and open them at each start.
+    pub(crate) command: Vec<String>,
+    /// How long it may take.
+    pub(crate) command_timeout_s: u64,
+}
+
+impl Default for KeysSection {
+    fn default() -> Self {
+        Self { root: None, command: Vec::new(), command_timeout_s: 30 }
+    }
+}
+
+impl KeysSection {
+    fn check(&self) -> Result<()> {
+        anyhow::ensure!((1..=300).contains(&self.command_timeout_s), "keys.command_timeout_s is between 1 and 300");
+        let Some(program) = self.command.first() else { return Ok(()) };
+        anyhow::ensure!(
+            self.root.is_none(),
+            "keys.root and keys.command exclude each other: the keys are in one place"
+        );
+        // What is looked for by its name could be another program of that name.
+        anyhow::ensure!(Path::new(program).is_absolute(), "keys.command names its program by an absolute path");
+        Ok(())
+    }
 }
 
 /// `[log]`
@@ -487,6 +511,7 @@ impl Config {
         self.starts.check()?;
         self.limits.check()?;
         self.audit.check()?;
+        self.keys.check()?;
         self.accounts.check()?;
         self.accounts.passkeys(&self.public_url(self.server.listen))?;
         if let Some(url) = &self.server.public_url {
@@ -613,6 +638,22 @@ mod tests {
         assert!(Config::load(Some(&path)).unwrap().keys.root.is_some());
         write("[server]\ndrain_s = 5\n", 0o644);
         assert_eq!(Config::load(Some(&path)).unwrap().server.drain_s, 5);
+    }
+
+    #[test]
+    fn the_program_that_opens_the_keys_is_named_exactly() {
+        let check = |text: &str| Figment::from(Toml::string(text)).extract::<Config>().unwrap().check();
+        assert!(check("[keys]\ncommand = [\"/usr/bin/kms\", \"--key\", \"k\"]\ncommand_timeout_s = 5").is_ok());
+        let root = "0123456789abcdef".repeat(4);
+        for text in [
+            "command = [\"kms\"]".to_owned(),
+            "command = [\"\"]".to_owned(),
+            "command_timeout_s = 0".to_owned(),
+            "command_timeout_s = 301".to_owned(),
+            format!("command = [\"/usr/bin/kms\"]\nroot = \"{root}\""),
+        ] {
+            assert!(check(&format!("[keys]\n{text}")).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -160,7 +160,7 @@ async fn database(config: &Config) -> Vec<Finding> {
         }
         Err(error) => return vec![finding("root key", Err(format!("{error:#}")))],
     };
-    let mut findings = vec![finding("root key", Ok("present, for the server's user only".into()))];
+    let mut findings = vec![finding("root key", Ok(keys::described(config).into()))];
     match Store::look(store_config(config, roots.base())).await {
         Ok(store) => {
             let sealer = Sealer::with_roots(std::sync::Arc::new(roots), Ambient::system());

@@ -50,8 +50,10 @@ fn root_keys(config: &Config, first: FirstStart, ambient: &Ambient) -> Result<Ro
     let fresh =
         if config.database.is_postgres() { first == FirstStart::Demo } else { !dir.join("bulkhead.sqlite").exists() };
     keys::load(config, fresh, ambient).with_context(|| {
-        "the root key protects secrets, and there is no default one; for a new PostgreSQL installation make one with \
-         `mkdir -p -m 700 DIR && (umask 077; head -c 32 /dev/urandom | xxd -p -c 64 > DIR/root.key)`"
+        let make = "for a new PostgreSQL installation make one with `mkdir -p -m 700 DIR && (umask 077; head -c 32 /dev/urandom | xxd -p -c \
+                    64 > DIR/root.key)`";
+        let then = if config.keys.command.is_empty() { "" } else { ", then `bulkhead admin keys wrap-roots`" };
+        format!("the root key protects secrets, and there is no default one; {make}{then}")
     })
 }
 

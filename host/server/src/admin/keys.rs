@@ -47,6 +47,10 @@ pub(crate) enum Command {
         /// As `bulkhead admin keys list` shows it
         id: String,
     },
+    /// Have the key service behind keys.command wrap root.key into root.key.wrapped; again, wrap it anew under the service's present key
+    WrapRoots,
+    /// Write root.key from what the key service opens: the way back from keys.command
+    UnwrapRoots,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -56,6 +60,7 @@ pub(crate) enum LevelArg {
 }
 
 pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
+    let file = keys::file_name(config);
     match command {
         Command::List { org: None, json } => list_roots(config, json).await?,
         Command::List { org: Some(org), json } => list(config, &org, json).await?,
@@ -65,7 +70,7 @@ pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
             let id = key.id();
             keys::change(config, |keys| Ok(keys.with_next(key)?))?;
             println!(
-                "added the root key {id}, which wraps nothing yet\nnext: back root.key up, copy it to every node, restart them, and then run \
+                "added the root key {id}, which wraps nothing yet\nnext: back {file} up, copy it to every node, restart them, and then run \
                  `bulkhead admin keys use-root` on each"
             );
         }
@@ -80,9 +85,7 @@ pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
                     config,
                     |roots| roots.iter().all(|(id, _)| *id != next),
                     |node| {
-                        format!(
-                            "{node} does not know the root key {next} yet: copy root.key there and restart it first"
-                        )
+                        format!("{node} does not know the root key {next} yet: copy {file} there and restart it first")
                     },
                 )
                 .await?;
@@ -100,7 +103,7 @@ pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
             refuse_if(
                 config,
                 |roots| roots.contains(&(id, RootStanding::Active)),
-                |node| format!("{node} still wraps with the root key {id}: copy root.key there and restart it first"),
+                |node| format!("{node} still wraps with the root key {id}: copy {file} there and restart it first"),
             )
             .await?;
             if let Some(RootUse { org_keys, people, .. }) = uses(config).await?.into_iter().find(|of| of.id == id) {
@@ -112,6 +115,15 @@ pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
             keys::change(config, |keys| Ok(keys.without(id)?))?;
             println!("removed the root key {id}; backups from before need it still");
         }
+        Command::WrapRoots => println!(
+            "{} holds the root keys, wrapped\nnext: copy it to every node and into your backups; move root.key, if it is still there, to where you \
+             keep what nobody but you may read, away from these machines",
+            keys::wrap_roots(config)?.display()
+        ),
+        Command::UnwrapRoots => println!(
+            "{} holds the root keys as they are\nnext: take keys.command out of the configuration",
+            keys::unwrap_roots(config)?.display()
+        ),
     }
     Ok(ExitCode::SUCCESS)
 }
