@@ -30,9 +30,10 @@ use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
 
 use crate::breaker::{self, Moved};
-use crate::call::{Attempted, PluginCall, revoke};
+use crate::call::{Attempted, PluginCall, read_ahead, revoke};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
+use crate::run::JustBegun;
 use crate::run::record::{
     letter_of, log_event, next_event, read_state, read_trigger, save_record, state_text, step_rows,
 };
@@ -70,7 +71,7 @@ struct Journey {
     trigger: Arc<Value>,
     definition: Arc<Definition>,
     state: RunState,
-    /// The installation that the next call is of, as the commit before it read it.
+    /// The installation that the next call is of, as the commit before it read it, or the one that saved the run.
     installation: Option<Installation>,
 }
 
@@ -184,7 +185,7 @@ impl App {
         id: RunId,
         leash: &Leash,
         since: Instant,
-        begun: Option<Box<Run>>,
+        begun: Option<Box<JustBegun>>,
     ) -> Left {
         let lease = &job.lease;
         if lease.attempt > job.attempts_max {
@@ -325,15 +326,16 @@ impl App {
         id: RunId,
         leash: &Leash,
         held_at: Instant,
-        begun: Option<Box<Run>>,
+        begun: Option<Box<JustBegun>>,
     ) -> Result<Left, AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let run = match begun {
-            Some(run) => *run,
+        let JustBegun { run, installation } = match begun {
+            Some(begun) => *begun,
             None => {
-                self.store()
-                    .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
-                    .await?
+                let read = self
+                    .store()
+                    .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }));
+                JustBegun { run: read.await?, installation: None }
             }
         };
         if run.status.is_final() {
@@ -349,6 +351,13 @@ impl App {
         let mut journey =
             Journey { scope, lease: lease.clone(), held_at, run, trigger, definition, state, installation: None };
         let Planned { advance: Advance { mut records, mut next }, .. } = self.plan(&mut journey, None).await?;
+        // Of the first step's call, and only while it is news: the way here may have been long.
+        if let Next::Call(planned) = &next
+            && planned.step == journey.definition.start
+            && journey.held_at.elapsed() < PROVE_AFTER
+        {
+            journey.installation = installation;
+        }
         loop {
             let Next::Call(planned) = next else {
                 let commit = journey.commit(records, None, Vec::new(), then_of(&next), self.ambient().now());
@@ -716,11 +725,7 @@ async fn write_commit(
     match &commit.then {
         Then::Continue { plugin, installation: used } => {
             moves_on(&mut run, commit, RunStatus::Running)?;
-            installation = match tx.load_installation_of(plugin, *used).await {
-                // What is wrong with the next call's installation is for that call to say.
-                Err(StoreError::Corrupt { .. }) => None,
-                found => found?,
-            };
+            installation = read_ahead(tx, plugin, *used).await?;
             tx.update_run(&run).await?;
         }
         Then::Wait { until } => {

@@ -14,6 +14,7 @@ use bulkhead_model::id::{JobId, OrgId, WorkerId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_store::dead_letter::NewDeadLetter;
+use bulkhead_store::installation::Installation;
 use bulkhead_store::job::{Attempt, ClaimedJob, Turn, TurnEnd};
 use bulkhead_store::node::NodeSlots;
 use bulkhead_store::run::Run;
@@ -24,6 +25,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use crate::engine::ATTEMPT_DEADLINE;
 use crate::heartbeat::{self, Heartbeat, LEASE_TTL};
 use crate::in_flight::Leash;
+use crate::run::JustBegun;
 use crate::supervise::Supervisor;
 use crate::turns::{Planned, Turns};
 use crate::worker::slots::{LaneSlots, Slot};
@@ -136,15 +138,15 @@ impl Reserved {
         self.worker.id
     }
 
-    /// Saves a run, and its job with it, by `save`, and begins the job where the worker holds it then. Whoever asked may go away: once it
-    /// is saved it begins all the same, and nobody need find out that it did not.
+    /// Saves a run, and its job with it, by `save`, and begins the job where the worker holds it then, with the installation that its first
+    /// call is of. Whoever asked may go away: once it is saved it begins all the same, and nobody need find out that it did not.
     ///
     /// # Errors
     /// Those of `save`; the store's when the process ends first.
     pub(crate) async fn begin<T, S>(self, org: OrgId, run: Run, save: S) -> Result<T, AppError>
     where
         T: Send + 'static,
-        S: Future<Output = Result<(T, Option<ClaimedJob>), AppError>> + Send + 'static,
+        S: Future<Output = Result<(T, Option<(ClaimedJob, Option<Installation>)>), AppError>> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
         self.worker.supervisor.clone().spawn("job", async move {
@@ -156,8 +158,9 @@ impl Reserved {
             let is_queued = saved.is_ok() && held.is_none();
             // Who no longer listens loses only the answer.
             drop(reply.send(saved));
-            if let Some(job) = held {
-                return worker.carry(lane, job, slot, hold, Some(Box::new(run))).await;
+            if let Some((job, installation)) = held {
+                let begun = Box::new(JustBegun { run, installation });
+                return worker.carry(lane, job, slot, hold, Some(begun)).await;
             }
             drop((slot, hold));
             if is_queued {
@@ -440,7 +443,14 @@ impl Worker {
     }
 
     /// Carries out a job that this worker holds. `begun` is the run as it was just saved, where that is known.
-    async fn carry(self: Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold, begun: Option<Box<Run>>) {
+    async fn carry(
+        self: Arc<Self>,
+        lane: Lane,
+        job: ClaimedJob,
+        slot: Slot,
+        hold: Hold,
+        begun: Option<Box<JustBegun>>,
+    ) {
         metrics::counter!("bulkhead_jobs_claimed_total", "kind" => job.kind.clone()).increment(1);
         let (org, held) = (job.lease.org, (job.lease.job, job.lease.fence));
         let holding = Holding::new(&self, held);
@@ -464,7 +474,7 @@ impl Worker {
         self.app.release(&job.lease, pause, Attempt::Counts, Some("its task panicked".to_owned())).await;
     }
 
-    async fn work(&self, job: &ClaimedJob, hold: Hold, begun: Option<Box<Run>>) {
+    async fn work(&self, job: &ClaimedJob, hold: Hold, begun: Option<Box<JustBegun>>) {
         let Hold { mut leash, since } = hold;
         match serde_json::from_str::<JobPayload>(&job.payload) {
             Ok(JobPayload::AdvanceRun { run }) => {
