@@ -2,6 +2,7 @@
 //! its heartbeat is overdue ([`heartbeat`](crate::heartbeat)) it claims nothing.
 
 mod slots;
+mod threads;
 mod upkeep;
 
 use std::collections::HashSet;
@@ -20,6 +21,7 @@ use bulkhead_store::node::NodeSlots;
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreConfig, StoreError};
 use futures_util::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use crate::engine::ATTEMPT_DEADLINE;
@@ -29,6 +31,7 @@ use crate::run::JustBegun;
 use crate::supervise::Supervisor;
 use crate::turns::{Planned, Turns};
 use crate::worker::slots::{LaneSlots, Slot};
+use crate::worker::threads::QueueThreads;
 use crate::{App, AppError};
 
 /// Without a wake-up the queue is looked at this often.
@@ -78,6 +81,8 @@ struct WakeState {
     turns: Turns,
     /// Weak, since the worker holds the application.
     worker: OnceLock<Weak<Worker>>,
+    /// From the first worker on, and as long as the application: what a job leaves behind on them may go on after the worker.
+    queue: OnceLock<QueueThreads>,
 }
 
 impl Wake {
@@ -91,6 +96,15 @@ impl Wake {
     pub(crate) fn wake_org(&self, lane: Lane, org: OrgId) {
         self.0.turns.tell(lane, org);
         self.0.notify.notify_one();
+    }
+
+    /// The queue's threads, which are started here if they are not there yet.
+    fn queue_threads(&self) -> std::io::Result<Handle> {
+        if let Some(threads) = self.0.queue.get() {
+            return Ok(threads.handle().clone());
+        }
+        let started = QueueThreads::start()?;
+        Ok(self.0.queue.get_or_init(|| started).handle().clone())
     }
 
     /// A free slot for a job that the organization is about to make, unless it has something that waits already.
@@ -181,6 +195,9 @@ struct Worker {
     supervisor: Supervisor,
     /// The jobs under way, with their fences.
     held: Mutex<HashSet<(JobId, i64)>>,
+    /// Where runs, and what is done in bulk, are carried out that a claim took. `None` on PostgreSQL: a connection wakes whoever waits for it
+    /// by the executor that opened it, so that one opened over there, whose threads are busy, would make everybody wait.
+    queue: Option<Handle>,
 }
 
 /// Of what a worker does for all organizations.
@@ -190,8 +207,10 @@ impl App {
     /// Recovers what a dead process left, then works until shutdown.
     ///
     /// # Errors
-    /// The store's, when the worker cannot be registered.
+    /// The store's, when the worker cannot be registered; a refusal, when the system gives no thread.
     pub async fn start_worker(&self, config: WorkerConfig, supervisor: &Supervisor) -> Result<WorkerId, StoreError> {
+        let refused = |error: std::io::Error| StoreError::Refused(format!("cannot start the queue's threads: {error}"));
+        let queue = if self.store().is_postgres() { None } else { Some(self.wake().queue_threads().map_err(refused)?) };
         let (id, registering) = (WorkerId::new(self.ambient()), Instant::now());
         // Only told, for those who ask why a run waits: nothing rests on it.
         let slots = |slots: usize| i64::try_from(slots).unwrap_or(i64::MAX);
@@ -228,6 +247,7 @@ impl App {
             has_heartbeat_thread: config.heartbeat.is_some(),
             supervisor: supervisor.clone(),
             held: Mutex::default(),
+            queue,
         });
         if let Some(store) = config.heartbeat {
             self.node().has_heartbeat(heartbeat::spawn(Arc::clone(&worker.heartbeat), store, registering));
@@ -439,7 +459,12 @@ impl Worker {
     }
 
     fn start(self: &Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold) {
-        self.supervisor.spawn("job", Arc::clone(self).carry(lane, job, slot, hold, None));
+        let work = Arc::clone(self).carry(lane, job, slot, hold, None);
+        match (&self.queue, lane) {
+            (Some(threads), Lane::Interactive | Lane::Bulk) => self.supervisor.spawn_on(threads, "job", work),
+            // A moment's work, which a crowd of runs must not delay.
+            (Some(_), Lane::System) | (None, _) => self.supervisor.spawn("job", work),
+        }
     }
 
     /// Carries out a job that this worker holds. `begun` is the run as it was just saved, where that is known.
