@@ -33,10 +33,10 @@ use crate::breaker::{self, Moved};
 use crate::call::{Attempted, PluginCall, read_ahead, revoke};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
-use crate::run::JustBegun;
 use crate::run::record::{
     letter_of, log_event, next_event, read_state, read_trigger, save_record, state_text, step_rows,
 };
+use crate::run::{FreshRun, read_first};
 use crate::{App, AppError, quota};
 
 /// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
@@ -185,7 +185,7 @@ impl App {
         id: RunId,
         leash: &Leash,
         since: Instant,
-        begun: Option<Box<JustBegun>>,
+        begun: Option<Box<FreshRun>>,
     ) -> Left {
         let lease = &job.lease;
         if lease.attempt > job.attempts_max {
@@ -320,23 +320,37 @@ impl App {
         }
     }
 
+    /// A run that somebody else saved. Of one that has not begun the same read tells what its first call is of, where its definition is
+    /// known.
+    async fn read_fresh(&self, scope: &OrgScope, id: RunId) -> Result<FreshRun, AppError> {
+        self.store()
+            .read(scope, (id, self.definitions().clone()), |tx, (id, definitions)| {
+                Box::pin(async move {
+                    let run = tx.require_run(*id).await?;
+                    let mut installation = None;
+                    if run.status == RunStatus::Queued
+                        && let Some((definition, _)) = definitions.get(&(tx.org()?, run.workflow, run.version))
+                    {
+                        installation = read_first(tx, &definition).await?;
+                    }
+                    Ok(FreshRun { run, installation })
+                })
+            })
+            .await
+    }
+
     async fn travel(
         &self,
         lease: &Lease,
         id: RunId,
         leash: &Leash,
         held_at: Instant,
-        begun: Option<Box<JustBegun>>,
+        begun: Option<Box<FreshRun>>,
     ) -> Result<Left, AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let JustBegun { run, installation } = match begun {
+        let FreshRun { run, installation } = match begun {
             Some(begun) => *begun,
-            None => {
-                let read = self
-                    .store()
-                    .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }));
-                JustBegun { run: read.await?, installation: None }
-            }
+            None => self.read_fresh(&scope, id).await?,
         };
         if run.status.is_final() {
             return self.finish(&scope, lease).await;

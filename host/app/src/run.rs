@@ -115,22 +115,30 @@ impl Started {
     }
 }
 
-/// A run as it was just saved by the process that carries it forward.
-pub(crate) struct JustBegun {
+/// A run as it was just saved, or read, by the process that carries it forward.
+pub(crate) struct FreshRun {
     pub(crate) run: Run,
     /// Of the first step's call, as the same transaction read it.
     pub(crate) installation: Option<Installation>,
 }
 
 /// Which installation a run of the definition calls first, where it begins with a call: the named one, or the plugin's only one.
-fn first_call(definition: &Definition) -> Option<(PluginName, Option<InstallationId>)> {
+fn first_call(definition: &Definition) -> Option<(&PluginName, Option<InstallationId>)> {
     match &definition.step(&definition.start)?.kind {
-        StepKind::Call(call) => Some((call.plugin.clone(), call.installation)),
+        StepKind::Call(call) => Some((&call.plugin, call.installation)),
         StepKind::Condition { .. }
         | StepKind::Switch { .. }
         | StepKind::Set { .. }
         | StepKind::Delay { .. }
         | StepKind::Stop { .. } => None,
+    }
+}
+
+/// The installation that a run of the definition calls first, so that it need not be looked up on the way there.
+pub(crate) async fn read_first(tx: &mut Tx, definition: &Definition) -> Result<Option<Installation>, StoreError> {
+    match first_call(definition) {
+        Some((plugin, named)) => read_ahead(tx, plugin, named).await,
+        None => Ok(None),
     }
 }
 
@@ -255,7 +263,7 @@ impl App {
             AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
         })?;
         let group = run_group(&start.definition, start.workflow, &start.payload);
-        let first = first_call(&start.definition);
+        let definition = Arc::clone(&start.definition);
         let mut run = new_run(start, &state, self.ambient())?;
         if let Err(refused) = self.require_room_for_start(scope, run.trigger_data.len()).await {
             // What was accepted before is answered for, whatever room there is now.
@@ -284,12 +292,15 @@ impl App {
             // Its first step's commit need not move it from one status to another.
             run.status = RunStatus::Running;
         }
-        let args = (run.clone(), group, audited, worker, held_for, first, self.ambient().clone());
+        let args = (run.clone(), group, audited, worker, held_for, definition, self.ambient().clone());
         let (store, saving, place) = (self.store().clone(), scope.clone(), Arc::clone(place));
         let save = async move {
             // Two starts with one dedupe key are ordered by its unique index.
-            let write =
-                place.write(&store, &saving, args, |tx, (run, group, audited, worker, held_for, first, ambient)| {
+            let write = place.write(
+                &store,
+                &saving,
+                args,
+                |tx, (run, group, audited, worker, held_for, definition, ambient)| {
                     Box::pin(async move {
                         let (started, held) =
                             insert_started(tx, run, group.as_ref(), *worker, held_for.as_deref(), ambient).await?;
@@ -298,14 +309,11 @@ impl App {
                             tx.record_audit(event, ambient).await?;
                         }
                         let Some(job) = held else { return Ok((started, None)) };
-                        // It goes on in this process, and at once: what its first call is of need not be looked up on the way there.
-                        let installation = match first {
-                            Some((plugin, named)) => read_ahead(tx, plugin, *named).await?,
-                            None => None,
-                        };
-                        Ok::<_, AppError>((started, Some((job, installation))))
+                        // It goes on in this process, and at once.
+                        Ok::<_, AppError>((started, Some((job, read_first(tx, definition).await?))))
                     })
-                });
+                },
+            );
             write.await
         };
         let started = if let Some(reserved) = reserved {
@@ -720,9 +728,9 @@ mod tests {
                 },
             });
             let (definition, _) = Definition::parse(&definition.to_string()).unwrap();
-            first_call(&definition)
+            first_call(&definition).map(|(plugin, named)| (plugin.to_string(), named))
         };
-        let echo: PluginName = "acme/echo".parse().unwrap();
+        let echo = "acme/echo".to_owned();
         assert_eq!(first("call"), Some((echo.clone(), None)));
         assert_eq!(first("named"), Some((echo, Some(named.parse().unwrap()))));
         assert_eq!(first("end"), None);

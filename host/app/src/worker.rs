@@ -27,7 +27,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use crate::engine::ATTEMPT_DEADLINE;
 use crate::heartbeat::{self, Heartbeat, LEASE_TTL};
 use crate::in_flight::Leash;
-use crate::run::JustBegun;
+use crate::run::FreshRun;
 use crate::supervise::Supervisor;
 use crate::turns::{Planned, Turns};
 use crate::worker::slots::{LaneSlots, Slot};
@@ -173,7 +173,7 @@ impl Reserved {
             // Who no longer listens loses only the answer.
             drop(reply.send(saved));
             if let Some((job, installation)) = held {
-                let begun = Box::new(JustBegun { run, installation });
+                let begun = Box::new(FreshRun { run, installation });
                 return worker.carry(lane, job, slot, hold, Some(begun)).await;
             }
             drop((slot, hold));
@@ -468,14 +468,7 @@ impl Worker {
     }
 
     /// Carries out a job that this worker holds. `begun` is the run as it was just saved, where that is known.
-    async fn carry(
-        self: Arc<Self>,
-        lane: Lane,
-        job: ClaimedJob,
-        slot: Slot,
-        hold: Hold,
-        begun: Option<Box<JustBegun>>,
-    ) {
+    async fn carry(self: Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold, begun: Option<Box<FreshRun>>) {
         metrics::counter!("bulkhead_jobs_claimed_total", "kind" => job.kind.clone()).increment(1);
         let (org, held) = (job.lease.org, (job.lease.job, job.lease.fence));
         let holding = Holding::new(&self, held);
@@ -499,7 +492,7 @@ impl Worker {
         self.app.release(&job.lease, pause, Attempt::Counts, Some("its task panicked".to_owned())).await;
     }
 
-    async fn work(&self, job: &ClaimedJob, hold: Hold, begun: Option<Box<JustBegun>>) {
+    async fn work(&self, job: &ClaimedJob, hold: Hold, begun: Option<Box<FreshRun>>) {
         let Hold { mut leash, since } = hold;
         match serde_json::from_str::<JobPayload>(&job.payload) {
             Ok(JobPayload::AdvanceRun { run }) => {
