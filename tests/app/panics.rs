@@ -1,8 +1,8 @@
 //! A job whose own task panics: its slot and its lease come back at once, the run goes on, and one that kills its task each time ends with
-//! the dead letters instead of being tried for ever.
+//! the dead letters instead of being tried for ever. And on which threads such tasks run.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bulkhead_app::data::DeadLetterFilter;
@@ -24,11 +24,16 @@ use crate::support::{PATIENCE, Tenant, TestApp};
 /// How many more calls' tasks panic.
 static PANICS: AtomicU32 = AtomicU32::new(0);
 
+/// On which threads calls were counted.
+static THREADS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
 /// Counts nothing; panics where calls are counted, which a job's own task does before it saves what the call gave.
 struct Trap;
 
 impl CounterFn for Trap {
     fn increment(&self, _: u64) {
+        let thread = std::thread::current().name().unwrap_or_default().to_owned();
+        THREADS.lock().unwrap().push(thread);
         let take = |left: u32| left.checked_sub(1);
         assert!(PANICS.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err(), "a test's panic");
     }
@@ -117,5 +122,29 @@ on_both! {
         let next = begin(&app, &acme, workflow).await;
         comes_to(&app, &acme, next, RunStatus::Succeeded).await;
         supervisor.shut_down(PATIENCE).await;
+    }
+
+    /// What was taken by a claim does not stand before who asks now. PostgreSQL's connections belong to the executor that opened them.
+    async fn what_waited_in_the_queue_has_threads_of_its_own(app: TestApp) {
+        metrics::set_global_recorder(Trap).ok();
+        let acme = app.tenant("acme").await;
+        let workflow = workflow(&app, &acme).await;
+        let ended = async |run: RunId| {
+            let now = async || app.app.show_run(&acme.caller, acme.org, run).await.unwrap().run.status;
+            assert!(until_async(PATIENCE, async || now().await == RunStatus::Succeeded).await, "{:?}", now().await);
+        };
+        // Nobody works yet.
+        let waited = begin(&app, &acme, workflow).await;
+        let supervisor = Supervisor::new();
+        let config = WorkerConfig { name: "one".into(), slots: Slots::default(), heartbeat: None };
+        app.app.start_worker(config, &supervisor).await.unwrap();
+        ended(waited).await;
+        // Nothing waits any more.
+        let begun = begin(&app, &acme, workflow).await;
+        ended(begun).await;
+        assert!(supervisor.shut_down(PATIENCE).await);
+        let threads = THREADS.lock().unwrap().clone();
+        let of_the_queue: Vec<bool> = threads.iter().map(|name| name == "queue").collect();
+        assert_eq!(of_the_queue, [!app.store.is_postgres(), false], "{threads:?}");
     }
 }

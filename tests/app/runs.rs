@@ -291,6 +291,29 @@ on_both! {
         assert!(supervisor.shut_down(PATIENCE).await);
     }
 
+    /// A run that begins at once is called under what its start's transaction read: a change that comes after it, and be it before the
+    /// call, ends the call.
+    async fn a_change_after_the_start_ends_its_first_call(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));
+        let made = app.install(&acme, package(&waits(), &patient), json!({})).await;
+        let steps = json!({ "wait": { "type": "action", "use": "acme/patient#it", "with": {}, "timeout_ms": 60_000, "retry": { "max_attempts": 1 } } });
+        let workflow = save(&app, &acme, "wait", steps).await;
+        let supervisor = work(&app.app).await;
+        // From here on the process knows the plugin.
+        let before = begin(&app, &acme, workflow, None).await;
+        assert!(until_async(PATIENCE, async || app.app.calls_in_flight() == 1).await);
+        app.app.cancel_run(&acme.caller, acme.org, before).await.unwrap();
+        no_job_is_left(&app, &acme).await;
+        let run = begin(&app, &acme, workflow, None).await;
+        let (id, version) = (made.installation.id, made.installation.grant_version);
+        let off = InstallationPatch { enabled: Some(false), ..InstallationPatch::default() };
+        app.app.update_installation(&acme.caller, acme.org, id, version, off).await.unwrap();
+        let detail = until_status(&app, &acme, run, RunStatus::Failed).await;
+        assert_eq!(detail.steps[0].outcome.as_deref(), Some("revoked"), "{:?}", detail.steps[0]);
+        assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
     async fn a_shutdown_hands_the_job_back_and_another_process_goes_on(app: TestApp) {
         let acme = app.tenant("acme").await;
         let patient = manifest("acme/patient", "1.0.0", |manifest| manifest["limits"] = json!({ "wall_ms": 60_000 }));

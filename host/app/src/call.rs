@@ -16,11 +16,11 @@ use bulkhead_model::limits::{ContributionKind, Limits, Usage};
 use bulkhead_model::name::{ContributionName, PluginName};
 use bulkhead_model::permission::{Caller, OrgScope, Permission};
 use bulkhead_runtime::{CallContext, CallControl, CallRequest, Digest, LoadError, Prepared, Validity};
-use bulkhead_store::StoreError;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::call::{Call, CallSummary};
 use bulkhead_store::installation::{Installation, InstallationState};
 use bulkhead_store::page::{Page, PageRequest};
+use bulkhead_store::{StoreError, Tx};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -445,6 +445,22 @@ impl App {
                 "an installed package cannot be used");
             AppError::conflict("plugin-unusable", format!("{} {} cannot be run: {error}", plugin.name, plugin.version))
         })
+    }
+}
+
+/// The installation that the next call of a run means, read by a transaction that is committed before that call. `None` also where it cannot
+/// be read: what is wrong with it is for the call to say.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn read_ahead(
+    tx: &mut Tx,
+    plugin: &PluginName,
+    named: Option<InstallationId>,
+) -> Result<Option<Installation>, StoreError> {
+    match tx.load_installation_of(plugin, named).await {
+        Err(StoreError::Corrupt { .. }) => Ok(None),
+        found => found,
     }
 }
 

@@ -30,12 +30,13 @@ use bulkhead_store::{StoreError, Tx, TxError};
 use serde_json::{Value, json};
 
 use crate::breaker::{self, Moved};
-use crate::call::{Attempted, PluginCall, revoke};
+use crate::call::{Attempted, PluginCall, read_ahead, revoke};
 use crate::in_flight::Leash;
 use crate::planner::LIGHT_BYTES_MAX;
 use crate::run::record::{
     letter_of, log_event, next_event, read_state, read_trigger, save_record, state_text, step_rows,
 };
+use crate::run::{FreshRun, read_first};
 use crate::{App, AppError, quota};
 
 /// How long one step's attempt may hold its job; renewed at each commit. Above the highest wall limit of a call (60 s) by the
@@ -70,7 +71,7 @@ struct Journey {
     trigger: Arc<Value>,
     definition: Arc<Definition>,
     state: RunState,
-    /// The installation that the next call is of, as the commit before it read it.
+    /// The installation that the next call is of, as the commit before it read it, or the one that saved the run.
     installation: Option<Installation>,
 }
 
@@ -184,7 +185,7 @@ impl App {
         id: RunId,
         leash: &Leash,
         since: Instant,
-        begun: Option<Box<Run>>,
+        begun: Option<Box<FreshRun>>,
     ) -> Left {
         let lease = &job.lease;
         if lease.attempt > job.attempts_max {
@@ -319,22 +320,37 @@ impl App {
         }
     }
 
+    /// A run that somebody else saved. Of one that has not begun the same read tells what its first call is of, where its definition is
+    /// known.
+    async fn read_fresh(&self, scope: &OrgScope, id: RunId) -> Result<FreshRun, AppError> {
+        self.store()
+            .read(scope, (id, self.definitions().clone()), |tx, (id, definitions)| {
+                Box::pin(async move {
+                    let run = tx.require_run(*id).await?;
+                    let mut installation = None;
+                    if run.status == RunStatus::Queued
+                        && let Some((definition, _)) = definitions.get(&(tx.org()?, run.workflow, run.version))
+                    {
+                        installation = read_first(tx, &definition).await?;
+                    }
+                    Ok(FreshRun { run, installation })
+                })
+            })
+            .await
+    }
+
     async fn travel(
         &self,
         lease: &Lease,
         id: RunId,
         leash: &Leash,
         held_at: Instant,
-        begun: Option<Box<Run>>,
+        begun: Option<Box<FreshRun>>,
     ) -> Result<Left, AppError> {
         let scope = SystemScope::new(SystemReason::Worker).for_org(lease.org);
-        let run = match begun {
-            Some(run) => *run,
-            None => {
-                self.store()
-                    .read(&scope, id, |tx, id| Box::pin(async move { Ok::<_, AppError>(tx.require_run(*id).await?) }))
-                    .await?
-            }
+        let FreshRun { run, installation } = match begun {
+            Some(begun) => *begun,
+            None => self.read_fresh(&scope, id).await?,
         };
         if run.status.is_final() {
             return self.finish(&scope, lease).await;
@@ -349,6 +365,13 @@ impl App {
         let mut journey =
             Journey { scope, lease: lease.clone(), held_at, run, trigger, definition, state, installation: None };
         let Planned { advance: Advance { mut records, mut next }, .. } = self.plan(&mut journey, None).await?;
+        // Of the first step's call, and only while it is news: the way here may have been long.
+        if let Next::Call(planned) = &next
+            && planned.step == journey.definition.start
+            && journey.held_at.elapsed() < PROVE_AFTER
+        {
+            journey.installation = installation;
+        }
         loop {
             let Next::Call(planned) = next else {
                 let commit = journey.commit(records, None, Vec::new(), then_of(&next), self.ambient().now());
@@ -716,11 +739,7 @@ async fn write_commit(
     match &commit.then {
         Then::Continue { plugin, installation: used } => {
             moves_on(&mut run, commit, RunStatus::Running)?;
-            installation = match tx.load_installation_of(plugin, *used).await {
-                // What is wrong with the next call's installation is for that call to say.
-                Err(StoreError::Corrupt { .. }) => None,
-                found => found?,
-            };
+            installation = read_ahead(tx, plugin, *used).await?;
             tx.update_run(&run).await?;
         }
         Then::Wait { until } => {

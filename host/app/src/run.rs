@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
-use bulkhead_model::id::{DeadLetterId, OrgId, RunId, WorkerId, WorkflowId};
+use bulkhead_model::id::{DeadLetterId, InstallationId, OrgId, RunId, WorkerId, WorkflowId};
 use bulkhead_model::job::{JobPayload, Lane};
+use bulkhead_model::name::PluginName;
 use bulkhead_model::permission::{Actor, Caller, OrgScope, Permission};
 use bulkhead_model::retention::{RUN_FULL, RUN_HISTORY_BYTES_MAX};
 use bulkhead_model::run::{self, RunState, RunStatus};
 use bulkhead_model::time::Timestamp;
-use bulkhead_model::workflow::{Definition, StepId, TriggerKind, trigger_payload};
+use bulkhead_model::workflow::{Definition, StepId, StepKind, TriggerKind, trigger_payload};
 use bulkhead_store::advance::Begun;
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::dead_letter::{self, DeadLetter};
+use bulkhead_store::installation::Installation;
 use bulkhead_store::job::{ClaimedJob, JobGroup, NewJob};
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::run::{Kept, Run, RunEvent, RunSummary, Step, StepSizes};
@@ -25,6 +27,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use self::record::{log_event, read_state, read_trigger, save_record, state_text};
 use crate::admission::Place;
+use crate::call::read_ahead;
 use crate::engine::ATTEMPT_DEADLINE;
 use crate::planner::{LIGHT_BYTES_MAX, is_small};
 use crate::worker::Reserved;
@@ -109,6 +112,33 @@ impl Started {
         match self {
             Self::Anew(run) | Self::Before(run) => run,
         }
+    }
+}
+
+/// A run as it was just saved, or read, by the process that carries it forward.
+pub(crate) struct FreshRun {
+    pub(crate) run: Run,
+    /// Of the first step's call, as the same transaction read it.
+    pub(crate) installation: Option<Installation>,
+}
+
+/// Which installation a run of the definition calls first, where it begins with a call: the named one, or the plugin's only one.
+fn first_call(definition: &Definition) -> Option<(&PluginName, Option<InstallationId>)> {
+    match &definition.step(&definition.start)?.kind {
+        StepKind::Call(call) => Some((&call.plugin, call.installation)),
+        StepKind::Condition { .. }
+        | StepKind::Switch { .. }
+        | StepKind::Set { .. }
+        | StepKind::Delay { .. }
+        | StepKind::Stop { .. } => None,
+    }
+}
+
+/// The installation that a run of the definition calls first, so that it need not be looked up on the way there.
+pub(crate) async fn read_first(tx: &mut Tx, definition: &Definition) -> Result<Option<Installation>, StoreError> {
+    match first_call(definition) {
+        Some((plugin, named)) => read_ahead(tx, plugin, named).await,
+        None => Ok(None),
     }
 }
 
@@ -233,6 +263,7 @@ impl App {
             AppError::Invalid { code: "invalid-variables", message: error.to_string(), problems }
         })?;
         let group = run_group(&start.definition, start.workflow, &start.payload);
+        let definition = Arc::clone(&start.definition);
         let mut run = new_run(start, &state, self.ambient())?;
         if let Err(refused) = self.require_room_for_start(scope, run.trigger_data.len()).await {
             // What was accepted before is answered for, whatever room there is now.
@@ -261,21 +292,28 @@ impl App {
             // Its first step's commit need not move it from one status to another.
             run.status = RunStatus::Running;
         }
-        let args = (run.clone(), group, audited, worker, held_for, self.ambient().clone());
+        let args = (run.clone(), group, audited, worker, held_for, definition, self.ambient().clone());
         let (store, saving, place) = (self.store().clone(), scope.clone(), Arc::clone(place));
         let save = async move {
             // Two starts with one dedupe key are ordered by its unique index.
-            let write = place.write(&store, &saving, args, |tx, (run, group, audited, worker, held_for, ambient)| {
-                Box::pin(async move {
-                    let (started, held) =
-                        insert_started(tx, run, group.as_ref(), *worker, held_for.as_deref(), ambient).await?;
-                    // One that was started before has its entry.
-                    if let (Some(event), Started::Anew(_)) = (audited, started) {
-                        tx.record_audit(event, ambient).await?;
-                    }
-                    Ok::<_, AppError>((started, held))
-                })
-            });
+            let write = place.write(
+                &store,
+                &saving,
+                args,
+                |tx, (run, group, audited, worker, held_for, definition, ambient)| {
+                    Box::pin(async move {
+                        let (started, held) =
+                            insert_started(tx, run, group.as_ref(), *worker, held_for.as_deref(), ambient).await?;
+                        // One that was started before has its entry.
+                        if let (Some(event), Started::Anew(_)) = (audited, started) {
+                            tx.record_audit(event, ambient).await?;
+                        }
+                        let Some(job) = held else { return Ok((started, None)) };
+                        // It goes on in this process, and at once.
+                        Ok::<_, AppError>((started, Some((job, read_first(tx, definition).await?))))
+                    })
+                },
+            );
             write.await
         };
         let started = if let Some(reserved) = reserved {
@@ -670,4 +708,32 @@ fn retry_step(retry: &RetryRun, state: &RunState) -> Result<StepId, AppError> {
         let message = "no step's failure ended the run: name the step to begin with";
         AppError::invalid("unknown-step", "/from_step", message)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_start_that_is_a_call_says_what_is_called_first() {
+        let named = "inst_01h455vb4pex5vsknk084sn02q";
+        let first = |start: &str| {
+            let definition = json!({
+                "schema": 1, "name": "it", "triggers": [{ "id": "by-hand", "type": "api" }], "start": start,
+                "steps": {
+                    "pause": { "type": "delay", "for": "1d", "next": "call" },
+                    "call": { "type": "action", "use": "acme/echo#it", "with": {}, "next": "end" },
+                    "named": { "type": "action", "use": "acme/echo#it", "installation": named, "with": {}, "next": "end" },
+                    "end": { "type": "stop" },
+                },
+            });
+            let (definition, _) = Definition::parse(&definition.to_string()).unwrap();
+            first_call(&definition).map(|(plugin, named)| (plugin.to_string(), named))
+        };
+        let echo = "acme/echo".to_owned();
+        assert_eq!(first("call"), Some((echo.clone(), None)));
+        assert_eq!(first("named"), Some((echo, Some(named.parse().unwrap()))));
+        assert_eq!(first("end"), None);
+        assert_eq!(first("pause"), None);
+    }
 }

@@ -2,6 +2,7 @@
 //! its heartbeat is overdue ([`heartbeat`](crate::heartbeat)) it claims nothing.
 
 mod slots;
+mod threads;
 mod upkeep;
 
 use std::collections::HashSet;
@@ -14,19 +15,23 @@ use bulkhead_model::id::{JobId, OrgId, WorkerId};
 use bulkhead_model::job::{JobPayload, Lane};
 use bulkhead_model::permission::{SystemReason, SystemScope};
 use bulkhead_store::dead_letter::NewDeadLetter;
+use bulkhead_store::installation::Installation;
 use bulkhead_store::job::{Attempt, ClaimedJob, Turn, TurnEnd};
 use bulkhead_store::node::NodeSlots;
 use bulkhead_store::run::Run;
 use bulkhead_store::{StoreConfig, StoreError};
 use futures_util::FutureExt as _;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 
 use crate::engine::ATTEMPT_DEADLINE;
 use crate::heartbeat::{self, Heartbeat, LEASE_TTL};
 use crate::in_flight::Leash;
+use crate::run::FreshRun;
 use crate::supervise::Supervisor;
 use crate::turns::{Planned, Turns};
 use crate::worker::slots::{LaneSlots, Slot};
+use crate::worker::threads::QueueThreads;
 use crate::{App, AppError};
 
 /// Without a wake-up the queue is looked at this often.
@@ -76,6 +81,8 @@ struct WakeState {
     turns: Turns,
     /// Weak, since the worker holds the application.
     worker: OnceLock<Weak<Worker>>,
+    /// From the first worker on, and as long as the application: what a job leaves behind on them may go on after the worker.
+    queue: OnceLock<QueueThreads>,
 }
 
 impl Wake {
@@ -89,6 +96,15 @@ impl Wake {
     pub(crate) fn wake_org(&self, lane: Lane, org: OrgId) {
         self.0.turns.tell(lane, org);
         self.0.notify.notify_one();
+    }
+
+    /// The queue's threads, which are started here if they are not there yet.
+    fn queue_threads(&self) -> std::io::Result<Handle> {
+        if let Some(threads) = self.0.queue.get() {
+            return Ok(threads.handle().clone());
+        }
+        let started = QueueThreads::start()?;
+        Ok(self.0.queue.get_or_init(|| started).handle().clone())
     }
 
     /// A free slot for a job that the organization is about to make, unless it has something that waits already.
@@ -136,15 +152,15 @@ impl Reserved {
         self.worker.id
     }
 
-    /// Saves a run, and its job with it, by `save`, and begins the job where the worker holds it then. Whoever asked may go away: once it
-    /// is saved it begins all the same, and nobody need find out that it did not.
+    /// Saves a run, and its job with it, by `save`, and begins the job where the worker holds it then, with the installation that its first
+    /// call is of. Whoever asked may go away: once it is saved it begins all the same, and nobody need find out that it did not.
     ///
     /// # Errors
     /// Those of `save`; the store's when the process ends first.
     pub(crate) async fn begin<T, S>(self, org: OrgId, run: Run, save: S) -> Result<T, AppError>
     where
         T: Send + 'static,
-        S: Future<Output = Result<(T, Option<ClaimedJob>), AppError>> + Send + 'static,
+        S: Future<Output = Result<(T, Option<(ClaimedJob, Option<Installation>)>), AppError>> + Send + 'static,
     {
         let (reply, answer) = oneshot::channel();
         self.worker.supervisor.clone().spawn("job", async move {
@@ -156,8 +172,9 @@ impl Reserved {
             let is_queued = saved.is_ok() && held.is_none();
             // Who no longer listens loses only the answer.
             drop(reply.send(saved));
-            if let Some(job) = held {
-                return worker.carry(lane, job, slot, hold, Some(Box::new(run))).await;
+            if let Some((job, installation)) = held {
+                let begun = Box::new(FreshRun { run, installation });
+                return worker.carry(lane, job, slot, hold, Some(begun)).await;
             }
             drop((slot, hold));
             if is_queued {
@@ -178,6 +195,9 @@ struct Worker {
     supervisor: Supervisor,
     /// The jobs under way, with their fences.
     held: Mutex<HashSet<(JobId, i64)>>,
+    /// Where runs, and what is done in bulk, are carried out that a claim took. `None` on PostgreSQL: a connection wakes whoever waits for it
+    /// by the executor that opened it, so that one opened over there, whose threads are busy, would make everybody wait.
+    queue: Option<Handle>,
 }
 
 /// Of what a worker does for all organizations.
@@ -187,8 +207,10 @@ impl App {
     /// Recovers what a dead process left, then works until shutdown.
     ///
     /// # Errors
-    /// The store's, when the worker cannot be registered.
+    /// The store's, when the worker cannot be registered; a refusal, when the system gives no thread.
     pub async fn start_worker(&self, config: WorkerConfig, supervisor: &Supervisor) -> Result<WorkerId, StoreError> {
+        let refused = |error: std::io::Error| StoreError::Refused(format!("cannot start the queue's threads: {error}"));
+        let queue = if self.store().is_postgres() { None } else { Some(self.wake().queue_threads().map_err(refused)?) };
         let (id, registering) = (WorkerId::new(self.ambient()), Instant::now());
         // Only told, for those who ask why a run waits: nothing rests on it.
         let slots = |slots: usize| i64::try_from(slots).unwrap_or(i64::MAX);
@@ -225,6 +247,7 @@ impl App {
             has_heartbeat_thread: config.heartbeat.is_some(),
             supervisor: supervisor.clone(),
             held: Mutex::default(),
+            queue,
         });
         if let Some(store) = config.heartbeat {
             self.node().has_heartbeat(heartbeat::spawn(Arc::clone(&worker.heartbeat), store, registering));
@@ -436,11 +459,16 @@ impl Worker {
     }
 
     fn start(self: &Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold) {
-        self.supervisor.spawn("job", Arc::clone(self).carry(lane, job, slot, hold, None));
+        let work = Arc::clone(self).carry(lane, job, slot, hold, None);
+        match (&self.queue, lane) {
+            (Some(threads), Lane::Interactive | Lane::Bulk) => self.supervisor.spawn_on(threads, "job", work),
+            // A moment's work, which a crowd of runs must not delay.
+            (Some(_), Lane::System) | (None, _) => self.supervisor.spawn("job", work),
+        }
     }
 
     /// Carries out a job that this worker holds. `begun` is the run as it was just saved, where that is known.
-    async fn carry(self: Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold, begun: Option<Box<Run>>) {
+    async fn carry(self: Arc<Self>, lane: Lane, job: ClaimedJob, slot: Slot, hold: Hold, begun: Option<Box<FreshRun>>) {
         metrics::counter!("bulkhead_jobs_claimed_total", "kind" => job.kind.clone()).increment(1);
         let (org, held) = (job.lease.org, (job.lease.job, job.lease.fence));
         let holding = Holding::new(&self, held);
@@ -464,7 +492,7 @@ impl Worker {
         self.app.release(&job.lease, pause, Attempt::Counts, Some("its task panicked".to_owned())).await;
     }
 
-    async fn work(&self, job: &ClaimedJob, hold: Hold, begun: Option<Box<Run>>) {
+    async fn work(&self, job: &ClaimedJob, hold: Hold, begun: Option<Box<FreshRun>>) {
         let Hold { mut leash, since } = hold;
         match serde_json::from_str::<JobPayload>(&job.payload) {
             Ok(JobPayload::AdvanceRun { run }) => {

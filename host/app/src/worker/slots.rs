@@ -1,7 +1,8 @@
 //! The places of one lane: how many jobs of it this node carries out at once, and how many of them are each organization's.
 //!
 //! Most of them are shared. The rest is left to starts, which take places without a claim: a long queue must not hold all of them, or
-//! whoever starts a run beside it waits until one of the queue's ends; nor must starts hold all, or the queue waits for ever.
+//! whoever starts a run beside it waits until one of the queue's ends; nor must starts hold all, or the queue waits for ever. So of the
+//! shared ones starts leave a part to the queue while somebody waits in it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,9 +13,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// This part of the interactive lane is left to starts.
 const LEFT_TO_STARTS_PART: usize = 8;
+/// While somebody waits, starts take shared places only as long as more than this part of them is free. Much is free where who waits holds as
+/// much as one may (half of them, as organizations begin): then a start need not wait behind a queue that cannot use the places.
+const LEFT_TO_QUEUE_PART: usize = 4;
 
 pub(super) struct LaneSlots {
     shared: Arc<Semaphore>,
+    shared_count: usize,
     left: Arc<Semaphore>,
     left_count: usize,
     /// What organizations hold of what is left to starts.
@@ -58,18 +63,24 @@ impl LaneSlots {
         };
         Self {
             shared: Arc::new(Semaphore::new(count - left_count)),
+            shared_count: count - left_count,
             left: Arc::new(Semaphore::new(left_count)),
             left_count,
             starts: Arc::default(),
         }
     }
 
-    /// A place for a start of the organization, if there is one: of the shared ones only where nobody waits for them (`is_idle`).
+    /// A place for a start of the organization, if there is one: of the shared ones where nobody waits for them (`is_idle`), or while more
+    /// than the queue's part of them is free.
     pub(super) fn take_for_start(&self, org: OrgId, is_idle: bool) -> Option<Slot> {
-        if is_idle && let Ok(permit) = Arc::clone(&self.shared).try_acquire_owned() {
+        // Before the look at what is free: starts that come together must not take the queue's part between them.
+        let mut held = self.starts.lock();
+        let of_queue = self.shared_count.div_ceil(LEFT_TO_QUEUE_PART);
+        if (is_idle || self.shared.available_permits() > of_queue)
+            && let Ok(permit) = Arc::clone(&self.shared).try_acquire_owned()
+        {
             return Some(Slot { start_of: None, _permit: permit });
         }
-        let mut held = self.starts.lock();
         // As if one organization more were here: there is nearly always a place for the next one.
         let own = held.get(&org).copied().unwrap_or_default();
         let here = held.len() + usize::from(own == 0);
@@ -129,10 +140,37 @@ mod tests {
         let slots = LaneSlots::new(Lane::Interactive, 16);
         let (first, second) = (all(&slots, 1, true), all(&slots, 2, true));
         assert_eq!((first.len(), second.len()), (14 + 1, 1));
-        // Somebody waits: what comes free of the shared places is the claim's, however many starts come.
+        // Somebody waits: of the shared places that come free a quarter is the claim's, however many starts come.
         drop(first);
-        assert_eq!(all(&slots, 1, false).len(), 1);
+        let again = all(&slots, 1, false);
+        assert_eq!((again.len(), all(&slots, 3, false).len()), (10 + 1, 0));
+        let (claimed, free) = slots.take_for_claim(64).unwrap();
+        assert_eq!(free, 4);
+        // And the next claim finds as many.
+        drop(again);
+        let more = all(&slots, 1, false);
+        assert_eq!(more.len(), 6 + 1);
+        assert_eq!(slots.take_for_claim(64).unwrap().1, 4);
+        drop((claimed, more, second));
         assert_eq!(slots.take_for_claim(64).unwrap().1, 14);
+    }
+
+    #[test]
+    fn starts_take_what_a_queue_at_its_bound_cannot() {
+        let slots = LaneSlots::new(Lane::Interactive, 128);
+        // A large one holds as much as it may, and has more that waits.
+        let (large, free) = slots.take_for_claim(64).unwrap();
+        assert_eq!((free, slots.shared.available_permits()), (64, 48));
+        // Ten others beside it, two runs each: of what is left to starts alone they had one each at the end.
+        let begun: Vec<Slot> = (0..20).map(|n| slots.take_for_start(org(n % 10), false).unwrap()).collect();
+        assert!(begun.iter().all(|slot| slot.start_of.is_none()));
+        assert_eq!(slots.shared.available_permits(), 28);
+        // The rest is the queue's, and starts have what is left to them.
+        let next = slots.take_for_start(org(0), false).unwrap();
+        assert!(next.start_of.is_some());
+        assert_eq!(slots.take_for_claim(64).unwrap().1, 28);
+        drop((large, begun, next));
+        assert!(slots.starts.lock().is_empty());
     }
 
     #[test]

@@ -37,6 +37,11 @@ const MIXED_BATCH_COMMITS: u32 = 2;
 const MIXED_BATCH_TIME_MAX: Duration = Duration::from_millis(2);
 /// … nor shorter.
 const MIXED_BATCH_TIME_MIN: Duration = Duration::from_micros(250);
+/// Of what commits take each new one makes this part …
+const COMMIT_SHARE: u32 = 8;
+/// … and counts no more than so many times as long as they do: one that carried out a checkpoint says nothing about the next ones. A disk
+/// that has become slower is believed after some commits.
+const COMMIT_LONGEST: u32 = 4;
 
 /// The way to the writer.
 pub(super) struct Writes {
@@ -237,6 +242,11 @@ fn seldom_first<T, P: Eq + Hash + Copy>(mut members: Vec<T>, party: impl Fn(&T) 
     members
 }
 
+/// What a commit takes of late, after one that took so long.
+fn usual_after(usual: Duration, took: Duration) -> Duration {
+    (usual * (COMMIT_SHARE - 1) + took.min(usual * COMMIT_LONGEST)) / COMMIT_SHARE
+}
+
 impl Writer {
     async fn serve(mut self, serving: Serving) {
         while let Some(first) = serving.queue.next().await {
@@ -364,7 +374,7 @@ impl Writer {
     fn commit(&mut self) -> rusqlite::Result<()> {
         let began = Instant::now();
         self.control("commit")?;
-        self.usual_commit = (self.usual_commit * 7 + began.elapsed()) / 8;
+        self.usual_commit = usual_after(self.usual_commit, began.elapsed());
         self.counters.commits.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -412,6 +422,17 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_slow_commit_says_little_about_the_next_and_many_say_all() {
+        let (usual, checkpoint) = (Duration::from_micros(600), Duration::from_millis(12));
+        let after = usual_after(usual, checkpoint);
+        assert_eq!(after, Duration::from_micros(825), "seven parts of 600 and one of 2,400");
+        let soon = (0..8).fold(after, |usual, _| usual_after(usual, Duration::from_micros(600)));
+        assert!(soon < Duration::from_micros(700), "{soon:?}");
+        let slower = (0..40).fold(usual, |usual, _| usual_after(usual, checkpoint));
+        assert!(slower > Duration::from_millis(11) && slower <= checkpoint, "{slower:?}");
+    }
 
     #[test]
     fn who_has_few_is_answered_before_who_has_many() {
