@@ -571,6 +571,7 @@ impl App {
             .write(&AccountScope::OWN, args, |tx, (signed_in, (hash, device), change, sends_mail, ambient)| {
                 Box::pin(async move {
                     let (now, session, user) = (ambient.now(), &signed_in.session, &signed_in.user);
+                    let had = tx.load_factors(user.id).await?;
                     let (amr, notice, action) = match change {
                         Change::Activate => {
                             let set_up = load_own_set_up(tx, signed_in, now).await?.ok_or_else(no_set_up)?;
@@ -599,7 +600,7 @@ impl App {
                     }
                     let detail = match change {
                         Change::Activate => json!({ "method": "otp" }),
-                        Change::Disable => json!({}),
+                        Change::Disable => json!({ "before": { "otp": had.app, "passkeys": had.passkey } }),
                     };
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
                     renewed.user.epoch += 1;

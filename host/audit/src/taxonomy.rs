@@ -168,6 +168,7 @@ events! {
     MfaPassed = "mfa.passed": Authentication, SignIn, Info;
     MfaRefused = "mfa.refused": Authentication, Refuse, Warning;
     MfaDisabled = "mfa.disabled": Authentication, Delete, Warning;
+    MfaCodeMailed = "mfa.code_mailed": Authentication, Create, Info;
     BackupCodeUsed = "backup_code.used": Authentication, SignIn, Warning;
     BackupCodesMade = "backup_codes.made": Authentication, Create, Notice;
     PasskeyAdded = "passkey.added": Authentication, Create, Notice;
