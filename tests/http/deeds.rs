@@ -89,8 +89,11 @@ fn told<'a>(action: EventType, actor: &'a str, target: &'a str, said: &'a [Said]
 
 impl Told<'_> {
     fn is(&self, entry: &AuditEntry) -> bool {
-        let is_target =
-            if self.target.ends_with('_') { entry.target.starts_with(self.target) } else { entry.target == self.target };
+        let is_target = if self.target.ends_with('_') {
+            entry.target.starts_with(self.target)
+        } else {
+            entry.target == self.target
+        };
         entry.action == self.action.as_str() && entry.actor == self.actor && is_target
     }
 }
@@ -224,7 +227,9 @@ fn is_line_of(line: &str, method: &str, path: &str) -> bool {
 fn a_line_is_of_one_operation() {
     let one = |line| is_line_of(line, "PUT", "/teams/{team}/members/{user}");
     assert!(one("PUT /teams/a/members/b?x=1"));
-    for other in ["POST /teams/a/members/b", "PUT /teams/a/members", "PUT /teams/a/members/b/c", "PUT /roles/a/members/b"] {
+    for other in
+        ["POST /teams/a/members/b", "PUT /teams/a/members", "PUT /teams/a/members/b/c", "PUT /roles/a/members/b"]
+    {
         assert!(!one(other), "{other}");
     }
 }

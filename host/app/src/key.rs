@@ -27,7 +27,9 @@ use bulkhead_store::seal::{KeyPurpose, Sealer};
 use bulkhead_store::{Store, StoreError, Tx};
 use serde_json::json;
 
-pub use self::roots::{RootMismatch, check_roots, count_root_uses, keep_root_check, look_before_opening};
+pub use self::roots::{
+    RootAct, RootDeed, RootMismatch, check_roots, count_root_uses, keep_root_check, look_before_opening,
+};
 use crate::engine::{ATTEMPT_DEADLINE, Left};
 use crate::in_flight::Leash;
 use crate::{App, AppError};

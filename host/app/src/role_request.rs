@@ -179,8 +179,7 @@ impl App {
                         return Err(refused(RequestError::Answered));
                     }
                     let mut detail = told(&asked);
-                    detail["state"] =
-                        json!({ "before": before.as_str(), "after": asked.request.state.as_str() });
+                    detail["state"] = json!({ "before": before.as_str(), "after": asked.request.state.as_str() });
                     detail["assignment"] = json!(asked.assignment);
                     detail["answer"] = json!(said);
                     let event = AuditEvent { action, target: id.to_string(), actor, detail: detail.clone() };

@@ -243,6 +243,9 @@ events! {
     BlockLifted = "block.lifted": Security, Grant, Notice;
     IpRulesChanged = "ip_rules.changed": Security, Update, Warning;
     KeyRotated = "key.rotated": Security, Update, Notice;
+    RootKeyAdded = "root_key.added": Security, Create, Notice;
+    RootKeyUsed = "root_key.used": Security, Update, Warning;
+    RootKeyRemoved = "root_key.removed": Security, Delete, Warning;
     KeyRetired = "key.retired": Security, Delete, Notice;
     KeyRotationIncomplete = "key.rotation_incomplete": Security, Detect, Error;
     RowRefused = "audit.row_refused": Security, Detect, Critical;

@@ -1,6 +1,8 @@
 //! The root keys: text in a file of the data directory that nobody but the server's user reads, or from the configuration. There is
 //! no default: without a key the server does not start, except that the embedded database's very first start makes one.
 
+mod acts;
+
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -12,6 +14,7 @@ use bulkhead_store::seal::{RootKey, RootKeys};
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
+pub(crate) use self::acts::start_telling;
 use crate::config::Config;
 
 /// Bytes that the file has at most: some hundred keys.
@@ -159,8 +162,19 @@ pub(crate) fn change(config: &Config, change: impl FnOnce(RootKeys) -> Result<Ro
     // Before anything is made there.
     load_or_create(data_dir, false, &Ambient::system())?;
     let _lock = lock(data_dir)?;
-    let changed = change(load_or_create(data_dir, false, &Ambient::system())?)?;
-    replace(data_dir, &changed)?;
+    let before = load_or_create(data_dir, false, &Ambient::system())?;
+    let stood = before.standings();
+    let changed = change(before)?;
+    let acts = acts::between(&stood, &changed.standings(), &Ambient::system());
+    // Before it is done: an act that nobody could ever read of is not done.
+    let begun = acts::put_down(data_dir, &acts)?;
+    if let Err(error) = replace(data_dir, &changed) {
+        let is_done = read(data_dir).is_ok_and(|keys| keys.is_some_and(|keys| keys.standings() == changed.standings()));
+        if !is_done {
+            acts::take_back(data_dir, begun)?;
+        }
+        return Err(error);
+    }
     Ok(changed)
 }
 

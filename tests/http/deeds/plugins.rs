@@ -26,8 +26,7 @@ pub(super) async fn plugins(story: &mut Story<'_>, cast: &Cast) {
     story.does("put_secret", cast.ask("PUT", &secret).json(&json!({ "value": SECRET }))).await;
     let why = Hidden("no secret's value is told");
     story.left(&[told(EventType::SecretStored, &cast.key, &id, &[Made("/name"), Made("/replaced"), why])]).await;
-    let granted =
-        json!({ "permissions": [{ "kind": "secret", "name": "signing_key", "inject": { "origins": [] } }] });
+    let granted = json!({ "permissions": [{ "kind": "secret", "name": "signing_key", "inject": { "origins": [] } }] });
     let grants = format!("{at}/grants");
     let tag = cast.tag(server, &grants).await;
     story.does("replace_grants", cast.ask("PUT", &grants).header("if-match", &tag).json(&granted)).await;
