@@ -92,7 +92,7 @@ fn environment() -> Result<PathBuf> {
 fn start(bulkhead: &Path, data: &Path, log: &Path) -> Result<Demo> {
     let log = std::fs::File::create(log).context("cannot make the server's log")?;
     let mut command = tools::program(bulkhead);
-    command.args(["demo", "--listen", &format!("127.0.0.1:{}", free_port())]).arg("--data-dir").arg(data);
+    command.args(["demo", "--bare", "--listen", &format!("127.0.0.1:{}", free_port())]).arg("--data-dir").arg(data);
     for limit in LIMITS {
         command.env(format!("BULKHEAD_LIMITS__{limit}"), LIMIT);
     }

@@ -72,13 +72,12 @@ pub(super) async fn api_keys(story: &mut Story<'_>, cast: &Cast) {
     story.left(&[told(EventType::ApiKeyRotated, &cast.key, &id, &[Made("/previous_until"), why])]).await;
 
     // It asked too often.
-    let (org, now) = (cast.acme.org.parse().unwrap(), server.ambient.now());
-    let block = Block::next(None, now).expect("nothing is in force");
-    let placed = server.store.write(
-        &SystemScope::new(SystemReason::Limits).for_org(org),
-        (id.parse::<ApiKeyId>().unwrap(), block),
-        |tx, (key, block)| Box::pin(async move { tx.save_key_block(*key, block).await }),
-    );
+    let scope = SystemScope::new(SystemReason::Limits).for_org(cast.acme.org.parse().unwrap());
+    let block = Block::next(None, server.ambient.now()).expect("nothing is in force");
+    let args = (id.parse::<ApiKeyId>().unwrap(), block);
+    let placed = server.store.write(&scope, args, |tx, (key, block)| {
+        Box::pin(async move { tx.save_key_block(*key, block).await })
+    });
     placed.await.unwrap();
     story.does("lift_block", cast.ask("DELETE", &format!("blocks/{id}"))).await;
     let gone = [Removed("/before/level"), Removed("/before/ends_at")];

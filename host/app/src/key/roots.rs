@@ -167,15 +167,15 @@ impl App {
     /// # Errors
     /// The store's. Some may have been told.
     pub async fn tell_root_act(&self, act: &RootAct) -> Result<u64, StoreError> {
-        let (mut after, mut told) = (None, 0);
+        let (mut after, mut told, jobs) = (None, 0, SystemScope::new(SystemReason::Jobs));
         loop {
-            let listed = self.store().read(&SystemScope::new(SystemReason::Jobs), after, |tx, after| {
-                Box::pin(async move { tx.list_orgs_by_id(*after, ORGS_PAGE).await })
-            });
+            let listed = self
+                .store()
+                .read(&jobs, after, |tx, after| Box::pin(async move { tx.list_orgs_by_id(*after, ORGS_PAGE).await }));
             let listed = listed.await?;
             for org in &listed {
-                let args = (act.clone(), self.ambient().clone());
-                let written = self.store().write(&ADMIN.for_org(*org), args, |tx, (act, ambient)| {
+                let (scope, args) = (ADMIN.for_org(*org), (act.clone(), self.ambient().clone()));
+                let written = self.store().write(&scope, args, |tx, (act, ambient)| {
                     Box::pin(async move { record_root_act(tx, act, ambient).await })
                 });
                 told += u64::from(written.await?);
