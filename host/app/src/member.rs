@@ -57,7 +57,7 @@ async fn end_invitations(tx: &mut Tx, member: &Member, now: Timestamp) -> Result
 }
 
 /// What an audit entry says of whether a member may do anything here.
-const fn state_of(is_active: bool) -> &'static str {
+pub(crate) const fn state_of(is_active: bool) -> &'static str {
     if is_active { "active" } else { "disabled" }
 }
 

@@ -600,7 +600,7 @@ impl App {
                     }
                     let detail = match change {
                         Change::Activate => json!({ "method": "otp" }),
-                        Change::Disable => json!({ "before": { "otp": had.app, "passkeys": had.passkey } }),
+                        Change::Disable => json!({ "before": factors_told(had) }),
                     };
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
                     renewed.user.epoch += 1;
@@ -667,6 +667,7 @@ impl App {
                         .load_user_by_email(email)
                         .await?
                         .ok_or(AppError::NotFound { what: "person with this address" })?;
+                    let had = tx.load_factors(user.id).await?;
                     if !tx.delete_second_factors(user.id).await? {
                         return Err(AppError::NotFound { what: "second factor" });
                     }
@@ -683,7 +684,7 @@ impl App {
                             action: EventType::MfaDisabled,
                             target: user.id.to_string(),
                             actor: Actor::System(SystemReason::Admin),
-                            detail: json!({ "by": "operator" }),
+                            detail: json!({ "by": "operator", "before": factors_told(had) }),
                         };
                         tx.record_audit(&event, ambient).await?;
                     }
@@ -780,6 +781,11 @@ pub(crate) async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp
         }
     }
     Ok(())
+}
+
+/// Which second factors somebody had.
+fn factors_told(had: bulkhead_model::mfa::Factors) -> Value {
+    json!({ "otp": had.app, "passkeys": had.passkey })
 }
 
 fn told(policy: &SignInPolicy) -> Value {

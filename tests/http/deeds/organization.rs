@@ -75,9 +75,9 @@ pub(super) async fn api_keys(story: &mut Story<'_>, cast: &Cast) {
     let scope = SystemScope::new(SystemReason::Limits).for_org(cast.acme.org.parse().unwrap());
     let block = Block::next(None, server.ambient.now()).expect("nothing is in force");
     let args = (id.parse::<ApiKeyId>().unwrap(), block);
-    let placed = server.store.write(&scope, args, |tx, (key, block)| {
-        Box::pin(async move { tx.save_key_block(*key, block).await })
-    });
+    let placed = server
+        .store
+        .write(&scope, args, |tx, (key, block)| Box::pin(async move { tx.save_key_block(*key, block).await }));
     placed.await.unwrap();
     story.does("lift_block", cast.ask("DELETE", &format!("blocks/{id}"))).await;
     let gone = [Removed("/before/level"), Removed("/before/ends_at")];

@@ -144,7 +144,14 @@ fn forget(data_dir: &Path, told: &BTreeSet<String>) -> Result<()> {
 }
 
 async fn tell(app: &App, data_dir: &Path) -> Result<()> {
-    let acts = read(data_dir)?;
+    if !path(data_dir).try_exists()? {
+        return Ok(());
+    }
+    // What is about to be done at this moment is done or taken back when the lock is free.
+    let acts = {
+        let _lock = lock(data_dir)?;
+        read(data_dir)?
+    };
     let mut told = BTreeSet::new();
     for act in acts {
         let logs = app.tell_root_act(&act).await.context("an organization's log cannot be written")?;
