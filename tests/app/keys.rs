@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bulkhead_app::data::{KeyRotation, StoredKey};
-use bulkhead_app::key::{RootMismatch, check_roots, keep_root_check, look_before_opening};
+use bulkhead_app::key::{RootAct, RootDeed, RootMismatch, check_roots, keep_root_check, look_before_opening};
 use bulkhead_app::supervise::Supervisor;
 use bulkhead_app::worker::{Slots, WorkerConfig};
 use bulkhead_app::workflow::SaveWorkflow;
@@ -113,6 +113,33 @@ on_both! {
         let listed = app.app.list_key_rotations(&acme.caller, acme.org, PageRequest::default()).await.unwrap();
         assert_eq!(listed.items, [org, data]);
         assert!(supervisor.shut_down(PATIENCE).await);
+    }
+
+    async fn what_is_done_to_root_keys_is_told_to_each_organization_once(app: TestApp) {
+        let tenants = [app.tenant("acme").await, app.tenant("other").await];
+        let root = RootKey::new([3; 32]).id().to_string();
+        let act = |id: &str, what| RootAct {
+            id: id.to_owned(),
+            what,
+            root: root.clone(),
+            was: Some("next".to_owned()),
+            is: Some("active".to_owned()),
+            instead_of: Some(RootKey::new([7; 32]).id().to_string()),
+            at: app.app.ambient().now(),
+        };
+        // A server that stopped half-way tells it again.
+        for told in [2, 0] {
+            assert_eq!(app.app.tell_root_act(&act("0011223344556677", RootDeed::Used)).await.unwrap(), told);
+        }
+        assert_eq!(app.app.tell_root_act(&act("0011223344556678", RootDeed::Used)).await.unwrap(), 2, "another act");
+        app.app.tell_root_act(&act("0011223344556679", RootDeed::Removed)).await.unwrap();
+        for tenant in &tenants {
+            let told = app.audit(tenant, "root_key.used").await;
+            assert_eq!((told.len(), &told[0].target, told[0].actor.as_str()), (2, &root, "system:admin"));
+            assert_eq!(told[0].detail["state"], json!({ "before": "next", "after": "active" }));
+            assert_eq!(told[0].detail["instead_of"], json!(RootKey::new([7; 32]).id().to_string()));
+            assert_eq!(app.audit(tenant, "root_key.removed").await.len(), 1);
+        }
     }
 
     async fn whoever_may_not_sees_and_rotates_nothing(app: TestApp) {

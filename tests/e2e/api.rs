@@ -84,10 +84,12 @@ impl Api {
         };
         let response = response.unwrap();
         let cookies = response.headers().get_all("set-cookie").iter().filter_map(|value| value.to_str().ok());
-        let mut of_session = cookies.filter_map(|text| {
+        let of_session = cookies.filter_map(|text| {
             text.strip_prefix("__Host-bulkhead_session=").or_else(|| text.strip_prefix("__Host-bulkhead_sign_in="))
         });
-        let session = of_session.find_map(|rest| rest.split(';').next()).unwrap_or_default().to_owned();
+        // One that is taken back is empty.
+        let mut tokens = of_session.filter_map(|rest| rest.split(';').next()).filter(|token| !token.is_empty());
+        let session = tokens.next().unwrap_or_default().to_owned();
         (answer(response), session)
     }
 

@@ -13,7 +13,7 @@ use crate::server::Place;
 const WITHIN: Duration = Duration::from_mins(1);
 
 /// On a machine with nothing but the binary and the files.
-fn verify(dir: &std::path::Path, args: &[&str]) -> Output {
+pub(crate) fn verify(dir: &std::path::Path, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
     command.env_clear().current_dir(dir).args(["audit", "verify"]).args(args);
     command.output().unwrap()

@@ -126,6 +126,10 @@ on_both! {
         // The server has not read it yet: whatever was wrapped with it would be closed to it.
         let unknown = refusal(&keys(&["use-root"], &place));
         assert!(unknown.contains(&format!("does not know the root key {new} yet")), "{unknown}");
+        // The server tells what is done beside it.
+        let of = |server: &Server<'_>, what: &str| server.api.get(&format!("audit?action=root_key.{what}")).body["items"].clone();
+        assert!(wait_until(WITHIN, || of(&server, "added") != json!([])));
+        assert_eq!(of(&server, "added")[0]["target"], new.as_str());
         assert_eq!(server.stop(), Some(0));
         said(&keys(&["use-root"], &place));
         let too_early = refusal(&keys(&["remove-root", &old], &place));
@@ -148,6 +152,12 @@ on_both! {
 
         let server = place.start(&sink);
         all_open(&server, &workflows);
+        // … and what was done while there was none.
+        assert!(wait_until(WITHIN, || of(&server, "used") != json!([])));
+        let used = of(&server, "used")[0].clone();
+        assert_eq!((&used["target"], &used["detail"]["instead_of"]), (&json!(new), &json!(old)));
+        assert!(wait_until(WITHIN, || !dir.join("root.key.acts").exists()), "nothing waits to be told");
+        assert_eq!(of(&server, "added").as_array().unwrap().len(), 1, "each is told once");
         // The node looks for keys that are due a minute after its start, and whenever somebody rotates one.
         assert_eq!(server.api.post("key-rotations", &json!({ "level": "data" })).status, 202);
         let follows = || said(&keys(&["list"], &place)).contains(&format!("{new}  active       wraps 1"));

@@ -138,7 +138,15 @@ impl Place {
         self.dir.path().join("server.log")
     }
 
+    /// A demo without people and without a past.
     pub(crate) fn command(&self, sink: &str) -> Command {
+        let mut command = self.whole_command(sink);
+        command.arg("--bare");
+        command
+    }
+
+    /// … as a newcomer starts it.
+    fn whole_command(&self, sink: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bulkhead"));
         command.envs(PLENTY).arg("demo").arg("--data-dir").arg(self.dir.path().join("data"));
         command.arg("--listen").arg(format!("127.0.0.1:{}", self.port)).arg("--sink").arg(sink);
@@ -156,7 +164,17 @@ impl Place {
 
     /// … with these settings in its environment.
     pub(crate) fn start_with(&self, sink: &Sink, settings: &[(&str, String)]) -> Server<'_> {
-        let mut command = self.command(&sink.url("/hook"));
+        self.start_by(self.command(&sink.url("/hook")), settings)
+    }
+
+    /// … with its admin and the day that went by.
+    pub(crate) fn start_whole(&self, sink: &Sink) -> Server<'_> {
+        // A day has a dozen passwords in it.
+        let settings = [("BULKHEAD_ACCOUNTS__HASH_MEMORY_KIB", "19456".to_owned())];
+        self.start_by(self.whole_command(&sink.url("/hook")), &settings)
+    }
+
+    fn start_by(&self, mut command: Command, settings: &[(&str, String)]) -> Server<'_> {
         command.envs(settings.iter().map(|(name, value)| (*name, value)));
         let child = self.spawn(command, self.port);
         let file = std::fs::read_to_string(self.dir.path().join("data/demo.json")).unwrap();

@@ -274,7 +274,8 @@ impl Site {
         let sink = self.sink.address();
         let first = &mut self.nodes[0];
         let listen = format!("127.0.0.1:{}", first.port);
-        let mut arguments = vec!["demo", "--data-dir", "data", "--listen", &listen, "--sink", &sink_url, "--plugins"];
+        let mut arguments = vec!["demo", "--bare", "--data-dir", "data", "--listen", &listen, "--sink", &sink_url];
+        arguments.push("--plugins");
         arguments.push(packages.to_str().unwrap());
         arguments.extend(database_url.iter().flat_map(|url| ["--database-url", *url]));
         first.spawn(&arguments);

@@ -15,7 +15,7 @@ const SECOND: &str = "/api/v1/auth/second-factor";
 
 impl TestServer {
     /// What Acme takes from now on.
-    async fn take(&self, methods: &[Method], trusts_devices: bool) {
+    pub(crate) async fn take(&self, methods: &[Method], trusts_devices: bool) {
         let acme = self.app.find_org("acme".parse().unwrap()).await.unwrap().unwrap();
         let policy = SignInPolicy::new(MfaPolicy::All, methods.to_vec(), trusts_devices).unwrap();
         let scope = SystemScope::new(SystemReason::Admin).for_org(acme.id);

@@ -18,6 +18,7 @@ mod audit;
 mod blocks;
 mod breakers;
 mod dead_letters;
+mod deeds;
 mod devices;
 mod edge;
 mod hooks;

@@ -57,7 +57,7 @@ impl Machine {
         authenticator
     }
 
-    async fn make(&mut self, origin: &str, options: &Value) -> Value {
+    pub(crate) async fn make(&mut self, origin: &str, options: &Value) -> Value {
         let request = serde_json::from_value(json!({ "publicKey": options })).unwrap();
         let mut client = Client::new(self.authenticator());
         let made = client.register(&origin.parse().unwrap(), request, DefaultClientData).await.unwrap();
@@ -73,7 +73,7 @@ impl Machine {
         serde_json::to_value(answer).unwrap()
     }
 
-    async fn answer(&mut self, options: &Value) -> Value {
+    pub(crate) async fn answer(&mut self, options: &Value) -> Value {
         self.answer_at(ORIGIN, options).await
     }
 }

@@ -57,7 +57,7 @@ impl Browser {
 }
 
 impl TestServer {
-    fn set_up_body(token: &str, email: &str) -> Value {
+    pub(crate) fn set_up_body(token: &str, email: &str) -> Value {
         json!({
             "token": token, "email": email, "name": "Ada Lovelace", "password": PASSWORD,
             "organization": { "slug": "acme", "name": "Acme Inc." },

@@ -202,6 +202,11 @@ impl Ask {
         self.header("authorization", &format!("Bearer {key}"))
     }
 
+    /// Method and path.
+    pub(crate) fn line(&self) -> String {
+        format!("{} {}", self.method, self.path)
+    }
+
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self

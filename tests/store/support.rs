@@ -67,7 +67,7 @@ use sqlx::Connection as _;
 
 use crate::keys::KeyRows;
 use crate::roles::AccessRows;
-pub(crate) use crate::tables::{GLOBAL_TABLES, TABLES_OF_PEOPLE};
+pub(crate) use crate::tables::{TABLES_OF_PEOPLE, global_tables};
 
 /// Runs one body on both databases, as `name::sqlite` and `name::postgres`.
 macro_rules! on_both {

@@ -139,7 +139,7 @@ fn start(bulkhead: &Path, data: &Path, log: &Path) -> Result<Demo> {
     let log = std::fs::File::create(log).context("cannot make the server's log")?;
     let address = format!("127.0.0.1:{}", free_port());
     let mut command = tools::program(bulkhead);
-    command.args(["demo", "--listen", &address]).arg("--data-dir").arg(data);
+    command.args(["demo", "--bare", "--listen", &address]).arg("--data-dir").arg(data);
     for limit in LIMITS {
         command.env(format!("BULKHEAD_LIMITS__{limit}"), LIMIT);
     }

@@ -39,6 +39,7 @@ pub(crate) use self::hashing::{Hasher, Verdict};
 pub use self::set_up::SetUp;
 use crate::assignment::join_as;
 use crate::mail::Post;
+use crate::member::state_of;
 use crate::sign_in::{Client, NewDevice};
 use crate::{App, AppError};
 
@@ -377,7 +378,10 @@ impl App {
                             action: if *is_active { EventType::UserEnabled } else { EventType::UserDisabled },
                             target: user.id.to_string(),
                             actor: Actor::System(SystemReason::Admin),
-                            detail: json!({ "everywhere": true }),
+                            detail: json!({
+                                "everywhere": true,
+                                "state": { "before": state_of(user.is_active), "after": state_of(*is_active) },
+                            }),
                         };
                         tx.record_audit(&event, ambient).await?;
                     }
@@ -487,13 +491,13 @@ pub(crate) async fn end_here(tx: &mut Tx, user: UserId, ambient: &Ambient) -> Re
 pub(crate) async fn end_keys(tx: &mut Tx, user: UserId, ambient: &Ambient) -> Result<(), AppError> {
     // Whoever makes a key at this moment is either before this, or sees it.
     tx.begin_policy_epoch(ambient.now()).await?;
-    let count = tx.revoke_keys_of(user, ambient.now()).await?;
-    if count > 0 {
+    let keys = tx.revoke_keys_of(user, ambient.now()).await?;
+    if !keys.is_empty() {
         let event = AuditEvent {
             action: EventType::ApiKeyRevoked,
             target: user.to_string(),
             actor: Actor::System(SystemReason::Accounts),
-            detail: json!({ "count": count, "owner": user }),
+            detail: json!({ "count": keys.len(), "owner": user, "keys": keys }),
         };
         tx.record_audit(&event, ambient).await?;
     }

@@ -207,6 +207,33 @@ async fn make_key(tx: &mut Tx, making: &Making) -> Result<ApiKey, AppError> {
     Ok(key)
 }
 
+/// Revokes a key and all that came of it, in the transaction that decided so. `action` is what is told of the key itself.
+async fn revoke_family(
+    tx: &mut Tx,
+    id: ApiKeyId,
+    action: EventType,
+    actor: &Actor,
+    ambient: &Ambient,
+) -> Result<(), AppError> {
+    for revoked in tx.revoke_api_key(id, ambient.now()).await? {
+        let key = tx.load_api_key(revoked).await?.ok_or(AppError::NotFound { what: "API key" })?;
+        let mut detail = json!({
+            "before": {
+                "name": key.name,
+                "permissions": key.permissions.iter().collect::<Vec<_>>(),
+                "expires_at": key.expires_at,
+            },
+        });
+        if revoked != id {
+            detail["with"] = json!(id);
+        }
+        let action = if revoked == id { action } else { EventType::ApiKeyRevoked };
+        let event = AuditEvent { action, target: revoked.to_string(), actor: actor.clone(), detail };
+        tx.record_audit(&event, ambient).await?;
+    }
+    Ok(())
+}
+
 /// Whether this is a secret of the key's, and the key is not revoked.
 fn is_good(key: &ApiKey, secret: &[u8; 32], now: Timestamp) -> bool {
     key.revoked_at.is_none() && key.matches(secret, now)
@@ -420,17 +447,8 @@ impl App {
                     if key.is_none() {
                         return Ok(());
                     }
-                    for revoked in tx.revoke_api_key(*id, now).await? {
-                        let leaked = revoked == *id;
-                        let event = AuditEvent {
-                            action: if leaked { EventType::ApiKeyLeaked } else { EventType::ApiKeyRevoked },
-                            target: revoked.to_string(),
-                            actor: Actor::System(SystemReason::SignIn),
-                            detail: if leaked { json!({}) } else { json!({ "with": id }) },
-                        };
-                        tx.record_audit(&event, ambient).await?;
-                    }
-                    Ok(())
+                    let actor = Actor::System(SystemReason::SignIn);
+                    revoke_family(tx, *id, EventType::ApiKeyLeaked, &actor, ambient).await
                 })
             })
             .await
@@ -465,17 +483,7 @@ impl App {
                     if tx.load_api_key(*id).await?.is_none() {
                         return Err(AppError::NotFound { what: "API key" });
                     }
-                    for revoked in tx.revoke_api_key(*id, ambient.now()).await? {
-                        let with = (revoked != *id).then_some(*id);
-                        let event = AuditEvent {
-                            action: EventType::ApiKeyRevoked,
-                            target: revoked.to_string(),
-                            actor: actor.clone(),
-                            detail: with.map_or_else(|| json!({}), |with| json!({ "with": with })),
-                        };
-                        tx.record_audit(&event, ambient).await?;
-                    }
-                    Ok(())
+                    revoke_family(tx, *id, EventType::ApiKeyRevoked, actor, ambient).await
                 })
             })
             .await

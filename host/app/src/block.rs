@@ -211,18 +211,19 @@ impl App {
     }
 
     async fn lift(&self, scope: &OrgScope, key: ApiKeyId) -> Result<(), AppError> {
-        let event = AuditEvent {
-            action: EventType::BlockLifted,
-            target: key.to_string(),
-            actor: scope.actor().clone(),
-            detail: json!({}),
-        };
-        let lifting = self.store().write(scope, (key, event, self.ambient().clone()), |tx, (key, event, ambient)| {
+        let args = (key, scope.actor().clone(), self.ambient().clone());
+        let lifting = self.store().write(scope, args, |tx, (key, actor, ambient)| {
             Box::pin(async move {
-                if !tx.delete_key_block(*key).await? {
-                    return Err(AppError::NotFound { what: "block" });
-                }
-                Ok(tx.record_audit(event, ambient).await?)
+                let found = tx.load_key_block(*key).await?.ok_or(AppError::NotFound { what: "block" })?;
+                tx.delete_key_block(*key).await?;
+                let Block { level, ends_at, .. } = found.block;
+                let event = AuditEvent {
+                    action: EventType::BlockLifted,
+                    target: key.to_string(),
+                    actor: actor.clone(),
+                    detail: json!({ "before": { "level": level, "ends_at": ends_at } }),
+                };
+                Ok::<_, AppError>(tx.record_audit(&event, ambient).await?)
             })
         });
         lifting.await?;

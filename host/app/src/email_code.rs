@@ -3,6 +3,7 @@
 //! Mail also lets people choose another password. So that one mailbox does not make both factors, a code by mail counts for nobody whose password
 //! mail chose, until they proved something else.
 
+use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::backup_code::BackupCode;
 use bulkhead_model::id::SignInStepId;
 use bulkhead_model::letter::Letter;
@@ -14,9 +15,10 @@ use bulkhead_model::throttle::Guarded;
 use bulkhead_model::time::Timestamp;
 use bulkhead_store::Tx;
 use bulkhead_store::account::User;
+use serde_json::json;
 
 use crate::access::administers;
-use crate::account::Source;
+use crate::account::{Source, tell_organizations};
 use crate::mfa::waiting;
 use crate::sign_in::{Client, known_device};
 use crate::{App, AppError};
@@ -70,7 +72,9 @@ impl App {
                     let attempt = app.attempt(Guarded::Mail, &who, Source::new(device, client.address));
                     attempt.begin(tx, app.ambient()).await?;
                     tx.enqueue_mail(&user.email, &Letter::SignInCode { step: step.id }, app.ambient()).await?;
-                    Ok(())
+                    let memberships = tx.list_memberships(user.id).await?;
+                    let (action, detail) = (EventType::MfaCodeMailed, json!({ "address": client.address() }));
+                    tell_organizations(tx, &memberships, user.id, action, &detail, app.ambient()).await
                 })
             })
             .await

@@ -353,6 +353,7 @@ impl App {
                                         "plugin": plugin.name,
                                         "version": plugin.version,
                                         "digest": Digest(plugin.digest),
+                                        "state": { "before": before.state.as_str(), "after": next.state.as_str() },
                                         "grants": { "before": before.grants, "after": next.grants },
                                         "secrets_deleted": secrets,
                                         "used_by": used_by,

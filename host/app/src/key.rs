@@ -27,7 +27,9 @@ use bulkhead_store::seal::{KeyPurpose, Sealer};
 use bulkhead_store::{Store, StoreError, Tx};
 use serde_json::json;
 
-pub use self::roots::{RootMismatch, check_roots, count_root_uses, keep_root_check, look_before_opening};
+pub use self::roots::{
+    RootAct, RootDeed, RootMismatch, check_roots, count_root_uses, keep_root_check, look_before_opening,
+};
 use crate::engine::{ATTEMPT_DEADLINE, Left};
 use crate::in_flight::Leash;
 use crate::{App, AppError};
@@ -164,6 +166,7 @@ async fn begin_rotation(
     if tx.list_running_key_rotations().await?.iter().any(|rotation| rotation.level == level) {
         return Ok(None);
     }
+    let before = key_in_use(tx, level).await?;
     let to_key = match level {
         // The operator replaced it already, in the server's configuration.
         Level::Root => KeyId::Root(sealer.root()),
@@ -191,12 +194,33 @@ async fn begin_rotation(
         action: EventType::KeyRotated,
         target: org.to_string(),
         actor: actor.clone(),
-        detail: json!({ "level": level.as_str(), "reason": reason.as_str(), "to": to_key.to_string(), "rotation": rotation.id }),
+        detail: json!({
+            "level": level.as_str(),
+            "reason": reason.as_str(),
+            // Where a transaction or the operator replaced it already, what was before is known no more.
+            "from": before.filter(|before| *before != to_key).map(|before| before.to_string()),
+            "to": to_key.to_string(),
+            "rotation": rotation.id,
+        }),
     };
     tx.record_audit(&event, ambient).await?;
     metrics::counter!("bulkhead_key_rotations_total", "level" => level.as_str(), "reason" => reason.as_str())
         .increment(1);
     Ok(Some(rotation))
+}
+
+/// What the level's place is taken by: the root key that the organization's active key is under, that key, or the active data key.
+async fn key_in_use(tx: &mut Tx, level: Level) -> Result<Option<KeyId>, StoreError> {
+    let purpose = match level {
+        Level::Root | Level::Organization => KeyPurpose::Organization,
+        Level::Data => KeyPurpose::Field,
+    };
+    let keys = tx.list_keys().await?;
+    let active = keys.iter().find(|key| key.purpose == purpose && key.state == KeyState::Active);
+    Ok(match level {
+        Level::Root => active.and_then(|key| key.wrapped_by),
+        Level::Organization | Level::Data => active.map(|key| key.id),
+    })
 }
 
 async fn active_data_key(tx: &mut Tx) -> Result<KeyId, StoreError> {

@@ -51,10 +51,14 @@ async fn require_giver(tx: &mut Tx, invitation: &Invitation, giver: &Actor, now:
 }
 
 /// Takes back what this member invited others to, and what others invited them to.
-async fn end_invitations(tx: &mut Tx, member: &Member, now: Timestamp) -> Result<(), AppError> {
-    tx.revoke_invitations_by(&Actor::User(member.user).to_string(), now).await?;
-    tx.revoke_invitations_to(&member.email, now).await?;
-    Ok(())
+async fn end_invitations(tx: &mut Tx, member: &Member, now: Timestamp) -> Result<u64, AppError> {
+    let by = tx.revoke_invitations_by(&Actor::User(member.user).to_string(), now).await?;
+    Ok(by + tx.revoke_invitations_to(&member.email, now).await?)
+}
+
+/// What an audit entry says of whether a member may do anything here.
+pub(crate) const fn state_of(is_active: bool) -> &'static str {
+    if is_active { "active" } else { "disabled" }
 }
 
 /// An invitation that was just made.
@@ -129,15 +133,19 @@ impl App {
                         require_another_admin(tx, *user, now).await?;
                     }
                     if tx.update_member_state(*user, *is_active, now).await? {
+                        let mut detail = json!({
+                            "role": member.role,
+                            "state": { "before": state_of(member.is_active), "after": state_of(*is_active) },
+                        });
                         if !is_active {
                             end_here(tx, *user, ambient).await?;
-                            end_invitations(tx, &member, now).await?;
+                            detail["invitations_revoked"] = json!(end_invitations(tx, &member, now).await?);
                         }
                         let event = AuditEvent {
                             action: if *is_active { EventType::UserEnabled } else { EventType::UserDisabled },
                             target: user.to_string(),
                             actor: actor.clone(),
-                            detail: json!({ "role": member.role }),
+                            detail,
                         };
                         tx.record_audit(&event, ambient).await?;
                     }
@@ -166,13 +174,23 @@ impl App {
                         let member = tx.load_member(*user).await?.ok_or_else(no_member)?;
                         require_another_admin(tx, *user, ambient.now()).await?;
                         end_here(tx, *user, ambient).await?;
-                        end_invitations(tx, &member, ambient.now()).await?;
+                        let invitations = end_invitations(tx, &member, ambient.now()).await?;
+                        let roles: Vec<_> =
+                            tx.list_assignments_of(*user).await?.into_iter().map(|held| held.given.role).collect();
                         tx.delete_member(*user).await?;
                         let event = AuditEvent {
                             action: EventType::UserRemoved,
                             target: user.to_string(),
                             actor: actor.clone(),
-                            detail: json!({ "role": member.role }),
+                            detail: json!({
+                                "before": {
+                                    "role": member.role,
+                                    "roles": roles,
+                                    "state": state_of(member.is_active),
+                                    "joined_at": member.created_at,
+                                },
+                                "invitations_revoked": invitations,
+                            }),
                         };
                         Ok(tx.record_audit(&event, ambient).await?)
                     })
@@ -229,7 +247,7 @@ impl App {
                         action: EventType::SessionRevoked,
                         target: user.to_string(),
                         actor: actor.clone(),
-                        detail: json!({ "session": session }),
+                        detail: json!({ "session": session, "ended": ended }),
                     };
                     Ok(tx.record_audit(&event, ambient).await?)
                 })
@@ -276,7 +294,7 @@ impl App {
                     {
                         return Err(AppError::conflict("already-member", "this person is a member already"));
                     }
-                    tx.revoke_invitations_to(&invitation.email, now).await?;
+                    let replaced = tx.revoke_invitations_to(&invitation.email, now).await?;
                     if tx.count_open_invitations(now, OPEN_INVITATIONS_MAX).await? >= OPEN_INVITATIONS_MAX as usize {
                         let message = format!("{OPEN_INVITATIONS_MAX} invitations wait already: take some back first");
                         return Err(AppError::conflict("too-many-invitations", message));
@@ -305,6 +323,7 @@ impl App {
                             "email": invitation.email,
                             "role": invitation.role,
                             "valid_until": invitation.valid_until,
+                            "replaced": replaced,
                         }),
                     };
                     Ok(tx.record_audit(&event, ambient).await?)
@@ -346,7 +365,13 @@ impl App {
                             action: EventType::InvitationRevoked,
                             target: id.to_string(),
                             actor: actor.clone(),
-                            detail: json!({ "email": invitation.email }),
+                            detail: json!({
+                                "before": {
+                                    "email": invitation.email,
+                                    "role": invitation.role,
+                                    "valid_until": invitation.valid_until,
+                                },
+                            }),
                         };
                         tx.record_audit(&event, ambient).await?;
                     }

@@ -571,6 +571,7 @@ impl App {
             .write(&AccountScope::OWN, args, |tx, (signed_in, (hash, device), change, sends_mail, ambient)| {
                 Box::pin(async move {
                     let (now, session, user) = (ambient.now(), &signed_in.session, &signed_in.user);
+                    let had = tx.load_factors(user.id).await?;
                     let (amr, notice, action) = match change {
                         Change::Activate => {
                             let set_up = load_own_set_up(tx, signed_in, now).await?.ok_or_else(no_set_up)?;
@@ -599,7 +600,7 @@ impl App {
                     }
                     let detail = match change {
                         Change::Activate => json!({ "method": "otp" }),
-                        Change::Disable => json!({}),
+                        Change::Disable => json!({ "before": factors_told(had) }),
                     };
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await?;
                     renewed.user.epoch += 1;
@@ -666,6 +667,7 @@ impl App {
                         .load_user_by_email(email)
                         .await?
                         .ok_or(AppError::NotFound { what: "person with this address" })?;
+                    let had = tx.load_factors(user.id).await?;
                     if !tx.delete_second_factors(user.id).await? {
                         return Err(AppError::NotFound { what: "second factor" });
                     }
@@ -682,7 +684,7 @@ impl App {
                             action: EventType::MfaDisabled,
                             target: user.id.to_string(),
                             actor: Actor::System(SystemReason::Admin),
-                            detail: json!({ "by": "operator" }),
+                            detail: json!({ "by": "operator", "before": factors_told(had) }),
                         };
                         tx.record_audit(&event, ambient).await?;
                     }
@@ -779,6 +781,11 @@ pub(crate) async fn require_dispensable(tx: &mut Tx, user: &User, now: Timestamp
         }
     }
     Ok(())
+}
+
+/// Which second factors somebody had.
+fn factors_told(had: bulkhead_model::mfa::Factors) -> Value {
+    json!({ "otp": had.app, "passkeys": had.passkey })
 }
 
 fn told(policy: &SignInPolicy) -> Value {

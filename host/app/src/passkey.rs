@@ -367,6 +367,7 @@ impl App {
                 Box::pin(async move {
                     let (now, user) = (app.ambient().now(), &signed_in.user);
                     let mut renewed = signed_in.with_token(*hash, now);
+                    let known = tx.list_passkeys(user.id).await?.into_iter().find(|known| known.id == *id);
                     if !tx.delete_passkey(user.id, *id).await? {
                         return Err(AppError::NotFound { what: "passkey" });
                     }
@@ -374,7 +375,8 @@ impl App {
                         require_dispensable(tx, user, now).await?;
                         without_second_factor(&signed_in.session.amr).clone_into(&mut renewed.session.amr);
                     }
-                    let told = (Notice::PasskeyRemoved, EventType::PasskeyRemoved, json!({ "passkey": id }));
+                    let detail = json!({ "passkey": id, "before": { "name": known.map(|known| known.name) } });
+                    let told = (Notice::PasskeyRemoved, EventType::PasskeyRemoved, detail);
                     app.renew_after_change(tx, signed_in, renewed, device, told).await
                 })
             })

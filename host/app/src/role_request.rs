@@ -156,6 +156,7 @@ impl App {
                     // Whoever may not know of it learns no more than that it is not there.
                     let by = by.ok_or_else(people_only)?;
                     let actor = Actor::User(by);
+                    let before = asked.request.state;
                     asked.request.state = asked.request.answer(*answer, by, now).map_err(refused)?;
                     let action = match answer {
                         Answer::Approve => {
@@ -178,6 +179,7 @@ impl App {
                         return Err(refused(RequestError::Answered));
                     }
                     let mut detail = told(&asked);
+                    detail["state"] = json!({ "before": before.as_str(), "after": asked.request.state.as_str() });
                     detail["assignment"] = json!(asked.assignment);
                     detail["answer"] = json!(said);
                     let event = AuditEvent { action, target: id.to_string(), actor, detail: detail.clone() };

@@ -524,7 +524,7 @@ impl App {
                         let message = format!("the run has ended already ({})", run.status.as_str());
                         return Err(AppError::conflict("run-finished", message));
                     }
-                    let now = ambient.now();
+                    let (now, status_before) = (ambient.now(), run.status);
                     let mut state = read_state(&run)?;
                     if let Some(record) = run::cancel(definition, &mut state, &format!("cancelled by {actor}")) {
                         save_record(tx, &state, &mut run, &record, None, now).await?;
@@ -550,7 +550,7 @@ impl App {
                         action: EventType::RunCancelled,
                         target: id.to_string(),
                         actor: actor.clone(),
-                        detail: json!({ "workflow": run.workflow }),
+                        detail: json!({ "workflow": run.workflow, "status_before": status_before.as_str() }),
                     };
                     Ok(tx.record_audit(&event, ambient).await?)
                 })

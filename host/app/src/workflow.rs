@@ -595,7 +595,10 @@ impl App {
                         action: if *active { EventType::WorkflowActivated } else { EventType::WorkflowDeactivated },
                         target: id.to_string(),
                         actor: actor.clone(),
-                        detail: json!({ "version": next.current_version }),
+                        detail: json!({
+                            "version": next.current_version,
+                            "active": { "before": before.active, "after": next.active },
+                        }),
                     };
                     tx.record_audit(&event, ambient).await?;
                     match &activated {

@@ -168,6 +168,7 @@ events! {
     MfaPassed = "mfa.passed": Authentication, SignIn, Info;
     MfaRefused = "mfa.refused": Authentication, Refuse, Warning;
     MfaDisabled = "mfa.disabled": Authentication, Delete, Warning;
+    MfaCodeMailed = "mfa.code_mailed": Authentication, Create, Info;
     BackupCodeUsed = "backup_code.used": Authentication, SignIn, Warning;
     BackupCodesMade = "backup_codes.made": Authentication, Create, Notice;
     PasskeyAdded = "passkey.added": Authentication, Create, Notice;
@@ -242,6 +243,9 @@ events! {
     BlockLifted = "block.lifted": Security, Grant, Notice;
     IpRulesChanged = "ip_rules.changed": Security, Update, Warning;
     KeyRotated = "key.rotated": Security, Update, Notice;
+    RootKeyAdded = "root_key.added": Security, Create, Notice;
+    RootKeyUsed = "root_key.used": Security, Update, Warning;
+    RootKeyRemoved = "root_key.removed": Security, Delete, Warning;
     KeyRetired = "key.retired": Security, Delete, Notice;
     KeyRotationIncomplete = "key.rotation_incomplete": Security, Detect, Error;
     RowRefused = "audit.row_refused": Security, Detect, Critical;

@@ -30,7 +30,8 @@ enum Inner {
     },
     Manual {
         now_micros: AtomicI64,
-        rng: Mutex<Box<StdRng>>,
+        /// `None` for the operating system's generator.
+        rng: Option<Mutex<Box<StdRng>>>,
     },
 }
 
@@ -60,8 +61,15 @@ impl Ambient {
     /// A clock that moves only by [`advance`](Self::advance) and a generator seeded with `seed`. For tests.
     #[must_use]
     pub fn manual(start: Timestamp, seed: u64) -> Self {
-        let rng = Mutex::new(Box::new(StdRng::seed_from_u64(seed)));
+        let rng = Some(Mutex::new(Box::new(StdRng::seed_from_u64(seed))));
         Self { inner: Arc::new(Inner::Manual { now_micros: AtomicI64::new(start.as_micros()), rng }) }
+    }
+
+    /// A clock that moves only by [`advance`](Self::advance), and the operating system's generator. For the demo, whose organization has
+    /// a past.
+    #[must_use]
+    pub fn standing(start: Timestamp) -> Self {
+        Self { inner: Arc::new(Inner::Manual { now_micros: AtomicI64::new(start.as_micros()), rng: None }) }
     }
 
     #[must_use]
@@ -117,8 +125,10 @@ impl Ambient {
     /// Fills `bytes` from a cryptographic generator.
     pub fn fill(&self, bytes: &mut [u8]) {
         match &*self.inner {
-            Inner::System { .. } => SysRng.try_fill_bytes(bytes).expect("the operating system's generator answers"),
-            Inner::Manual { rng, .. } => {
+            Inner::System { .. } | Inner::Manual { rng: None, .. } => {
+                SysRng.try_fill_bytes(bytes).expect("the operating system's generator answers");
+            }
+            Inner::Manual { rng: Some(rng), .. } => {
                 rng.lock().unwrap_or_else(std::sync::PoisonError::into_inner).fill_bytes(bytes);
             }
         }
@@ -181,6 +191,14 @@ mod tests {
         assert!(ambient.now() >= before, "time does not run backwards for a trifle");
         ambient.follow(Timestamp::from_micros(3 * HOUR));
         assert!(ambient.now() >= Timestamp::from_micros(3 * HOUR));
+    }
+
+    #[test]
+    fn a_standing_clock_moves_when_it_is_moved_and_guesses_nothing() {
+        let (one, other) = (Ambient::standing(Timestamp::from_micros(7)), Ambient::standing(Timestamp::from_micros(7)));
+        assert_ne!(one.random::<16>(), other.random::<16>(), "it has no seed");
+        one.advance(Duration::from_micros(3));
+        assert_eq!((one.now(), other.now()), (Timestamp::from_micros(10), Timestamp::from_micros(7)));
     }
 
     #[test]

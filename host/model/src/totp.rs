@@ -57,6 +57,35 @@ impl TotpSecret {
         text
     }
 
+    /// Reads what [`base32`](Self::base32) writes.
+    #[must_use]
+    pub fn from_base32(text: &str) -> Option<Self> {
+        let mut bytes = Zeroizing::new([0; SECRET_BYTES]);
+        if text.len() != SECRET_BYTES * 8 / 5 {
+            return None;
+        }
+        for (letters, five) in text.as_bytes().chunks_exact(8).zip(bytes.chunks_exact_mut(5)) {
+            let mut bits = 0_u64;
+            for letter in letters {
+                let value = match letter {
+                    b'A'..=b'Z' => letter - b'A',
+                    b'2'..=b'7' => letter - b'2' + 26,
+                    _ => return None,
+                };
+                bits = (bits << 5) | u64::from(value);
+            }
+            five.copy_from_slice(&bits.to_be_bytes()[3..]);
+        }
+        Some(Self(bytes))
+    }
+
+    /// What an app shows at that moment: for whoever plays one, as the demo does.
+    #[must_use]
+    pub fn code_at(&self, now: Timestamp) -> String {
+        let now_s = u64::try_from(now.as_micros() / 1_000_000).unwrap_or(0);
+        self.totp().generate(now_s).to_string()
+    }
+
     /// The address that a QR code holds.
     #[must_use]
     pub fn uri(&self, issuer: &str, account: &str) -> Zeroizing<String> {
@@ -132,6 +161,16 @@ mod tests {
         for (step, code) in (0_i64..).zip(codes) {
             assert_eq!(secret.matching_step(code, at(step * 30)), Some(step), "{code}");
             assert_eq!(secret.matching_step(code, at(step * 30 + 29)), Some(step), "{code}");
+            assert_eq!(secret.code_at(at(step * 30 + 29)), code);
+        }
+    }
+
+    #[test]
+    fn what_is_typed_in_is_read_back() {
+        let secret = TotpSecret::from_bytes(RFC_SECRET);
+        assert!(TotpSecret::from_base32(&secret.base32()) == Some(secret.clone()));
+        for odd in ["", "A", &"a".repeat(32), &"A".repeat(31), &"1".repeat(32), &"A".repeat(40)] {
+            assert!(TotpSecret::from_base32(odd).is_none(), "{odd}");
         }
     }
 

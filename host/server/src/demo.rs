@@ -1,6 +1,7 @@
 //! `bulkhead demo`: an empty directory becomes a server with an organization, the first-party plugins and a workflow that takes
-//! genuine GitHub deliveries. Started again on the same directory it continues where it was.
+//! genuine GitHub deliveries, an admin with a second factor, and a day of audit to look at. Started again on the same directory it continues where it was.
 
+mod day;
 mod settle;
 mod sink;
 
@@ -34,6 +35,9 @@ pub(crate) struct Args {
     /// PostgreSQL instead of SQLite: the database owner's address
     #[arg(long, value_name = "URL")]
     database_url: Option<String>,
+    /// Nobody and no day gone by: the first person is made by the link that the server prints
+    #[arg(long)]
+    bare: bool,
     /// The folder with the first-party packages
     #[arg(long, value_name = "DIR")]
     plugins: Option<PathBuf>,
@@ -45,9 +49,28 @@ pub(crate) struct DemoFile {
     pub(crate) url: String,
     pub(crate) org: String,
     pub(crate) api_key: String,
+    /// Who administers it; nobody where the demo made no person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) admin: Option<DemoAdmin>,
     pub(crate) workflows: IndexMap<String, DemoWorkflow>,
     /// Where messages go.
     pub(crate) sink: String,
+}
+
+/// What signs the demo's admin in: everything that a real person keeps apart.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct DemoAdmin {
+    pub(crate) email: String,
+    pub(crate) password: String,
+    /// What the QR code of the authenticator app holds.
+    pub(crate) totp_uri: String,
+    pub(crate) backup_codes: Vec<String>,
+}
+
+impl std::fmt::Debug for DemoAdmin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DemoAdmin({})", self.email)
+    }
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -128,11 +151,48 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<ExitCode> {
     let first_party = packages.iter().map(|package| package.digest).collect();
     let host = Host::open(&config, FirstStart::Demo, first_party).await?;
     let url = config.public_url(listener.local_addr()?);
-    let file = settle::settle(&host, &packages, &sink, &url, before).await.context("the demo cannot be set up")?;
+    let lived = if args.bare || before.is_some() {
+        None
+    } else {
+        day::live(&host, &config, &packages, &sink, &url).await.context("the demo's day cannot be lived")?
+    };
+    let is_new = lived.is_some();
+    let file = match lived {
+        Some(file) => file,
+        None => settle::settle(&host.app, &packages, &sink, &url, before).await.context("the demo cannot be set up")?,
+    };
     write_file(&path, &file)?;
     print_welcome(&path, &file, host.store.database_name(), &config.egress.allow_loopback);
+    print_people(&path, &file, is_new, args.bare);
     serve::serve(&config, &host, listener, metrics).await?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Who signs in, and what to look at then. What signs somebody in is printed once.
+fn print_people(path: &Path, file: &DemoFile, is_new: bool, is_bare: bool) {
+    let Some(admin) = &file.admin else {
+        if is_bare {
+            println!("People need no second factor here (bulkhead admin set-mfa {} admins).\n", file.org);
+        }
+        return;
+    };
+    if is_new {
+        println!("An admin with a second factor (later in {}):\n", path.display());
+        println!("  address       {}\n  password      {}", admin.email, admin.password);
+        println!("  authenticator {}", admin.totp_uri);
+        println!("  backup codes  {}\n", admin.backup_codes.join(" "));
+    } else {
+        println!("The admin {}: password, authenticator and backup codes are in {}.\n", admin.email, path.display());
+    }
+    println!("A day of audit to look at, and to verify without the server:\n");
+    let (url, org, key) = (&file.url, &file.org, path.display());
+    println!(
+        "  curl -s '{url}/api/v1/orgs/{org}/audit?limit=200' -H \"authorization: Bearer $(jq -r .api_key {key})\""
+    );
+    println!(
+        "  curl -s {url}/api/v1/orgs/{org}/audit/bundles/0 -H \"authorization: Bearer $(jq -r .api_key {key})\" > demo.jsonl && bulkhead audit verify \
+         demo.jsonl\n"
+    );
 }
 
 fn print_welcome(path: &Path, file: &DemoFile, database: &str, loopbacks: &[String]) {
@@ -140,7 +200,6 @@ fn print_welcome(path: &Path, file: &DemoFile, database: &str, loopbacks: &[Stri
     println!("  organization  {}", file.org);
     println!("  API key       in {}", path.display());
     println!("  messages go   to {}", file.sink);
-    println!("  people        need no second factor here (bulkhead admin set-mfa {} admins)", file.org);
     if !loopbacks.is_empty() {
         println!("  WARNING       plugins may reach {} on this machine: for development only", loopbacks.join(", "));
     }

@@ -34,6 +34,15 @@ pub(crate) struct Host {
     pub(crate) supervisor: Supervisor,
     pub(crate) root_key: RootKey,
     store_config: StoreConfig,
+    ground: Ground,
+}
+
+/// What an application stands on, besides a database.
+struct Ground {
+    roots: Arc<RootKeys>,
+    runtime: Runtime,
+    loopbacks: Vec<Loopback>,
+    first_party: BTreeSet<Digest>,
 }
 
 /// Whether a root key may be made where there is none.
@@ -119,15 +128,53 @@ async fn open_store(config: &StoreConfig, sealer: &Sealer, patience: Duration) -
     }
 }
 
+fn account_parts(config: &Config, root_key: &RootKey) -> Result<AccountParts> {
+    let public_url = config.public_url(config.server.listen);
+    let passkeys = config.accounts.passkeys(&public_url)?;
+    let breached = config.accounts.breached_passwords()?;
+    Ok(AccountParts::new(root_key, config.accounts.hashing(), public_url)
+        .with_passkeys(passkeys)
+        .with_breached_passwords(breached))
+}
+
+fn assemble(
+    config: &Config,
+    store: &Store,
+    supervisor: &Supervisor,
+    ground: &Ground,
+    accounts: AccountParts,
+    ambient: Ambient,
+) -> App {
+    let app = App::new(AppParts {
+        store: store.clone(),
+        sealer: Sealer::with_roots(ground.roots.clone(), ambient.clone()),
+        ambient,
+        accounts,
+        sandbox: SandboxParts {
+            runtime: ground.runtime.clone(),
+            ceiling: Ceiling::with_loopbacks(ground.loopbacks.clone()),
+            first_party: ground.first_party.clone(),
+            concurrency: CallConcurrency::default(),
+            supervisor: supervisor.clone(),
+        },
+    })
+    .with_start_limits(config.starts.limits())
+    .with_rate_limits(config.limits.limits())
+    .with_audit_retention(config.audit.retention());
+    match &config.audit.anchor_dir {
+        Some(dir) => app.with_kept_checkpoints(crate::audit::kept_in(dir.clone())),
+        None => app,
+    }
+}
+
 impl Host {
     /// Opens the database (migrating it where it may) and starts the sandbox. `first_party` are the digests that may carry the
     /// platform's own publisher name.
     pub(crate) async fn open(config: &Config, first: FirstStart, first_party: BTreeSet<Digest>) -> Result<Self> {
         let ambient = Ambient::system();
-        let breached = config.accounts.breached_passwords()?;
-        let roots = root_keys(config, first, &ambient)?;
+        let roots = Arc::new(root_keys(config, first, &ambient)?);
         let root_key = roots.base().clone();
-        let sealer = Sealer::with_roots(Arc::new(roots), ambient.clone());
+        let sealer = Sealer::with_roots(roots.clone(), ambient.clone());
         let store_config = store_config(config, &root_key);
         let store = open_store(&store_config, &sealer, Duration::from_secs(config.database.wait_s)).await?;
         check_roots(&store, &sealer).await?;
@@ -154,30 +201,16 @@ impl Host {
             ambient.clone(),
         )
         .context("the sandbox does not start")?;
-        let app = App::new(AppParts {
-            store: store.clone(),
-            sealer,
-            ambient,
-            accounts: AccountParts::new(&root_key, config.accounts.hashing(), config.public_url(config.server.listen))
-                .with_passkeys(config.accounts.passkeys(&config.public_url(config.server.listen))?)
-                .with_breached_passwords(breached)
-                .with_post(mail::relay(&config.mail)?),
-            sandbox: SandboxParts {
-                runtime,
-                ceiling: Ceiling::with_loopbacks(loopbacks),
-                first_party,
-                concurrency: CallConcurrency::default(),
-                supervisor: supervisor.clone(),
-            },
-        })
-        .with_start_limits(config.starts.limits())
-        .with_rate_limits(config.limits.limits())
-        .with_audit_retention(config.audit.retention());
-        let app = match &config.audit.anchor_dir {
-            Some(dir) => app.with_kept_checkpoints(crate::audit::kept_in(dir.clone())),
-            None => app,
-        };
-        Ok(Self { app, store, supervisor, root_key, store_config })
+        let ground = Ground { roots, runtime, loopbacks, first_party };
+        let accounts = account_parts(config, &root_key)?.with_post(mail::relay(&config.mail)?);
+        let app = assemble(config, &store, &supervisor, &ground, accounts, ambient);
+        Ok(Self { app, store, supervisor, root_key, store_config, ground })
+    }
+
+    /// An application over the same database and sandbox with another clock. It sends no mail.
+    pub(crate) fn app_at(&self, config: &Config, ambient: Ambient) -> Result<App> {
+        let accounts = account_parts(config, &self.root_key)?;
+        Ok(assemble(config, &self.store, &self.supervisor, &self.ground, accounts, ambient))
     }
 
     /// Begins to carry out jobs.

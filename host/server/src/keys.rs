@@ -1,6 +1,7 @@
 //! The root keys: text in a file of the data directory that nobody but the server's user reads, the same wrapped by a key service, or from the
 //! configuration. There is no default: without a key the server does not start, except that the embedded database's very first start makes one.
 
+mod acts;
 mod command;
 
 use std::fs::{File, OpenOptions, Permissions};
@@ -15,6 +16,7 @@ use bulkhead_store::seal::{RootKey, RootKeys};
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
+pub(crate) use self::acts::start_telling;
 use self::command::CommandCustodian;
 use crate::config::{Config, KeysSection};
 
@@ -295,8 +297,19 @@ pub(crate) fn change(config: &Config, change: impl FnOnce(RootKeys) -> Result<Ro
     // Before anything is made there.
     file.load_or_create(false, &Ambient::system())?;
     let _lock = lock(file.data_dir)?;
-    let changed = change(file.load_or_create(false, &Ambient::system())?)?;
-    file.replace(&changed)?;
+    let before = file.load_or_create(false, &Ambient::system())?;
+    let stood = before.standings();
+    let changed = change(before)?;
+    let acts = acts::between(&stood, &changed.standings(), &Ambient::system());
+    // Before it is done: an act that nobody could ever read of is not done.
+    let begun = acts::put_down(file.data_dir, &acts)?;
+    if let Err(error) = file.replace(&changed) {
+        let is_done = file.read().is_ok_and(|keys| keys.is_some_and(|keys| keys.standings() == changed.standings()));
+        if !is_done {
+            acts::take_back(file.data_dir, begun)?;
+        }
+        return Err(error);
+    }
     Ok(changed)
 }
 

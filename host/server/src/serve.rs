@@ -78,6 +78,7 @@ pub(crate) async fn serve(
     let outbox = crate::anchor::start(host, config)?;
     crate::audit::start_sealer(host, config, outbox);
     crate::audit::start_expiry(host);
+    crate::keys::start_telling(host, config);
     let http = HttpConfig {
         cursor_key: host.root_key.derive("cursor v1"),
         metrics,

@@ -295,11 +295,16 @@ impl Tx {
         Ok(self.fetch(sql, binds![org, now, limit]).await?.len())
     }
 
-    /// Revokes every key of a person's in this organization; answers how many were valid.
-    pub async fn revoke_keys_of(&mut self, user: UserId, now: Timestamp) -> Result<u64, StoreError> {
-        let sql = sql!("update api_key set revoked_at = $3 where org_id = $1 and user_id = $2 and revoked_at is null");
+    /// Revokes every key of a person's in this organization; answers which of them were not revoked before.
+    pub async fn revoke_keys_of(&mut self, user: UserId, now: Timestamp) -> Result<Vec<ApiKeyId>, StoreError> {
+        let sql = sql!(
+            "update api_key set revoked_at = $3 where org_id = $1 and user_id = $2 and revoked_at is null returning id"
+        );
         let org = self.org()?;
-        self.execute(sql, binds![org, user, now]).await
+        let mut revoked: Vec<ApiKeyId> =
+            self.fetch(sql, binds![org, user, now]).await?.iter().map(|row| row.get("id")).collect::<Result<_, _>>()?;
+        revoked.sort_unstable();
+        Ok(revoked)
     }
 
     /// Revokes every key of the organization; answers which of them were not revoked before.

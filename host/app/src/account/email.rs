@@ -76,7 +76,8 @@ impl App {
                     }
                     tell_person(tx, user, Notice::EmailChangeAsked, ambient).await?;
                     let memberships = tx.list_memberships(user.id).await?;
-                    let (action, detail) = (EventType::EmailChangeRequested, json!({ "after": email }));
+                    let detail = json!({ "before": user.email, "after": email });
+                    let action = EventType::EmailChangeRequested;
                     tell_organizations(tx, &memberships, user.id, action, &detail, ambient).await
                 })
             })

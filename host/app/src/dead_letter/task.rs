@@ -363,7 +363,11 @@ impl App {
                         action: EventType::DeadLetterTaskStopped,
                         target: id.to_string(),
                         actor: actor.clone(),
-                        detail: json!({ "seen": task.seen, "done": task.done }),
+                        detail: json!({
+                            "state": { "before": TaskState::Running.as_str(), "after": task.state.as_str() },
+                            "seen": task.seen,
+                            "done": task.done,
+                        }),
                     };
                     tx.record_audit(&event, ambient).await?;
                     Ok(task)

@@ -1,6 +1,7 @@
 //! Puts the demo's organization, plugins and workflow where they are missing; what is there stays.
 
 use anyhow::{Context as _, Result};
+use bulkhead_app::App;
 use bulkhead_app::api_key::NewApiKey;
 use bulkhead_app::installation::{InstallationDetail, InstallationPatch, NewInstallation};
 use bulkhead_app::workflow::SaveWorkflow;
@@ -17,52 +18,58 @@ use url::Url;
 
 use super::{DemoFile, DemoWorkflow};
 use crate::first_party::Package;
-use crate::host::Host;
 
-const ORG: &str = "demo";
+pub(super) const ORG: &str = "demo";
 const WORKFLOW: &str = include_str!("github_issue_to_slack.json");
 const WORKFLOW_NAME: &str = "GitHub issue to Slack";
 /// A delivery small enough to type.
 pub(super) const SAMPLE_DELIVERY: &str = r#"{"action":"opened","issue":{"number":1,"title":"Crash on start","html_url":"https://github.com/acme/app/issues/1","body":"It stops.","labels":[{"name":"bug"}]},"repository":{"full_name":"acme/app"},"sender":{"login":"ada"}}"#;
 /// Makes what is missing and brings addresses up to date.
 pub(super) async fn settle(
-    host: &Host,
+    app: &App,
     packages: &[Package],
     sink: &Url,
     url: &str,
     before: Option<DemoFile>,
 ) -> Result<DemoFile> {
     let slug: Slug = ORG.parse().map_err(|error| anyhow::anyhow!("{error}"))?;
-    let org = if let Some(org) = host.app.find_org(slug.clone()).await? {
+    let org = if let Some(org) = app.find_org(slug.clone()).await? {
         org
     } else {
-        let org = host.app.create_org(slug, "Demo".into()).await?;
-        // Whoever tries it out signs in with a password; a real organization asks its admins for more from the start.
-        host.app.change_mfa_policy_as_operator(org.id, MfaPolicy::Optional).await?;
+        let org = app.create_org(slug, "Demo".into()).await?;
+        // Whoever makes the first person here signs in with a password; a real organization asks its admins for more from the start.
+        app.change_mfa_policy_as_operator(org.id, MfaPolicy::Optional).await?;
         org
     };
-    let (api_key, caller) = key(host, org.id, before.as_ref()).await?;
+    let (api_key, caller) = key(app, org.id, before.as_ref()).await?;
     for package in packages {
-        let uploaded = host.app.upload_plugin(&caller, org.id, package.bytes.clone().into()).await;
+        let uploaded = app.upload_plugin(&caller, org.id, package.bytes.clone().into()).await;
         uploaded.with_context(|| format!("{} cannot be uploaded", package.manifest.name))?;
-        install(host, &caller, org.id, package, sink).await?;
+        install(app, &caller, org.id, package, sink).await?;
     }
-    let (id, token) = workflow(host, &caller, org.id).await?;
+    let (id, token) = workflow(app, &caller, org.id).await?;
     let webhook_url = format!("{url}/hooks/{token}");
     let workflows = IndexMap::from([(WORKFLOW_NAME.to_owned(), DemoWorkflow { id: id.to_string(), webhook_url })]);
-    Ok(DemoFile { url: url.to_owned(), org: org.slug.to_string(), api_key, workflows, sink: sink.to_string() })
+    Ok(DemoFile {
+        url: url.to_owned(),
+        org: org.slug.to_string(),
+        api_key,
+        admin: before.and_then(|file| file.admin),
+        workflows,
+        sink: sink.to_string(),
+    })
 }
 
 /// The key of last time if it is still good, or a new one.
-async fn key(host: &Host, org: OrgId, before: Option<&DemoFile>) -> Result<(String, Caller)> {
+async fn key(app: &App, org: OrgId, before: Option<&DemoFile>) -> Result<(String, Caller)> {
     if let Some(text) = before.map(|file| file.api_key.clone())
-        && let Ok(identity) = host.app.authenticate(&text).await
+        && let Ok(identity) = app.authenticate(&text).await
     {
         return Ok((text, identity.caller));
     }
     let new = NewApiKey::new("demo", PermissionSet::all(), None);
-    let created = host.app.create_first_api_key(org, new).await?;
-    let identity = host.app.authenticate(&created.secret_text).await?;
+    let created = app.create_first_api_key(org, new).await?;
+    let identity = app.authenticate(&created.secret_text).await?;
     Ok((created.secret_text, identity.caller))
 }
 
@@ -75,9 +82,9 @@ fn settings(plugin: &str, sink: &Url) -> Value {
 }
 
 /// The organization's installations (a demo has few).
-async fn installed(host: &Host, caller: &Caller, org: OrgId) -> Result<Vec<InstallationDetail>> {
+pub(super) async fn installed(app: &App, caller: &Caller, org: OrgId) -> Result<Vec<InstallationDetail>> {
     let page = PageRequest { before: None, limit: 200 };
-    Ok(host.app.list_installations(caller, org, page).await?.items)
+    Ok(app.list_installations(caller, org, page).await?.items)
 }
 
 /// The grants that the demo gives: what each plugin asks toward the configured sink. The webhook action's wish for every public
@@ -91,15 +98,15 @@ fn grants(manifest: &Manifest, settings: &Value) -> Grants {
     Grants::everything_asked(&asked, settings)
 }
 
-async fn install(host: &Host, caller: &Caller, org: OrgId, package: &Package, sink: &Url) -> Result<()> {
+async fn install(app: &App, caller: &Caller, org: OrgId, package: &Package, sink: &Url) -> Result<()> {
     let manifest = &package.manifest;
     let settings = settings(manifest.name.plugin(), sink);
     let grants = grants(manifest, &settings);
-    let present = installed(host, caller, org).await?.into_iter().find(|found| found.plugin.name == manifest.name);
+    let present = installed(app, caller, org).await?.into_iter().find(|found| found.plugin.name == manifest.name);
     let Some(present) = present else {
         let new =
             NewInstallation { plugin: manifest.name.clone(), version: manifest.version.to_string(), settings, grants };
-        host.app.install(caller, org, new).await.with_context(|| format!("{} cannot be installed", manifest.name))?;
+        app.install(caller, org, new).await.with_context(|| format!("{} cannot be installed", manifest.name))?;
         return Ok(());
     };
     let mut version = present.installation.grant_version;
@@ -111,27 +118,27 @@ async fn install(host: &Host, caller: &Caller, org: OrgId, package: &Package, si
             version: newer.then(|| manifest.version.to_string()),
             ..InstallationPatch::default()
         };
-        version = host.app.update_installation(caller, org, id, version, patch).await?.installation.grant_version;
+        version = app.update_installation(caller, org, id, version, patch).await?.installation.grant_version;
     }
     if present.installation.grants != grants {
-        host.app.replace_grants(caller, org, id, version, grants).await?;
+        app.replace_grants(caller, org, id, version, grants).await?;
     }
     Ok(())
 }
 
 /// The workflow and its webhook's token; made and activated where it is missing.
-async fn workflow(host: &Host, caller: &Caller, org: OrgId) -> Result<(WorkflowId, String)> {
+async fn workflow(app: &App, caller: &Caller, org: OrgId) -> Result<(WorkflowId, String)> {
     let page = PageRequest { before: None, limit: 200 };
-    let listed = host.app.list_workflows(caller, org, page).await?;
+    let listed = app.list_workflows(caller, org, page).await?;
     let id = if let Some(found) = listed.items.iter().find(|workflow| workflow.name == WORKFLOW_NAME) {
         found.id
     } else {
         let save = SaveWorkflow { definition: WORKFLOW.to_owned(), summary: "made by the demo".into() };
-        let created = host.app.create_workflow(caller, org, save).await?;
-        host.app.set_workflow_active(caller, org, created.workflow.id, true).await?;
+        let created = app.create_workflow(caller, org, save).await?;
+        app.set_workflow_active(caller, org, created.workflow.id, true).await?;
         created.workflow.id
     };
-    let detail = host.app.show_workflow(caller, org, id, None).await?;
+    let detail = app.show_workflow(caller, org, id, None).await?;
     let hook = detail.hooks.into_iter().next().context("the demo's workflow has no webhook trigger any more")?;
     Ok((id, hook.token))
 }
