@@ -10,7 +10,7 @@ use bulkhead_store::page::PageRequest;
 use bulkhead_store::run::{Run, RunEvent};
 use serde_json::json;
 
-use crate::support::{ADMIN, Tenant, TestStore, call, job, run, step};
+use crate::support::{ADMIN, Tenant, TestStore, call, dead_letter, job, run, step};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -155,6 +155,67 @@ on_both! {
             let picture = picture(&test, &tenant, run.id, None).await;
             assert!(picture.ends_with("held: false") && picture.contains("run.succeeded"), "{picture}");
             pictures.push((picture, standing));
+        }
+        assert_eq!(pictures[0], pictures[1]);
+    }
+
+    /// A call, and with it the end of its run: as a stride and an end leave it.
+    async fn a_last_stride_leaves_what_its_statements_leave(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (ambient, now) = (&test.ambient, test.ambient.now());
+        let mut pictures = Vec::new();
+        for is_one in [false, true] {
+            let mut run = under_way(&test, &tenant).await;
+            let made = call(ambient, tenant.installation.id, tenant.plugin.id, Some(run.id));
+            // The first attempt's row is there; what it holds and the second leaves out stays.
+            let first = step("send", 1, now);
+            let second = bulkhead_store::run::Step {
+                status: StepStatus::Failed,
+                outcome: Some("returned".to_owned()),
+                attempts: 2,
+                input: None,
+                output: Some("[1]".to_owned()),
+                error: Some("{}".to_owned()),
+                usage: Some(r#"{"fuel":1}"#.to_owned()),
+                call: Some(made.id),
+                finished_at: Some(now.plus(MINUTE)),
+                ..first.clone()
+            };
+            // The list of dead letters is told before the run's row is saved, which leaves that alone.
+            let letter = dead_letter(&run, "the channel is archived");
+            r#"{"at":"its end"}"#.clone_into(&mut run.state);
+            (run.status, run.generation, run.log_seq) = (RunStatus::Failed, 3, 3);
+            (run.output, run.error) = (Some("[2]".to_owned()), Some("[3]".to_owned()));
+            (run.updated_at, run.finished_at) = (now.plus(MINUTE), Some(now.plus(MINUTE)));
+            run.kept.held_bytes = 1_000;
+            let (entry, last) = (event(2, "step", &run), event(3, "failed", &run));
+            let args = (letter, first, last);
+            let kept = tx!(test.write, &tenant.scope(), [run, made, second, entry, args, ambient, is_one], |tx| {
+                let (mut run, called) = (run.clone(), CalledStep { call: made, step: second, event: entry });
+                let (subject, detail, (letter, first, last)) = (run.id.to_string(), json!({ "n": 1 }), args);
+                let told = Told { kind: "run.failed", subject: &subject, detail: &detail };
+                tx.save_step(run.id, first).await?;
+                tx.record_dead_letter(letter, ambient).await?;
+                if *is_one {
+                    tx.save_last_stride(&mut run, called, last, told, ambient).await?;
+                    return Ok(run.kept);
+                }
+                tx.record_called_step(&mut run, called).await?;
+                tx.record_run_event(run.id, last).await?;
+                tx.record_event(told.kind, told.subject, told.detail, ambient).await?;
+                tx.update_run(&run).await?;
+                Ok(run.kept)
+            })
+            .unwrap();
+            assert!(kept.held_bytes > 1_000, "the call is counted: {kept:?}");
+            let (id, wanted) = (run.id, kept.held_bytes);
+            let bytes = tx!(test.read, &tenant.scope(), [id], |tx| tx.load_run_bytes(*id).await).unwrap();
+            assert_eq!(bytes, Some(wanted + 22), "what it holds, its state (16 bytes), its output and its error (3 each)");
+            let picture = picture(&test, &tenant, run.id, Some(made.id)).await;
+            for part in ["CALL", "its end", "dead_letter: true", "run.failed"] {
+                assert!(picture.contains(part), "{part}: {picture}");
+            }
+            pictures.push((picture, kept));
         }
         assert_eq!(pictures[0], pictures[1]);
     }

@@ -318,6 +318,62 @@ impl Tx {
         }
     }
 
+    /// What the last commit of a run writes that ends with a call: [`record_called_step`](Self::record_called_step) and
+    /// [`save_end`](Self::save_end).
+    pub async fn save_last_stride(
+        &mut self,
+        run: &mut Run,
+        made: CalledStep<'_>,
+        last: &RunEvent,
+        told: Told<'_>,
+        ambient: &Ambient,
+    ) -> Result<(), StoreError> {
+        if !self.is_postgres() {
+            self.record_called_step(run, made).await?;
+            return self.save_end(run, last, told, ambient).await;
+        }
+        let texts = CallTexts::of(made.call)?;
+        run.kept.add_call(texts.bytes(made.call));
+        // One round trip for six, as in `save_stride`. Both lines of the log are new, each with its own number.
+        let sql = sql_postgres!(
+            "with called as (
+                 insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version, outcome,
+                     input, output, error, usage, limits, log, egress, refusals, created_at)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)),
+             saved as (
+                 insert into step (org_id, run_id, step_id, iteration, position, status, outcome, attempts, input, output, error, usage,
+                     call_id, started_at, finished_at)
+                 values ($1, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)
+                 on conflict (org_id, run_id, step_id, iteration) do update set status = excluded.status,
+                     outcome = coalesce(excluded.outcome, step.outcome), attempts = excluded.attempts,
+                     input = coalesce(excluded.input, step.input), output = excluded.output, error = excluded.error,
+                     usage = coalesce(excluded.usage, step.usage), call_id = coalesce(excluded.call_id, step.call_id),
+                     started_at = coalesce(step.started_at, excluded.started_at), finished_at = excluded.finished_at),
+             logged as (
+                 insert into run_event (org_id, run_id, seq, kind, detail, created_at) values ($1, $20, $34, $35, $36, $37)),
+             ended as (
+                 insert into run_event (org_id, run_id, seq, kind, detail, created_at) values ($1, $20, $50, $51, $52, $53)),
+             told as (
+                 insert into event (org_id, id, kind, subject, detail, created_at) values ($1, $54, $55, $56, $57, $58))
+             update run set status = $38, state = $39, generation = $40, output = $41, error = $42, log_seq = $43, waiting_until = $44,
+                 updated_at = $45, finished_at = $46, history_bytes = $47, held_bytes = $48, log_bytes = $49
+             where org_id = $1 and id = $20"
+        );
+        let detail = told.detail.to_string();
+        let values = [
+            &[Bind::from(self.org()?)][..],
+            &texts.values(made.call)[..],
+            &[run.id.into()][..],
+            &made.step.values()[..],
+            &made.event.values()[..],
+            &run.moved_values()[..],
+            &last.values()[..],
+            &binds![EventId::new(ambient), told.kind, told.subject, &detail, ambient.now()][..],
+        ]
+        .concat();
+        self.execute(sql, &values).await.map(drop)
+    }
+
     /// What a run's end writes: the last entry of its log, what the organization hears, and the run itself
     /// ([`record_run_event`](Self::record_run_event), [`record_event`](Self::record_event), [`update_run`](Self::update_run)).
     pub async fn save_end(
