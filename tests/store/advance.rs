@@ -1,16 +1,22 @@
 //! What PostgreSQL does in one round trip leaves what the single statements leave, on both databases.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_model::id::{CallId, RunId};
+use bulkhead_model::ambient::Ambient;
+use bulkhead_model::id::{CallId, OrgId, RunId, WorkerId};
+use bulkhead_model::job::{Lane, Lease};
 use bulkhead_model::run::{RunStatus, StepStatus};
-use bulkhead_store::StoreError;
 use bulkhead_store::advance::{Begun, CalledStep, Told};
+use bulkhead_store::job::{Claim, Turn, TurnEnd};
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::run::{Run, RunEvent};
+use bulkhead_store::{Store, StoreError};
 use serde_json::json;
+use tokio::sync::Barrier;
+use tokio::task::JoinSet;
 
-use crate::support::{ADMIN, Tenant, TestStore, call, job, run, step};
+use crate::support::{ADMIN, JOBS, Tenant, TestStore, call, dead_letter, job, run, spawn, step};
 
 const MINUTE: Duration = Duration::from_mins(1);
 
@@ -159,6 +165,67 @@ on_both! {
         assert_eq!(pictures[0], pictures[1]);
     }
 
+    /// A call, and with it the end of its run: as a stride and an end leave it.
+    async fn a_last_stride_leaves_what_its_statements_leave(test: TestStore) {
+        let tenant = test.tenant("acme").await;
+        let (ambient, now) = (&test.ambient, test.ambient.now());
+        let mut pictures = Vec::new();
+        for is_one in [false, true] {
+            let mut run = under_way(&test, &tenant).await;
+            let made = call(ambient, tenant.installation.id, tenant.plugin.id, Some(run.id));
+            // The first attempt's row is there; what it holds and the second leaves out stays.
+            let first = step("send", 1, now);
+            let second = bulkhead_store::run::Step {
+                status: StepStatus::Failed,
+                outcome: Some("returned".to_owned()),
+                attempts: 2,
+                input: None,
+                output: Some("[1]".to_owned()),
+                error: Some("{}".to_owned()),
+                usage: Some(r#"{"fuel":1}"#.to_owned()),
+                call: Some(made.id),
+                finished_at: Some(now.plus(MINUTE)),
+                ..first.clone()
+            };
+            // The list of dead letters is told before the run's row is saved, which leaves that alone.
+            let letter = dead_letter(&run, "the channel is archived");
+            r#"{"at":"its end"}"#.clone_into(&mut run.state);
+            (run.status, run.generation, run.log_seq) = (RunStatus::Failed, 3, 3);
+            (run.output, run.error) = (Some("[2]".to_owned()), Some("[3]".to_owned()));
+            (run.updated_at, run.finished_at) = (now.plus(MINUTE), Some(now.plus(MINUTE)));
+            run.kept.held_bytes = 1_000;
+            let (entry, last) = (event(2, "step", &run), event(3, "failed", &run));
+            let args = (letter, first, last);
+            let kept = tx!(test.write, &tenant.scope(), [run, made, second, entry, args, ambient, is_one], |tx| {
+                let (mut run, called) = (run.clone(), CalledStep { call: made, step: second, event: entry });
+                let (subject, detail, (letter, first, last)) = (run.id.to_string(), json!({ "n": 1 }), args);
+                let told = Told { kind: "run.failed", subject: &subject, detail: &detail };
+                tx.save_step(run.id, first).await?;
+                tx.record_dead_letter(letter, ambient).await?;
+                if *is_one {
+                    tx.save_last_stride(&mut run, called, last, told, ambient).await?;
+                    return Ok(run.kept);
+                }
+                tx.record_called_step(&mut run, called).await?;
+                tx.record_run_event(run.id, last).await?;
+                tx.record_event(told.kind, told.subject, told.detail, ambient).await?;
+                tx.update_run(&run).await?;
+                Ok(run.kept)
+            })
+            .unwrap();
+            assert!(kept.held_bytes > 1_000, "the call is counted: {kept:?}");
+            let (id, wanted) = (run.id, kept.held_bytes);
+            let bytes = tx!(test.read, &tenant.scope(), [id], |tx| tx.load_run_bytes(*id).await).unwrap();
+            assert_eq!(bytes, Some(wanted + 22), "what it holds, its state (16 bytes), its output and its error (3 each)");
+            let picture = picture(&test, &tenant, run.id, Some(made.id)).await;
+            for part in ["CALL", "its end", "dead_letter: true", "run.failed"] {
+                assert!(picture.contains(part), "{part}: {picture}");
+            }
+            pictures.push((picture, kept));
+        }
+        assert_eq!(pictures[0], pictures[1]);
+    }
+
     /// A job that was enqueued again while it was held begins anew, also where the run ends with it.
     async fn an_end_keeps_what_was_enqueued_meanwhile(test: TestStore) {
         let (tenant, worker) = (test.tenant("acme").await, test.worker().await);
@@ -235,4 +302,125 @@ on_both! {
             assert_eq!(seen.status, if held { RunStatus::Running } else { RunStatus::Queued });
         }
     }
+}
+
+/// Begins a run in a transaction that stays open until all who go by `gate` have come to it twice.
+async fn start(store: Store, tenant: Tenant, worker: WorkerId, ambient: Ambient, gate: Arc<Barrier>) -> Begun {
+    let mut run = run(&ambient, tenant.workflow.id, None);
+    run.status = RunStatus::Running;
+    let (new, first, scope) = (job(run.id, ambient.now()), event(1, "queued", &run), tenant.scope());
+    let args = (run, new, first, worker, ambient, gate);
+    let begun: Result<Begun, StoreError> = store
+        .write_locked(&scope, args, |tx, (run, new, first, worker, ambient, gate)| {
+            Box::pin(async move {
+                let begun = tx.begin_run(run, first, new, *worker, MINUTE, ambient).await;
+                gate.wait().await;
+                gate.wait().await;
+                begun
+            })
+        })
+        .await;
+    begun.unwrap()
+}
+
+async fn claim(test: &TestStore, org: OrgId, worker: WorkerId) -> Claim {
+    let (now, turns) = (test.ambient.now(), vec![Turn { org, quota: 9 }]);
+    tx!(test.write_locked, &JOBS, [worker, turns, now], |tx| {
+        tx.claim_jobs(*worker, Lane::Interactive, turns, *now, MINUTE).await
+    })
+    .unwrap()
+}
+
+/// Starts on two nodes at once; what they hold, and what the organization holds in all.
+async fn start_at_once(
+    test: &TestStore,
+    nodes: &[Store; 2],
+    tenant: &Tenant,
+    worker: WorkerId,
+    many: usize,
+) -> (Vec<Lease>, i64) {
+    let (gate, mut starts) = (Arc::new(Barrier::new(many)), JoinSet::new());
+    for store in nodes.iter().cycle().take(many) {
+        starts.spawn(start(store.clone(), tenant.clone(), worker, test.ambient.clone(), Arc::clone(&gate)));
+    }
+    let begun = starts.join_all().await.into_iter();
+    let leases = begun.filter_map(|begun| if let Begun::Held(job) = begun { Some(job.lease) } else { None }).collect();
+    let used = tx!(test.read, &tenant.scope(), [], |tx| tx.load_lane_use(Lane::Interactive).await).unwrap();
+    (leases, used.held)
+}
+
+/// As the two that follow, of PostgreSQL alone: SQLite has one writer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starts_of_one_organization_are_saved_beside_each_other() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let (tenant, worker, other) = (test.tenant("acme").await, test.worker().await, test.another_node().await);
+    let (gate, mut starts) = (Arc::new(Barrier::new(3)), JoinSet::new());
+    for store in [&test.store, &other] {
+        starts.spawn(start(store.clone(), tenant.clone(), worker, test.ambient.clone(), Arc::clone(&gate)));
+    }
+    gate.wait().await;
+    // Both have begun, and neither is committed.
+    let met = claim(&test, tenant.org, worker).await;
+    gate.wait().await;
+    assert_eq!(met.turns, [(tenant.org, TurnEnd::Elsewhere)]);
+    for begun in starts.join_all().await {
+        let Begun::Held(held) = begun else { panic!("{begun:?}") };
+        let (lease, now) = (held.lease, test.ambient.now());
+        tx!(test.write_locked, &tenant.scope(), [lease, now], |tx| tx.hold_lease(lease, MINUTE, *now).await).unwrap();
+    }
+    assert_eq!(claim(&test, tenant.org, worker).await.jobs.len(), 1, "the tenant's own, which was ready");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn starts_at_once_hold_no_more_than_their_organization_may() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let (tenant, worker) = (test.tenant("acme").await, test.worker().await);
+    let (nodes, org) = ([test.store.clone(), test.another_node().await], tenant.org);
+    // Two seats.
+    assert!(tx!(test.write, &ADMIN, [org], |tx| tx.set_queue_share(*org, 1, 8).await).unwrap());
+    let mut last = None;
+    for held in [2, 4, 6, 8] {
+        let (mut leases, used) = start_at_once(&test, &nodes, &tenant, worker, 4).await;
+        assert_eq!((leases.len(), used), (2, held), "the others find no seat");
+        last = leases.pop();
+    }
+    let (leases, used) = start_at_once(&test, &nodes, &tenant, worker, 4).await;
+    assert_eq!((leases.len(), used), (0, 8));
+    let (lease, now) = (last.unwrap(), test.ambient.now());
+    tx!(test.write_locked, &tenant.scope(), [lease, now], |tx| tx.finish_job(lease, *now).await).unwrap();
+    // There is room for one. Of two at once neither need get it, and never both do; one alone does.
+    let (leases, used) = start_at_once(&test, &nodes, &tenant, worker, 2).await;
+    assert!(matches!((leases.len(), used), (0, 7) | (1, 8)), "{leases:?} {used}");
+    let alone = start_at_once(&test, &nodes, &tenant, worker, 1).await;
+    assert_eq!((leases.len() + alone.0.len(), alone.1), (1, 8));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_meets_a_claim_waits_for_its_turn() {
+    let Some(test) = TestStore::postgres().await else { return };
+    let (tenant, worker, store) = (test.tenant("acme").await, test.worker().await, test.store.clone());
+    let (gate, now, turns) = (Arc::new(Barrier::new(2)), test.ambient.now(), vec![Turn { org: tenant.org, quota: 9 }]);
+    let args = (turns, now, Arc::clone(&gate));
+    let claiming = spawn(async move {
+        let claimed: Result<Claim, StoreError> = store
+            .write_locked(&JOBS, args, move |tx, (turns, now, gate)| {
+                Box::pin(async move {
+                    let claimed = tx.claim_jobs(worker, Lane::Interactive, turns, *now, MINUTE).await;
+                    gate.wait().await;
+                    gate.wait().await;
+                    claimed
+                })
+            })
+            .await;
+        claimed.unwrap()
+    });
+    gate.wait().await;
+    let (own, ambient) = (Arc::new(Barrier::new(1)), test.ambient.clone());
+    let begun = start(test.store.clone(), tenant.clone(), worker, ambient, own).await;
+    gate.wait().await;
+    assert!(matches!(begun, Begun::Queued), "{begun:?}");
+    assert_eq!(claiming.await.unwrap().jobs.len(), 1, "the tenant's own, which was ready");
+    let claimed = claim(&test, tenant.org, worker).await;
+    let [next] = claimed.jobs.as_slice() else { panic!("{claimed:?}") };
+    assert!(!next.payload.contains(&tenant.run.id.to_string()), "{next:?}");
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_model::ambient::Ambient;
 use bulkhead_store::StoreError;
-use bulkhead_store::audit_log::{AuditLog, AuditRow, SealedAudit};
+use bulkhead_store::audit_log::{AuditLog, AuditRow, SealedAudit, WaitingAudit};
 use bulkhead_store::page::PageRequest;
 
 use bulkhead_audit::payload::{PAYLOAD_BYTES_MAX, Salt};
@@ -68,6 +68,28 @@ on_both! {
             let result = tx!(test.write, &scope, [again], |tx| tx.insert_audit_entry(again).await);
             assert!(matches!(result, Err(StoreError::Conflict { .. })), "{result:?}");
         }
+    }
+
+    /// One statement on PostgreSQL and two on SQLite: the entry as it is given, and that it waits, are there for the statements after it.
+    async fn an_entry_is_there_with_its_place_in_the_line(test: TestStore) {
+        let scope = scope(test.org("acme").await);
+        let (event, ambient) = (audit(EventType::SecretStored, "one"), test.ambient.clone());
+        let (placed, waiting) = tx!(test.write, &scope, [event, ambient], |tx| {
+            let placed = tx.record_placed_audit(event, ambient).await?;
+            tx.record_audit(event, ambient).await?;
+            Ok((placed, tx.list_audit_waiting(9).await?.entries))
+        })
+        .unwrap();
+        assert_eq!(waiting.len(), 2);
+        assert!(waiting.contains(&placed), "{waiting:?}");
+        let told = |entry: &WaitingAudit| (entry.action.clone(), entry.target.clone(), entry.actor.clone(), entry.created_at);
+        let wanted = (event.action.as_str().to_owned(), "one".to_owned(), event.actor.to_string(), ambient.now());
+        for entry in &waiting {
+            assert_eq!(told(entry), wanted);
+            assert_eq!(entry.detail, r#"{"after":{"a":2,"b":1},"before":null}"#);
+        }
+        let places = tx!(test.read, &scope, [], |tx| tx.list_audit_places(None, 9).await).unwrap();
+        assert!(places.len() == 2 && places.iter().all(|place| place.waits && place.seq.is_none()), "{places:?}");
     }
 
     async fn a_log_is_opened_once_and_its_key_stays(test: TestStore) {

@@ -30,6 +30,7 @@ use bulkhead_store::node::NodeSlots;
 use bulkhead_store::page::PageRequest;
 use bulkhead_store::plugin::PluginCount;
 use bulkhead_store::prune::{EndedPlace, EndedRow, Removal};
+use bulkhead_store::run::RunEvent;
 use bulkhead_store::{STATEMENT_SOURCES, StoreError};
 use serde_json::json;
 
@@ -229,6 +230,11 @@ async fn parents_are_out_of_reach(test: &TestStore, scope: &OrgScope, a: &Tenant
         let told = Told { kind: "x", subject: "y", detail: &json!({}) };
         tx.save_end(&a.run, &a.run_event, told, ambient).await
     });
+    let last_stride = tx!(test.write, scope, [a, ambient], |tx| {
+        let last = RunEvent { seq: 2, ..a.run_event.clone() };
+        let told = Told { kind: "x", subject: "y", detail: &json!({}) };
+        tx.save_last_stride(&mut a.run.clone(), a.called(), &last, told, ambient).await
+    });
     let own_worker = test.worker().await;
     let begun = tx!(test.write, scope, [a, own_worker, ambient], |tx| {
         let minute = Duration::from_mins(1);
@@ -252,6 +258,7 @@ async fn parents_are_out_of_reach(test: &TestStore, scope: &OrgScope, a: &Tenant
         called,
         stride,
         end,
+        last_stride,
         begun,
         letter,
     ] {

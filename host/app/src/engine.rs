@@ -729,6 +729,15 @@ async fn write_commit(
         let installation = tx.save_stride(&mut run, called, (plugin, *used)).await?;
         return Ok(Committed { run, installation, moved: None });
     }
+    if let (Then::Finish { status, output, error }, Some((call, record)), true) =
+        (&commit.then, called, commit.after.is_empty())
+    {
+        let (step, event) = step_rows(&commit.state, &mut run, record, Some(call), now);
+        ends(&mut run, commit, *status, output)?;
+        let called = CalledStep { call, step: &step, event: &event };
+        let moved = write_end(tx, commit, &mut run, Some(called), error.as_ref(), breaker, ambient).await?;
+        return Ok(Committed { run, installation: None, moved });
+    }
     if let Some((_, record)) = made {
         save_record(tx, &commit.state, &mut run, record, call.as_deref(), now).await?;
     }
@@ -749,10 +758,8 @@ async fn write_commit(
             tx.update_run(&run).await?;
         }
         Then::Finish { status, output, error } => {
-            moves_on(&mut run, commit, *status)?;
-            run.output = Some(output.to_string());
-            run.finished_at = Some(now);
-            moved = write_end(tx, commit, &mut run, error.as_ref(), breaker, ambient).await?;
+            ends(&mut run, commit, *status, output)?;
+            moved = write_end(tx, commit, &mut run, None, error.as_ref(), breaker, ambient).await?;
         }
     }
     Ok(Committed { run, installation, moved })
@@ -767,12 +774,20 @@ fn moves_on(run: &mut Run, commit: &Commit, status: RunStatus) -> Result<(), App
     Ok(())
 }
 
-/// What the end of a run brings with it: its log's last line, a dead letter where it failed, the event, the run itself, and what the
-/// breaker learns.
+/// The run as its last commit leaves it.
+fn ends(run: &mut Run, commit: &Commit, status: RunStatus, output: &Value) -> Result<(), AppError> {
+    moves_on(run, commit, status)?;
+    (run.output, run.finished_at) = (Some(output.to_string()), Some(commit.now));
+    Ok(())
+}
+
+/// What the end of a run brings with it: its last call's step where that is not written yet, its log's last line, a dead letter where
+/// it failed, the event, the run itself, and what the breaker learns.
 async fn write_end(
     tx: &mut Tx,
     commit: &Commit,
     run: &mut Run,
+    called: Option<CalledStep<'_>>,
     error: Option<&run::StepError>,
     breaker: KnownBreaker,
     ambient: &Ambient,
@@ -788,7 +803,10 @@ async fn write_end(
     let (kind, subject) = (format!("run.{}", status.as_str()), run.id.to_string());
     let detail = json!({ "workflow": run.workflow, "version": run.version });
     let told = Told { kind: &kind, subject: &subject, detail: &detail };
-    tx.save_end(run, &last, told, ambient).await?;
+    match called {
+        Some(called) => tx.save_last_stride(run, called, &last, told, ambient).await?,
+        None => tx.save_end(run, &last, told, ambient).await?,
+    }
     let org = commit.lease.org;
     match (status, error, breaker) {
         // It began before the breaker opened; nobody need wait for the row to learn that it says nothing.

@@ -172,6 +172,12 @@ impl Reserved {
             let is_queued = saved.is_ok() && held.is_none();
             // Who no longer listens loses only the answer.
             drop(reply.send(saved));
+            // On PostgreSQL a claim that met this start passed its organization by, whichever lane it was for.
+            let wake = &worker.app.wake().0;
+            let waits = || Lane::ALL.into_iter().any(|lane| wake.turns.is_idle_beside(lane, org).is_none());
+            if worker.app.store().is_postgres() && waits() {
+                wake.notify.notify_one();
+            }
             if let Some((job, installation)) = held {
                 let begun = Box::new(FreshRun { run, installation });
                 return worker.carry(lane, job, slot, hold, Some(begun)).await;

@@ -176,7 +176,8 @@ impl Tx {
     }
 
     /// Saves a run with the first entry of its log and its job, which `worker` holds from the start where it may:
-    /// [`insert_run`](Self::insert_run), [`record_run_event`](Self::record_run_event), [`enqueue_held`](Self::enqueue_held).
+    /// [`insert_run`](Self::insert_run), [`record_run_event`](Self::record_run_event), [`enqueue_held`](Self::enqueue_held). On PostgreSQL
+    /// several of an organization do so at once, in READ COMMITTED transactions: what is counted must be what is committed by then.
     ///
     /// # Errors
     /// As theirs.
@@ -189,8 +190,7 @@ impl Tx {
         deadline: Duration,
         ambient: &Ambient,
     ) -> Result<Begun, StoreError> {
-        let may_be_held = job.may_be_held(ambient.now())?;
-        if !self.is_postgres() || !may_be_held || !self.lock_turn(self.org()?).await? {
+        if !job.may_be_held(ambient.now())? || !self.is_postgres() {
             if !self.insert_run(run).await? {
                 return Ok(Begun::Before);
             }
@@ -201,6 +201,14 @@ impl Tx {
             };
         }
         let held = ClaimedJob::held(self.org()?, JobId::new(ambient), worker, job)?;
+        let Some(seats) = self.share_turn(held.lease.org, held.lease.job).await? else {
+            // Somebody claims at this moment, or as many start already as may at once.
+            if !self.insert_run(run).await? {
+                return Ok(Begun::Before);
+            }
+            self.record_run_event(run.id, event).await?;
+            return self.queue_begun(run, job, ambient).await;
+        };
         // One round trip for three; what comes later asks whether what comes before was done. Worker and deadline go by the database's
         // clock.
         let sql = sql_postgres!(
@@ -213,23 +221,25 @@ impl Tx {
              logged as (
                  insert into run_event (org_id, run_id, seq, kind, detail, created_at)
                  select $1, $2, $15, $16, $17, $18 from begun),
+             free as materialized (
+                 select (select jobs_max from organization where organization.id = $1)
+                     - (select count(*) from job as other where other.org_id = $1 and other.lane = $21 and other.state = 'leased') as room),
              held as (
                  insert into job (org_id, id, kind, lane, state, payload, priority, run_at, dedupe_key, attempt, attempts_max, fence,
                      worker_id, deadline_at, created_at, updated_at)
                  select $1, $19, $20, $21, 'leased', $22, $23, $24, $25, 1, $26, 1, $27, clock_timestamp() + $28 * interval '1 microsecond',
                      $29, $29
-                 from begun where exists (select 1 from worker where worker.id = $27 and expires_at > clock_timestamp())
-                     and (select count(*) from job as other where other.org_id = $1 and other.lane = $21 and other.state = 'leased')
-                         < (select jobs_max from organization where organization.id = $1)
+                 from begun cross join free
+                 where room >= $30 and exists (select 1 from worker where worker.id = $27 and expires_at > clock_timestamp())
                  on conflict (org_id, kind, dedupe_key) where dedupe_key is not null and state <> 'dead' do nothing returning id)
-             select (select count(*) from begun) as begun, (select count(*) from held) as held"
+             select (select count(*) from begun) as begun, (select count(*) from held) as held, (select room from free) as room"
         );
         let values = [
             &[Bind::from(self.org()?)][..],
             &run.begun_values()[..],
             &event.values()[..],
             &job.held_values(&held)[..],
-            &[worker.into(), micros(deadline).into(), ambient.now().into()][..],
+            &[worker.into(), micros(deadline).into(), ambient.now().into(), seats.into()][..],
         ]
         .concat();
         let row = self.fetch_optional(sql, &values).await?.ok_or(StoreError::NotFound { what: "run" })?;
@@ -239,6 +249,18 @@ impl Tx {
         if row.get::<i64>("held")? > 0 {
             return Ok(Begun::Held(held));
         }
+        // There is room, but not for all that may start at once: the rest is for one alone, where nobody else starts now.
+        if (1..seats).contains(&row.get::<i64>("room")?)
+            && self.lock_turn(held.lease.org).await?
+            && let Some(held) = self.insert_held(job, worker, deadline, ambient).await?
+        {
+            return Ok(Begun::Held(held));
+        }
+        self.queue_begun(run, job, ambient).await
+    }
+
+    /// The job of a run that was just saved waits to be claimed, and the run with it.
+    async fn queue_begun(&mut self, run: &Run, job: &NewJob, ambient: &Ambient) -> Result<Begun, StoreError> {
         self.enqueue(job, ambient).await?.ok_or(StoreError::Misuse("the job's key is taken"))?;
         self.requeue_run(run.id).await.map(|()| Begun::Queued)
     }
@@ -316,6 +338,62 @@ impl Tx {
             [only] => Ok(installation::read(only).ok()),
             _ => Ok(None),
         }
+    }
+
+    /// What the last commit of a run writes that ends with a call: [`record_called_step`](Self::record_called_step) and
+    /// [`save_end`](Self::save_end).
+    pub async fn save_last_stride(
+        &mut self,
+        run: &mut Run,
+        made: CalledStep<'_>,
+        last: &RunEvent,
+        told: Told<'_>,
+        ambient: &Ambient,
+    ) -> Result<(), StoreError> {
+        if !self.is_postgres() {
+            self.record_called_step(run, made).await?;
+            return self.save_end(run, last, told, ambient).await;
+        }
+        let texts = CallTexts::of(made.call)?;
+        run.kept.add_call(texts.bytes(made.call));
+        // One round trip for six, as in `save_stride`. Both lines of the log are new, each with its own number.
+        let sql = sql_postgres!(
+            "with called as (
+                 insert into call (org_id, id, installation_id, plugin_id, run_id, step_id, attempt, contribution, grant_version, outcome,
+                     input, output, error, usage, limits, log, egress, refusals, created_at)
+                 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)),
+             saved as (
+                 insert into step (org_id, run_id, step_id, iteration, position, status, outcome, attempts, input, output, error, usage,
+                     call_id, started_at, finished_at)
+                 values ($1, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)
+                 on conflict (org_id, run_id, step_id, iteration) do update set status = excluded.status,
+                     outcome = coalesce(excluded.outcome, step.outcome), attempts = excluded.attempts,
+                     input = coalesce(excluded.input, step.input), output = excluded.output, error = excluded.error,
+                     usage = coalesce(excluded.usage, step.usage), call_id = coalesce(excluded.call_id, step.call_id),
+                     started_at = coalesce(step.started_at, excluded.started_at), finished_at = excluded.finished_at),
+             logged as (
+                 insert into run_event (org_id, run_id, seq, kind, detail, created_at) values ($1, $20, $34, $35, $36, $37)),
+             ended as (
+                 insert into run_event (org_id, run_id, seq, kind, detail, created_at) values ($1, $20, $50, $51, $52, $53)),
+             told as (
+                 insert into event (org_id, id, kind, subject, detail, created_at) values ($1, $54, $55, $56, $57, $58))
+             update run set status = $38, state = $39, generation = $40, output = $41, error = $42, log_seq = $43, waiting_until = $44,
+                 updated_at = $45, finished_at = $46, history_bytes = $47, held_bytes = $48, log_bytes = $49
+             where org_id = $1 and id = $20"
+        );
+        let detail = told.detail.to_string();
+        let values = [
+            &[Bind::from(self.org()?)][..],
+            &texts.values(made.call)[..],
+            &[run.id.into()][..],
+            &made.step.values()[..],
+            &made.event.values()[..],
+            &run.moved_values()[..],
+            &last.values()[..],
+            &binds![EventId::new(ambient), told.kind, told.subject, &detail, ambient.now()][..],
+        ]
+        .concat();
+        self.execute(sql, &values).await.map(drop)
     }
 
     /// What a run's end writes: the last entry of its log, what the organization hears, and the run itself

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::error::StoreError;
 use crate::page::{Page, PageRequest};
-use crate::sql::{Row, binds, sql};
+use crate::sql::{Row, binds, sql, sql_postgres};
 use crate::tx::Tx;
 
 /// One audited act, written in the transaction that does it.
@@ -105,22 +105,15 @@ fn read(row: &Row) -> Result<AuditEntry, StoreError> {
 impl Tx {
     /// Appends an entry about this transaction. Its place in the chain it gets afterwards.
     pub async fn record_audit(&mut self, event: &AuditEvent, ambient: &Ambient) -> Result<(), StoreError> {
-        let (id, _, _) = self.insert_audit(event, ambient).await?;
-        let sql = sql!("insert into audit_waiting (org_id, id) values ($1, $2)");
-        let org = self.org()?;
-        self.execute(sql, binds![org, id]).await.map(drop)
+        self.insert_audit(event, ambient).await.map(drop)
     }
 
-    /// Writes an entry and answers the exact bytes of its payload, and its time.
+    /// Writes an entry that waits from now on, and answers the exact bytes of its payload, and its time.
     pub(crate) async fn insert_audit(
         &mut self,
         event: &AuditEvent,
         ambient: &Ambient,
     ) -> Result<(AuditId, String, Timestamp), StoreError> {
-        let sql = sql!(
-            "insert into audit (org_id, id, action, target, actor, correlation, detail, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8)"
-        );
         let (org, id, now) = (self.org()?, AuditId::new(ambient), ambient.now());
         let correlation = self.context.correlation.clone();
         let actor = event.actor.to_string();
@@ -129,7 +122,24 @@ impl Tx {
             payload::bounded_text(event.detail.clone()).map_err(|error| StoreError::corrupt("detail", error))?;
         let values =
             binds![org, id, event.action.as_str(), &event.target, &actor, correlation.as_deref(), &detail, now];
+        if self.is_postgres() {
+            // One round trip for two; that the entry is there for the one that waits is asked when both are.
+            let sql = sql_postgres!(
+                "with entered as (
+                     insert into audit (org_id, id, action, target, actor, correlation, detail, created_at)
+                     values ($1, $2, $3, $4, $5, $6, $7, $8))
+                 insert into audit_waiting (org_id, id) values ($1, $2)"
+            );
+            self.execute(sql, values).await?;
+            return Ok((id, detail, now));
+        }
+        let sql = sql!(
+            "insert into audit (org_id, id, action, target, actor, correlation, detail, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)"
+        );
         self.execute(sql, values).await?;
+        let sql = sql!("insert into audit_waiting (org_id, id) values ($1, $2)");
+        self.execute(sql, binds![org, id]).await?;
         Ok((id, detail, now))
     }
 

@@ -278,9 +278,6 @@ impl Tx {
         ambient: &Ambient,
     ) -> Result<WaitingAudit, StoreError> {
         let (id, detail, created_at) = self.insert_audit(event, ambient).await?;
-        let sql = sql!("insert into audit_waiting (org_id, id) values ($1, $2)");
-        let org = self.org()?;
-        self.execute(sql, binds![org, id]).await?;
         Ok(WaitingAudit {
             id,
             action: event.action.as_str().to_owned(),

@@ -22,6 +22,12 @@ const ROUNDS_MAX: u32 = 4;
 const GROUPS_MAX: u32 = 200;
 /// First key of PostgreSQL's advisory locks that order claims for one organization (any fixed number).
 const TURN_LOCK: i64 = 0x6a6f_6273;
+/// … and of those that are the seats of its starts; as many numbers from here on are theirs as there are seats.
+const SEATS_LOCK: i64 = 0x7365_6174;
+/// Starts of one organization that are saved at once, on all nodes together: about as many as a database with some cores serves.
+const SEATS_MAX: i64 = 32;
+/// … and no more than this part of the jobs that it may hold, since each of them leaves room for all others.
+const SEATS_PART: i64 = 4;
 
 /// An organization's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +46,7 @@ pub enum TurnEnd {
     Drained,
     /// It holds as many jobs of the lane as it may.
     Full,
-    /// Another node claims for it at this moment.
+    /// Another node claims for it at this moment, or a start of its is being saved.
     Elsewhere,
 }
 
@@ -193,8 +199,8 @@ impl Tx {
         Ok(claim)
     }
 
-    /// From here on nobody else claims for the organization until the transaction ends; `false` when somebody does now. On SQLite
-    /// there is one writer.
+    /// From here on nobody else claims for the organization, and none of its starts takes up a job, until the transaction ends; `false`
+    /// when somebody does now. On SQLite there is one writer.
     pub(crate) async fn lock_turn(&mut self, org: OrgId) -> Result<bool, StoreError> {
         if !self.is_postgres() {
             return Ok(true);
@@ -205,6 +211,26 @@ impl Tx {
         );
         let answer = self.fetch_optional(sql, binds![TURN_LOCK, org]).await?;
         Ok(answer.map(|row| row.get::<i64>("free")).transpose()? == Some(1))
+    }
+
+    /// As [`lock_turn`](Self::lock_turn), together with others who start, each on a seat of its own until its transaction ends. Answers
+    /// how many seats there are: whoever holds one takes up a job only where there is room for that many, since those on the other
+    /// seats count what is committed, as it does itself. `None` while somebody claims, or no seat is free. PostgreSQL alone.
+    pub(crate) async fn share_turn(&mut self, org: OrgId, job: JobId) -> Result<Option<i64>, StoreError> {
+        // Where the search begins; that of another one elsewhere, so that few meet. An id ends with what was drawn by lot.
+        let first = i64::from(job.uuid().as_bytes()[15]);
+        // PostgreSQL's advisory locks, in a statement of its own as in `lock_turn`: the count that follows must see what those
+        // committed who had the turn, or this seat, before. `limit 1` ends the search; a seat too many would only be kept from others.
+        let sql = sql_postgres!(
+            "with share as materialized (
+                 select least(greatest(jobs_max / $5, 1), $6) as seats from organization
+                 where id = $2 and pg_try_advisory_xact_lock_shared(cast($1 as integer), hashtext(cast($2 as text))))
+             select seats from share cross join generate_series(cast(0 as bigint), seats - 1) as place
+             where pg_try_advisory_xact_lock(cast($3 + ($4 + place) % seats as integer), hashtext(cast($2 as text)))
+             limit 1"
+        );
+        let values = binds![TURN_LOCK, org, SEATS_LOCK, first, SEATS_PART, SEATS_MAX];
+        self.fetch_optional(sql, values).await?.map(|row| row.get("seats")).transpose()
     }
 
     /// Counts what the organization holds. On PostgreSQL nobody else claims for it until the transaction ends; `None` when
@@ -286,8 +312,8 @@ impl Tx {
     }
 
     /// Enqueues a job that `worker` holds from the start, so that no claim is needed: only where nobody waits for the lane, which
-    /// the caller knows. `None` when the organization holds as many jobs as it may, or another node claims for it at this moment: the
-    /// job is ready then, for a later claim.
+    /// the caller knows. `None` when the organization holds as many jobs as it may, or another node claims for it, or starts something,
+    /// at this moment: the job is ready then, for a later claim.
     ///
     /// # Errors
     /// [`StoreError::Misuse`] for a job that has a group or whose key a job has already.
@@ -311,8 +337,8 @@ impl Tx {
         Ok(held)
     }
 
-    /// `None` when the organization holds as many as it may, the worker is not alive, or the job's key is taken.
-    async fn insert_held(
+    /// `None` when the organization holds as many as it may, the worker is not alive, or the job's key is taken. The turn is locked.
+    pub(crate) async fn insert_held(
         &mut self,
         job: &NewJob,
         worker: WorkerId,
