@@ -61,7 +61,7 @@ pub(crate) async fn receive_delivery(
     let opened = state.app.open_hook(&token, id.as_ref().ok().and_then(Option::as_deref)).await;
     // There is no room, or nothing is to be delivered; the address is one.
     if matches!(opened, Ok(_) | Err(AppError::TooMany { .. } | AppError::Conflict { .. })) {
-        find_hook(&parts, &state).await;
+        find_hook(&parts, &state);
     }
     let open = match opened {
         Ok(Door::Open(open)) => *open,

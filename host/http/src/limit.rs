@@ -132,10 +132,7 @@ pub(crate) async fn limit(State(state): State<HttpState>, mut request: Request, 
         match guess.begin(&state, class) {
             Ok(()) => {
                 let response = next.run(request).await;
-                let (holder, failed) = (limited.found().holder, is_failed(&response));
-                if guess.end(&state, holder, failed).await {
-                    state.app.strike_address(network).await;
-                }
+                guess.end(&state, &limited, is_failed(&response)).await;
                 Ok(response)
             }
             Err(refused) => Err((refused, request)),
@@ -178,32 +175,44 @@ async fn knock(state: &HttpState, mut request: Request, next: Next) -> Response 
     let network = request.extensions().get::<ClientAddress>().map(|address| Network::of(address.0));
     let Some(network) = network else { return next.run(request).await };
     let presented = state.app.presented(network, &[b"h".as_slice(), request.uri().path().as_bytes()].concat());
-    let guess = Guess { network, presented, known: state.app.known_credentials(presented) };
-    if let Err(refused) = guess.begin(state, RouteClass::Starts) {
+    let known = state.app.known_credentials(presented);
+    let is_good = matches!(known, Some(Known::Good(_)));
+    // Nothing is taken before it is known what comes of it: the first deliveries of a good sender come together.
+    if !is_good && let Err(refused) = state.app.look_at_rate(Policy::Credentials, Counted::Network(network)) {
         return refuse(request, &refused).await;
     }
-    let knock = Arc::new(Knock { guess, is_found: AtomicBool::new(false) });
+    let knock = Arc::new(Knock { network, presented, is_good, is_found: AtomicBool::new(false) });
     request.extensions_mut().insert(Arc::clone(&knock));
     let response = next.run(request).await;
-    if !knock.is_found.load(Ordering::Relaxed) {
-        let is_unknown = response.extensions().get::<Arc<Problem>>().is_some_and(|problem| problem.is(Kind::NotFound));
-        knock.guess.end(state, None, is_unknown).await;
+    let is_unknown = response.extensions().get::<Arc<Problem>>().is_some_and(|problem| problem.is(Kind::NotFound));
+    if is_unknown && !knock.is_found.load(Ordering::Relaxed) {
+        let is_counted = state.app.begin_credentials(network).is_ok();
+        // The same one again is no further guess to the other nodes.
+        if known != Some(Known::Bad) {
+            state.app.remember_credentials(presented, Known::Bad);
+            if is_counted {
+                state.app.count_credentials(network, true).await;
+            }
+        }
     }
     response
 }
 
-/// A delivery whose address is not known to be one.
+/// A delivery whose address may be none.
 struct Knock {
-    guess: Guess,
+    network: Network,
+    presented: Presented,
+    /// It was one lately.
+    is_good: bool,
     is_found: AtomicBool,
 }
 
-/// Says that the webhook's address of this request is one. What it took of its sender's network is given back before the body arrives.
-pub(crate) async fn find_hook(parts: &Parts, state: &HttpState) {
-    let Some(knock) = parts.extensions.get::<Arc<Knock>>().cloned() else { return };
-    if !knock.is_found.swap(true, Ordering::Relaxed) {
-        let holder = Holder { counted: Counted::Network(knock.guess.network), org: None };
-        knock.guess.end(state, Some(holder), false).await;
+/// Says that the webhook's address of this request is one.
+pub(crate) fn find_hook(parts: &Parts, state: &HttpState) {
+    let Some(knock) = parts.extensions.get::<Arc<Knock>>() else { return };
+    if !knock.is_found.swap(true, Ordering::Relaxed) && !knock.is_good {
+        let holder = Holder { counted: Counted::Network(knock.network), org: None };
+        state.app.remember_credentials(knock.presented, Known::Good(holder));
     }
 }
 
@@ -254,25 +263,25 @@ impl Guess {
         state.app.look_at_rate(policy, holder.counted)
     }
 
-    /// Remembers what came of them; whether it was a guess. The same ones again are no further guess.
-    async fn end(&self, state: &HttpState, holder: Option<Holder>, failed: bool) -> bool {
+    /// Remembers what came of them. The same ones again are no further guess.
+    async fn end(&self, state: &HttpState, limited: &Limited, failed: bool) {
+        let holder = limited.found().holder;
         match (self.known, failed) {
             // What they took of their address is gone; or they took nothing.
-            (Some(Known::Bad), true) | (Some(Known::Good(_)), false) => false,
+            (Some(Known::Bad), true) | (Some(Known::Good(_)), false) => {}
             (known, true) => {
                 if known.is_some() {
                     state.app.begin_credentials(self.network).ok();
                 }
                 state.app.remember_credentials(self.presented, Known::Bad);
                 state.app.count_credentials(self.network, true).await;
-                true
+                state.app.strike_address(self.network).await;
             }
             (None | Some(Known::Bad), false) => {
                 state.app.count_credentials(self.network, false).await;
                 if let Some(holder) = holder {
                     state.app.remember_credentials(self.presented, Known::Good(holder));
                 }
-                false
             }
         }
     }
