@@ -147,11 +147,13 @@ async fn tell(app: &App, data_dir: &Path) -> Result<()> {
     if !path(data_dir).try_exists()? {
         return Ok(());
     }
-    // What is about to be done at this moment is done or taken back when the lock is free.
-    let acts = {
-        let _lock = lock(data_dir)?;
-        read(data_dir)?
+    // What is about to be done at this moment is done or taken back when the lock is free: that may take as long as `keys.command` does.
+    let dir = data_dir.to_owned();
+    let look = move || -> Result<Vec<RootAct>> {
+        let _lock = lock(&dir)?;
+        read(&dir)
     };
+    let acts = tokio::task::spawn_blocking(look).await??;
     let mut told = BTreeSet::new();
     for act in acts {
         let logs = app.tell_root_act(&act).await.context("an organization's log cannot be written")?;
@@ -164,7 +166,11 @@ async fn tell(app: &App, data_dir: &Path) -> Result<()> {
         told.insert(act.id);
     }
     // A crash before this tells them again, which leaves no second entry.
-    if told.is_empty() { Ok(()) } else { forget(data_dir, &told) }
+    if told.is_empty() {
+        return Ok(());
+    }
+    let dir = data_dir.to_owned();
+    tokio::task::spawn_blocking(move || forget(&dir, &told)).await?
 }
 
 /// Begins to tell what is done to the root keys of this directory.
