@@ -172,9 +172,9 @@ fn what_is_later_than_a_part_counts_by_its_signatures() {
     };
     assert!(with(first_later, lines[first_later].clone()).is_sound());
     // A bit of each byte of each of them.
-    for at in first_later..first_later + 4 {
-        for byte in 0..lines[at].len() {
-            let mut bytes = lines[at].clone().into_bytes();
+    for (at, line) in lines.iter().enumerate().skip(first_later).take(4) {
+        for byte in 0..line.len() {
+            let mut bytes = line.clone().into_bytes();
             bytes[byte] ^= 1 << (byte % 7);
             let changed = String::from_utf8(bytes).unwrap();
             if !changed.contains('\n') {

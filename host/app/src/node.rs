@@ -138,7 +138,7 @@ impl NodeState {
                  and start it again"
             ),
             None if before.is_some() => {
-                tracing::info!("no other node wraps with a root key that is missing here any more")
+                tracing::info!("no other node wraps with a root key that is missing here any more");
             }
             Some(_) | None => {}
         }

@@ -409,7 +409,7 @@ impl From<RetentionView> for PayloadRetention {
     }
 }
 
-fn tagged(detail: AuditRetentionDetail) -> Response {
+fn tagged(detail: &AuditRetentionDetail) -> Response {
     ([(header::ETAG, etag(detail.revision))], Json(RetentionView::from(detail.policy))).into_response()
 }
 
@@ -421,7 +421,7 @@ fn tagged(detail: AuditRetentionDetail) -> Response {
     responses((status = 200, body = RetentionView, headers(("etag" = String)))),
 )]
 pub(crate) async fn show_audit_retention(at: OrgCaller, State(state): State<HttpState>) -> Result<Response, Problem> {
-    Ok(tagged(state.app.show_audit_retention(&at.caller, at.org).await?))
+    Ok(tagged(&state.app.show_audit_retention(&at.caller, at.org).await?))
 }
 
 /// Replaces the times for the details of audit entries. What is over is disposed of within some minutes, for good, and an entry says so.
@@ -440,7 +440,7 @@ pub(crate) async fn replace_audit_retention(
     State(state): State<HttpState>,
     Input(policy): Input<RetentionView>,
 ) -> Result<Response, Problem> {
-    Ok(tagged(state.app.replace_audit_retention(&at.caller, at.org, seen.version, policy.into()).await?))
+    Ok(tagged(&state.app.replace_audit_retention(&at.caller, at.org, seen.version, policy.into()).await?))
 }
 
 /// Whose details to erase: exactly one of `entries` and `subject`.

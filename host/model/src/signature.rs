@@ -27,7 +27,7 @@ pub use message::{Message, Start};
 /// What a signature for us says in `tag`; others beside it are for others.
 pub const TAG: &str = "bulkhead";
 /// A signature is good for so long after its `created`. Source: identity.md.
-pub const WINDOW: Duration = Duration::from_secs(300);
+pub const WINDOW: Duration = Duration::from_mins(5);
 /// How far a signer's clock may be ahead of ours.
 pub const AHEAD_MAX: Duration = Duration::from_secs(30);
 /// A nonce is remembered beyond its signature's end: clocks of nodes differ a little.

@@ -353,7 +353,9 @@ pub(crate) fn start_sealer(host: &Host, config: &Config, outbox: Option<Outbox>)
                     match app.newest_audit_checkpoints().await {
                         Ok(newest) => {
                             is_caught_up = true;
-                            newest.iter().for_each(|checkpoint| outbox.iter().for_each(|outbox| outbox.put(checkpoint.clone())));
+                            if let Some(outbox) = &outbox {
+ for checkpoint in &newest { outbox.put(checkpoint.clone()); }
+ }
                             to_keep.extend(newest.into_iter().map(|checkpoint| (checkpoint.org, checkpoint)));
                         }
                         Err(error) => {
@@ -363,7 +365,9 @@ pub(crate) fn start_sealer(host: &Host, config: &Config, outbox: Option<Outbox>)
                 }
                 match app.seal_audit_logs().await {
                     Ok(signed) => {
-                        signed.iter().for_each(|checkpoint| outbox.iter().for_each(|outbox| outbox.put(checkpoint.clone())));
+                        if let Some(outbox) = &outbox {
+ for checkpoint in &signed { outbox.put(checkpoint.clone()); }
+ }
                         to_keep.extend(signed.into_iter().map(|checkpoint| (checkpoint.org, checkpoint)));
                     }
                     Err(error) => {

@@ -170,7 +170,10 @@ fn first_test_line(code: &str) -> usize {
         |index: &usize| lines[*index].starts_with("#[cfg(test)]") || lines[*index].starts_with("#[cfg(all(test");
     let is_module = |index: &usize| {
         let after = lines[index + 1..].iter().find(|line| !line.starts_with("#["));
-        after.is_some_and(|line| line.starts_with("mod ") && line.ends_with('{'))
+        after.is_some_and(|line| {
+            let line = line.strip_prefix("pub(super) ").unwrap_or(line);
+            line.starts_with("mod ") && line.ends_with('{')
+        })
     };
     (0..lines.len()).filter(starts).find(is_module).unwrap_or(lines.len())
 }

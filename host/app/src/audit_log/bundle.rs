@@ -1,5 +1,6 @@
 //! Taking the log out, with what proves it: a bundle is written as it is read, so that however much is in it, little of it is in memory.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_audit::bundle::{Coverage, EntryLine, Header, Line, Payload, SignatureBytes, Writer};
@@ -50,7 +51,7 @@ impl Disposals {
     pub(super) async fn learn(&mut self, app: &App, scope: &OrgScope, rows: &[AuditRow]) -> Result<(), AppError> {
         let named = rows.iter().filter_map(|row| row.row.as_ref().ok()?.0.disposed_by);
         for by in named.collect::<BTreeSet<_>>() {
-            if !self.0.contains_key(&by) {
+            if let Entry::Vacant(place) = self.0.entry(by) {
                 // What is no disposal explains nothing, and the verifier says so.
                 let said = match app.audit_row(scope, by).await {
                     Ok(AuditRow { row: Ok((sealed, _)), .. }) => Record::from_canonical(&sealed.record).ok(),
@@ -58,7 +59,7 @@ impl Disposals {
                     Err(error) => return Err(error),
                 };
                 let policy = said.and_then(|record| record.disposal).map(|disposal| disposal.policy);
-                self.0.insert(by, policy.unwrap_or_else(|| Token::from_any("unknown")));
+                place.insert(policy.unwrap_or_else(|| Token::from_any("unknown")));
             }
         }
         Ok(())

@@ -15,6 +15,7 @@ use bulkhead_app::{App, AppError};
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_keys::Level;
 use bulkhead_model::ambient::Ambient;
+use bulkhead_model::backup_code::BackupCode;
 use bulkhead_model::grant::Grants;
 use bulkhead_model::id::{OrgId, UserId};
 use bulkhead_model::name::Slug;
@@ -139,7 +140,7 @@ impl Day<'_> {
             email: ADA.to_owned(),
             password: self.ada.password.clone(),
             totp_uri: shown.uri.to_string(),
-            backup_codes: codes.iter().map(|code| code.reveal()).collect(),
+            backup_codes: codes.iter().map(BackupCode::reveal).collect(),
         })
     }
 
