@@ -43,6 +43,11 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
     (
         "job/look",
+        "select lane, kind, count(*) as jobs from (select lane, kind from job where org_id = $1 and lane = $2 and state = 'future'",
+        "ends at its cap; at worst it reads what sleeps in all organizations, when an administrator looks",
+    ),
+    (
+        "job/look",
         "select lane, kind, count(*) as jobs from job where org_id = $1 and lane = $2 and state = 'leased'",
         "jobs that are held now: as many as workers have slots",
     ),

@@ -142,7 +142,7 @@ impl Tx {
         Ok(self.fetch_optional(sql, binds![org, kind, dedupe_key]).await?.is_some())
     }
 
-    /// The organization's jobs of a lane that are ready, by kind. Here and below the order is that of an index, so that the planner of a large table
+    /// The organization's jobs of a lane that are ready, by kind. Here and for dead ones the order is that of an index, so that the planner of a large table
     /// does not hope to come upon enough of them in the table itself.
     pub async fn count_ready_jobs_of_org(&mut self, lane: Lane) -> Result<Vec<JobCount>, StoreError> {
         let sql = sql!(
@@ -158,7 +158,7 @@ impl Tx {
     pub async fn count_future_jobs_of_org(&mut self, lane: Lane) -> Result<Vec<JobCount>, StoreError> {
         let sql = sql!(
             "select lane, kind, count(*) as jobs from (select lane, kind from job
-                 where org_id = $1 and lane = $2 and state = 'future' order by run_at limit $3) as counted group by lane, kind order by lane, kind"
+                 where org_id = $1 and lane = $2 and state = 'future' limit $3) as counted group by lane, kind order by lane, kind"
         );
         let org = self.org()?;
         let rows = self.fetch(sql, binds![org, lane.as_str(), JOBS_COUNT_MAX + 1]).await?;
