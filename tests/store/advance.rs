@@ -361,7 +361,13 @@ async fn starts_of_one_organization_are_saved_beside_each_other() {
     gate.wait().await;
     // Both have begun, and neither is committed.
     let met = claim(&test, tenant.org, worker).await;
+    // Schedules have a lane of their own, and its turn is free.
+    let (turns, now) = (vec![Turn { org: tenant.org, quota: 9 }], test.ambient.now());
+    let beside = tx!(test.write_locked, &JOBS, [turns, now, worker], |tx| tx
+        .claim_jobs(*worker, Lane::System, turns, *now, MINUTE)
+        .await);
     gate.wait().await;
+    assert_eq!(beside.unwrap().turns, [(tenant.org, TurnEnd::Drained)]);
     assert_eq!(met.turns, [(tenant.org, TurnEnd::Elsewhere)]);
     for begun in starts.join_all().await {
         let Begun::Held(held) = begun else { panic!("{begun:?}") };

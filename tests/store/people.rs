@@ -156,6 +156,7 @@ on_both! {
         let made = [
             (1, 1, false, Some(here)), (2, 1, false, Some(here)), (3, 2, false, Some(here)), (4, 3, false, Some(there)),
             (5, 2, true, Some(here)), (6, 4, false, None), (7, 5, false, Some(here)),
+            (8, 6, true, Some(here)), (9, 6, false, Some(here)),
         ];
         let rows: Vec<_> = made
             .into_iter()
@@ -184,8 +185,8 @@ on_both! {
                 tx.count_names_that_failed("192.0.2.2", *first, 9).await?,
             ])
         });
-        // The first and the fifth name; the second one passed.
-        assert_eq!(counts.unwrap(), [2, 1, 1, 1, 0, 0]);
+        // The first, the fifth and the sixth name; the second one passed afterwards, the sixth one before.
+        assert_eq!(counts.unwrap(), [3, 1, 2, 1, 0, 0]);
         let left = tx!(test.write, &PEOPLE, [first], |tx| {
             Ok((
                 tx.forget_names_that_failed("192.0.2.1").await?,
@@ -193,7 +194,7 @@ on_both! {
                 tx.count_names_that_failed("2001:db8::/64", *first, 9).await?,
             ))
         });
-        assert_eq!(left.unwrap(), (5, 0, 1));
+        assert_eq!(left.unwrap(), (7, 0, 1));
     }
 
     async fn links_that_are_over_and_too_many_letters_are_known(test: TestStore) {

@@ -18,6 +18,8 @@ const EXAMPLES: &str = "8";
 const IN_TESTS_S: u32 = 110;
 /// … and a client that has not ended this long after its time hangs.
 const GRACE: Duration = Duration::from_mins(1);
+/// Packages that have not come by then do not come: whoever waits for the lock goes on.
+const INSTALL_TIME: Duration = Duration::from_mins(5);
 /// Nobody counts here how often one client asks.
 const LIMITS: [&str; 12] = [
     "ANONYMOUS_PER_MINUTE",
@@ -130,7 +132,8 @@ fn environment() -> Result<PathBuf> {
     tools::run(tools::program("python3").args(["-m", "venv", "--clear"]).arg(&folder))
         .context("Python 3.10 or newer with `venv` is needed: `apt-get install python3-venv`")?;
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "2", "--requirement"];
-    tools::run(tools::program(python).args(pip).arg(REQUIREMENTS)).context("Python's packages cannot be installed")?;
+    tools::run_within(tools::program(python).args(pip).arg(REQUIREMENTS), INSTALL_TIME)
+        .context("Python's packages cannot be installed")?;
     std::fs::write(&installed, wanted_text).with_context(|| format!("cannot write {}", installed.display()))?;
     Ok(folder)
 }

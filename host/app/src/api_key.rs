@@ -15,11 +15,11 @@ use bulkhead_model::role::assignment::{Hold, Within};
 use bulkhead_model::signature::{PublicKey, Required};
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::token::{SecretHash, Token};
-use bulkhead_store::Tx;
 use bulkhead_store::api_key::{ApiKey, Signing, SigningKey};
 use bulkhead_store::audit::AuditEvent;
 use bulkhead_store::page::{Page, PageRequest};
 use bulkhead_store::seal::{Place, Sealer};
+use bulkhead_store::{StoreError, Tx};
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -216,14 +216,19 @@ async fn revoke_family(
     ambient: &Ambient,
 ) -> Result<(), AppError> {
     for revoked in tx.revoke_api_key(id, ambient.now()).await? {
-        let key = tx.load_api_key(revoked).await?.ok_or(AppError::NotFound { what: "API key" })?;
-        let mut detail = json!({
-            "before": {
-                "name": key.name,
-                "permissions": key.permissions.iter().collect::<Vec<_>>(),
-                "expires_at": key.expires_at,
-            },
-        });
+        // What cannot be read keeps no key alive.
+        let before = match tx.load_api_key(revoked).await {
+            Ok(key) => key.map(|key| {
+                json!({
+                    "name": key.name,
+                    "permissions": key.permissions.iter().collect::<Vec<_>>(),
+                    "expires_at": key.expires_at,
+                })
+            }),
+            Err(StoreError::Corrupt { .. }) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mut detail = json!({ "before": before });
         if revoked != id {
             detail["with"] = json!(id);
         }

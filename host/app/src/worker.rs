@@ -172,10 +172,9 @@ impl Reserved {
             let is_queued = saved.is_ok() && held.is_none();
             // Who no longer listens loses only the answer.
             drop(reply.send(saved));
-            // On PostgreSQL a claim that met this start passed its organization by, whichever lane it was for.
+            // On PostgreSQL a claim that met this start passed its organization by.
             let wake = &worker.app.wake().0;
-            let waits = || Lane::ALL.into_iter().any(|lane| wake.turns.is_idle_beside(lane, org).is_none());
-            if worker.app.store().is_postgres() && waits() {
+            if worker.app.store().is_postgres() && wake.turns.is_idle_beside(lane, org).is_none() {
                 wake.notify.notify_one();
             }
             if let Some((job, installation)) = held {

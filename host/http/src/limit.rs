@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bulkhead_app::AppError;
 use bulkhead_app::limits::{Ask, Counted, Holder, Known, Meter, Presented, RateRefused, RefusedFor};
 use bulkhead_model::id::UserId;
 use bulkhead_model::network::Network;
@@ -176,6 +177,11 @@ async fn knock(state: &HttpState, mut request: Request, next: Next) -> Response 
     let Some(network) = network else { return next.run(request).await };
     let presented = state.app.presented(network, &[b"h".as_slice(), request.uri().path().as_bytes()].concat());
     let known = state.app.known_credentials(presented);
+    if known == Some(Known::Bad) {
+        // The same one again is no further guess, and costs neither a look nor anybody else's place.
+        discard_small(request).await;
+        return Problem::from(AppError::NotFound { what: "webhook" }).into_response();
+    }
     let is_good = matches!(known, Some(Known::Good(_)));
     // Nothing is taken before it is known what comes of it: the first deliveries of a good sender come together.
     if !is_good && let Err(refused) = state.app.look_at_rate(Policy::Credentials, Counted::Network(network)) {
@@ -187,12 +193,9 @@ async fn knock(state: &HttpState, mut request: Request, next: Next) -> Response 
     let is_unknown = response.extensions().get::<Arc<Problem>>().is_some_and(|problem| problem.is(Kind::NotFound));
     if is_unknown && !knock.is_found.load(Ordering::Relaxed) {
         let is_counted = state.app.begin_credentials(network).is_ok();
-        // The same one again is no further guess to the other nodes.
-        if known != Some(Known::Bad) {
-            state.app.remember_credentials(presented, Known::Bad);
-            if is_counted {
-                state.app.count_credentials(network, true).await;
-            }
+        state.app.remember_credentials(presented, Known::Bad);
+        if is_counted {
+            state.app.count_credentials(network, true).await;
         }
     }
     response

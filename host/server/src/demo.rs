@@ -5,6 +5,7 @@ mod day;
 mod settle;
 mod sink;
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -163,20 +164,27 @@ pub(crate) async fn run(mut config: Config, args: Args) -> Result<ExitCode> {
     };
     write_file(&path, &file)?;
     print_welcome(&path, &file, host.store.database_name(), &config.egress.allow_loopback);
-    print_people(&path, &file, is_new, args.bare);
+    print_people(&path, &file, is_new && std::io::stdout().is_terminal(), args.bare);
     serve::serve(&config, &host, listener, metrics).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Who signs in, and what to look at then. What signs somebody in is printed once.
-fn print_people(path: &Path, file: &DemoFile, is_new: bool, is_bare: bool) {
+/// Who signs in, and what to look at then. What signs somebody in is shown once, to a person in front of it: anything else is a log, which
+/// others read.
+fn print_people(path: &Path, file: &DemoFile, shows: bool, is_bare: bool) {
     let Some(admin) = &file.admin else {
         if is_bare {
             println!("People need no second factor here (bulkhead admin set-mfa {} admins).\n", file.org);
+        } else {
+            println!(
+                "Somebody is here whose credentials {} does not hold (a first start that was cut off, or a database of another demo): begin \
+                 with another --data-dir, or help them with `bulkhead admin reset-password`.\n",
+                path.display()
+            );
         }
         return;
     };
-    if is_new {
+    if shows {
         println!("An admin with a second factor (later in {}):\n", path.display());
         println!("  address       {}\n  password      {}", admin.email, admin.password);
         println!("  authenticator {}", admin.totp_uri);

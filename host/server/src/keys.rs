@@ -146,7 +146,7 @@ impl<'a> KeyFile<'a> {
     fn load_or_create(&self, may_create: bool, ambient: &Ambient) -> Result<RootKeys> {
         check_directory(self.data_dir)?;
         if let Some(keys) = self.read()? {
-            self.tell_of_plain_keys();
+            self.tell_of_other_form();
             return Ok(keys);
         }
         self.refuse_other_form()?;
@@ -186,9 +186,13 @@ impl<'a> KeyFile<'a> {
         }
     }
 
-    fn tell_of_plain_keys(&self) {
-        let plain = Self::plain(self.data_dir).path();
-        if matches!(self.form, Form::Wrapped(_)) && plain.symlink_metadata().is_ok() {
+    fn tell_of_other_form(&self) {
+        let there = |name: &str| Some(self.data_dir.join(name)).filter(|path| path.symlink_metadata().is_ok());
+        if matches!(self.form, Form::Plain) {
+            if let Some(wrapped) = there("root.key.wrapped") {
+                tracing::warn!("{} is not used here, and gets old: move it away", wrapped.display());
+            }
+        } else if let Some(plain) = there("root.key") {
             tracing::warn!("{} holds root keys that are not wrapped: keep it in another place", plain.display());
         }
     }
@@ -269,8 +273,12 @@ impl<'a> KeyFile<'a> {
 
     /// Writes the file anew. Beside it and then moved, so that a power cut leaves either the old keys or the new ones. Under the lock.
     fn replace(&self, keys: &RootKeys) -> Result<()> {
-        let (fresh, path) = (self.write_beside(keys)?, self.path());
-        std::fs::rename(&fresh, &path).with_context(|| format!("cannot write {}", path.display()))?;
+        self.move_in(&self.write_beside(keys)?)
+    }
+
+    fn move_in(&self, fresh: &Path) -> Result<()> {
+        let path = self.path();
+        std::fs::rename(fresh, &path).with_context(|| format!("cannot write {}", path.display()))?;
         File::open(self.data_dir)?.sync_all()?;
         Ok(())
     }
@@ -301,11 +309,13 @@ pub(crate) fn change(config: &Config, change: impl FnOnce(RootKeys) -> Result<Ro
     let stood = before.standings();
     let changed = change(before)?;
     let acts = acts::between(&stood, &changed.standings(), &Ambient::system());
+    // What takes long comes first, such as a program that wraps: between the next two there is but a moment.
+    let fresh = file.write_beside(&changed)?;
     // Before it is done: an act that nobody could ever read of is not done.
     let begun = acts::put_down(file.data_dir, &acts)?;
-    if let Err(error) = file.replace(&changed) {
-        let is_done = file.read().is_ok_and(|keys| keys.is_some_and(|keys| keys.standings() == changed.standings()));
-        if !is_done {
+    if let Err(error) = file.move_in(&fresh) {
+        // Moved, and not known to last: it stays told.
+        if fresh.symlink_metadata().is_ok() {
             acts::take_back(file.data_dir, begun)?;
         }
         return Err(error);
@@ -319,6 +329,14 @@ pub(crate) fn wrap_roots(config: &Config) -> Result<PathBuf> {
     let (wrapped, plain) = both_forms(config)?;
     let _lock = lock(wrapped.data_dir)?;
     if let Some(keys) = wrapped.read()? {
+        if let Some(beside) = plain.read()? {
+            ensure!(
+                beside.standings() == keys.standings(),
+                "{} and {} hold different keys: move the one that no server uses away first",
+                plain.path().display(),
+                wrapped.path().display()
+            );
+        }
         wrapped.replace(&keys)?;
         return Ok(wrapped.path());
     }

@@ -201,7 +201,7 @@ impl Tx {
             };
         }
         let held = ClaimedJob::held(self.org()?, JobId::new(ambient), worker, job)?;
-        let Some(seats) = self.share_turn(held.lease.org, held.lease.job).await? else {
+        let Some(seats) = self.share_turn(held.lease.org, job.payload.lane(), held.lease.job).await? else {
             // Somebody claims at this moment, or as many start already as may at once.
             if !self.insert_run(run).await? {
                 return Ok(Begun::Before);
@@ -251,7 +251,7 @@ impl Tx {
         }
         // There is room, but not for all that may start at once: the rest is for one alone, where nobody else starts now.
         if (1..seats).contains(&row.get::<i64>("room")?)
-            && self.lock_turn(held.lease.org).await?
+            && self.lock_turn(held.lease.org, job.payload.lane()).await?
             && let Some(held) = self.insert_held(job, worker, deadline, ambient).await?
         {
             return Ok(Begun::Held(held));

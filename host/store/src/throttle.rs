@@ -115,7 +115,7 @@ impl Tx {
         Ok(self.execute(sql!("update sign_in_attempt set told = 1 where id = $1 and told = 0"), binds![id]).await? > 0)
     }
 
-    /// How many names failed from a network (as `bulkhead_model::network::Network` writes it) since, and did not pass from there since, up to
+    /// How many names failed from a network (as `bulkhead_model::network::Network` writes it) since, and did not pass from there afterwards, up to
     /// the cap.
     pub async fn count_names_that_failed(
         &mut self,
@@ -124,10 +124,13 @@ impl Tx {
         cap: u32,
     ) -> Result<usize, StoreError> {
         self.require_people()?;
-        // Of the two outcomes `passed` is the smaller one.
+        // Only who passes after a failure mistyped: a pass before it would tell who signs in from there.
         let sql = sql!(
-            "select identifier from sign_in_attempt where network = $1 and id >= $2
-             group by identifier having min(outcome) = 'refused' limit $3"
+            "select failed.identifier from sign_in_attempt as failed
+             where failed.network = $1 and failed.id >= $2 and failed.outcome = 'refused' and not exists (
+                 select 1 from sign_in_attempt as passed where passed.network = $1 and passed.id > failed.id
+                 and passed.identifier = failed.identifier and passed.outcome = 'passed')
+             group by failed.identifier limit $3"
         );
         Ok(self.fetch(sql, binds![network, since, cap]).await?.len())
     }

@@ -168,6 +168,7 @@ impl App {
     /// The store's. Some may have been told.
     pub async fn tell_root_act(&self, act: &RootAct) -> Result<u64, StoreError> {
         let (mut after, mut told, jobs) = (None, 0, SystemScope::new(SystemReason::Jobs));
+        let mut outcome = Ok(());
         loop {
             let listed = self
                 .store()
@@ -178,11 +179,15 @@ impl App {
                 let written = self.store().write(&scope, args, |tx, (act, ambient)| {
                     Box::pin(async move { record_root_act(tx, act, ambient).await })
                 });
-                told += u64::from(written.await?);
+                // A log that refuses keeps it from no other.
+                match written.await {
+                    Ok(is_new) => told += u64::from(is_new),
+                    Err(error) => outcome = Err(error),
+                }
             }
             match listed.last() {
                 Some(last) if listed.len() == ORGS_PAGE as usize => after = Some(*last),
-                Some(_) | None => return Ok(told),
+                Some(_) | None => return outcome.map(|()| told),
             }
         }
     }

@@ -94,6 +94,8 @@ impl LaneSlots {
 
     /// Shared places for a claim, at most `most`; how many they are.
     pub(super) fn take_for_claim(&self, most: usize) -> Option<(OwnedSemaphorePermit, u32)> {
+        // No start takes one between the look and the taking: the claim would pass the lane by.
+        let _starts = self.starts.lock();
         let free = u32::try_from(self.shared.available_permits().min(most)).ok().filter(|free| *free > 0)?;
         Some((Arc::clone(&self.shared).try_acquire_many_owned(free).ok()?, free))
     }

@@ -121,7 +121,7 @@ pub(crate) async fn run(config: &Config, command: Command) -> Result<ExitCode> {
             keys::wrap_roots(config)?.display()
         ),
         Command::UnwrapRoots => println!(
-            "{} holds the root keys as they are\nnext: take keys.command out of the configuration",
+            "{} holds the root keys as they are\nnext: take keys.command out of the configuration, and move root.key.wrapped away",
             keys::unwrap_roots(config)?.display()
         ),
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,8 +25,8 @@ use crate::host::Host;
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// … and when it could not read or tell them.
 const TELL_AGAIN: Duration = Duration::from_mins(1);
-/// Bytes that the file has at most: some thousand acts.
-const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// Bytes that the file has at most: some hundred acts.
+const FILE_BYTES_MAX: u64 = 64 * 1024;
 
 fn path(data_dir: &Path) -> PathBuf {
     data_dir.join("root.key.acts")
@@ -75,7 +75,13 @@ fn open(data_dir: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
 
 /// The lines that were written to their end: an act whose line was not was not done either.
 fn whole_lines(file: &mut File) -> Result<String> {
-    ensure!(file.metadata()?.is_file(), "it is no file");
+    let (meta, user) = (file.metadata()?, rustix::process::geteuid().as_raw());
+    ensure!(meta.is_file(), "it is no file");
+    // What stands in it is signed in every organization's log: as with the keys themselves, nobody else writes it.
+    ensure!(
+        meta.uid() == user && meta.mode() & 0o077 == 0,
+        "it is open to others than the user who runs this: remove it, or `chmod 600` and `chown` it"
+    );
     let mut text = String::new();
     file.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
     text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
@@ -106,7 +112,9 @@ pub(super) fn put_down(data_dir: &Path, acts: &[RootAct]) -> Result<u64> {
 
 /// Takes acts back that were put down and could not be done. Under the lock.
 pub(super) fn take_back(data_dir: &Path, before: u64) -> Result<()> {
-    Ok(open(data_dir, &mut OpenOptions::new())?.set_len(before)?)
+    let file = open(data_dir, &mut OpenOptions::new())?;
+    file.set_len(before)?;
+    Ok(file.sync_all()?)
 }
 
 fn read(data_dir: &Path) -> Result<Vec<RootAct>> {
@@ -115,7 +123,7 @@ fn read(data_dir: &Path) -> Result<Vec<RootAct>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path(data_dir).display())),
     };
-    let cannot = || format!("{} is damaged", path(data_dir).display());
+    let cannot = || format!("{} cannot be used; removed, what it says is in no audit log", path(data_dir).display());
     let lines = whole_lines(&mut file).with_context(cannot)?;
     lines.lines().map(|line| serde_json::from_str(line).with_context(cannot)).collect()
 }

@@ -101,15 +101,17 @@ impl Drop for Running {
 
 /// Reads a stream to its end or to one byte more than `most`, on a thread of its own: a program that neither writes nor ends must not be
 /// waited for here.
-fn reader(stream: impl Read + Send + 'static, most: usize) -> Receiver<Zeroizing<Vec<u8>>> {
+fn reader(mut stream: impl Read + Send + 'static, most: usize) -> Receiver<Zeroizing<Vec<u8>>> {
     let (sender, receiver) = channel();
     std::thread::spawn(move || {
         // All of it at once: a buffer that grows leaves copies behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(most + 64));
         // What was read before a failure is judged by what it is.
-        drop(stream.take(most as u64 + 1).read_to_end(&mut bytes));
+        drop(stream.by_ref().take(most as u64 + 1).read_to_end(&mut bytes));
         // Whoever asked may have given up.
         drop(sender.send(bytes));
+        // Whoever says more is heard no further, and does not end for it.
+        drop(std::io::copy(&mut stream, &mut std::io::sink()));
     });
     receiver
 }
@@ -320,6 +322,13 @@ esac
         assert!(refused("printf '{\"plaintext\":\"?\"}'").contains("base64"));
         assert!(refused("printf '{\"plaintext\":\"/w==\"}'").contains("no text"), "bytes that are no text");
         assert!(refused("head -c 200000 /dev/zero | tr '\\0' a").contains("more than"));
+    }
+
+    #[test]
+    fn a_program_that_says_much_beside_its_answer_is_not_ended_for_it() {
+        let chatty = "seq 1 40000 >&2; printf '{\"plaintext\":\"aGk=\"}'";
+        let (_dir, custodian) = custodian(chatty);
+        assert_eq!(*custodian.unwrap("test:x").unwrap(), "hi");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::tx::Tx;
 const ROUNDS_MAX: u32 = 4;
 /// Groups looked at in one sweep.
 const GROUPS_MAX: u32 = 200;
-/// First key of PostgreSQL's advisory locks that order claims for one organization (any fixed number).
+/// First key of PostgreSQL's advisory locks that order claims for one organization: with the lane's number behind it (any fixed numbers).
 const TURN_LOCK: i64 = 0x6a6f_6273;
 /// … and of those that are the seats of its starts; as many numbers from here on are theirs as there are seats.
 const SEATS_LOCK: i64 = 0x7365_6174;
@@ -28,6 +28,16 @@ const SEATS_LOCK: i64 = 0x7365_6174;
 const SEATS_MAX: i64 = 32;
 /// … and no more than this part of the jobs that it may hold, since each of them leaves room for all others.
 const SEATS_PART: i64 = 4;
+
+/// Each lane has its own: what is held is counted by lane, and starts, which may overlap without a gap, keep no claim of another lane away.
+const fn turn_lock(lane: Lane) -> i64 {
+    TURN_LOCK
+        + match lane {
+            Lane::Interactive => 0,
+            Lane::System => 1,
+            Lane::Bulk => 2,
+        }
+}
 
 /// An organization's turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,9 +209,9 @@ impl Tx {
         Ok(claim)
     }
 
-    /// From here on nobody else claims for the organization, and none of its starts takes up a job, until the transaction ends; `false`
-    /// when somebody does now. On SQLite there is one writer.
-    pub(crate) async fn lock_turn(&mut self, org: OrgId) -> Result<bool, StoreError> {
+    /// From here on nobody else claims for the organization in that lane, and none of its starts takes up a job there, until the
+    /// transaction ends; `false` when somebody does now. On SQLite there is one writer.
+    pub(crate) async fn lock_turn(&mut self, org: OrgId, lane: Lane) -> Result<bool, StoreError> {
         if !self.is_postgres() {
             return Ok(true);
         }
@@ -209,14 +219,14 @@ impl Tx {
         let sql = sql_postgres!(
             "select case when pg_try_advisory_xact_lock(cast($1 as integer), hashtext(cast($2 as text))) then cast(1 as bigint) else 0 end as free"
         );
-        let answer = self.fetch_optional(sql, binds![TURN_LOCK, org]).await?;
+        let answer = self.fetch_optional(sql, binds![turn_lock(lane), org]).await?;
         Ok(answer.map(|row| row.get::<i64>("free")).transpose()? == Some(1))
     }
 
     /// As [`lock_turn`](Self::lock_turn), together with others who start, each on a seat of its own until its transaction ends. Answers
     /// how many seats there are: whoever holds one takes up a job only where there is room for that many, since those on the other
     /// seats count what is committed, as it does itself. `None` while somebody claims, or no seat is free. PostgreSQL alone.
-    pub(crate) async fn share_turn(&mut self, org: OrgId, job: JobId) -> Result<Option<i64>, StoreError> {
+    pub(crate) async fn share_turn(&mut self, org: OrgId, lane: Lane, job: JobId) -> Result<Option<i64>, StoreError> {
         // Where the search begins; that of another one elsewhere, so that few meet. An id ends with what was drawn by lot.
         let first = i64::from(job.uuid().as_bytes()[15]);
         // PostgreSQL's advisory locks, in a statement of its own as in `lock_turn`: the count that follows must see what those
@@ -229,14 +239,14 @@ impl Tx {
              where pg_try_advisory_xact_lock(cast($3 + ($4 + place) % seats as integer), hashtext(cast($2 as text)))
              limit 1"
         );
-        let values = binds![TURN_LOCK, org, SEATS_LOCK, first, SEATS_PART, SEATS_MAX];
+        let values = binds![turn_lock(lane), org, SEATS_LOCK, first, SEATS_PART, SEATS_MAX];
         self.fetch_optional(sql, values).await?.map(|row| row.get("seats")).transpose()
     }
 
     /// Counts what the organization holds. On PostgreSQL nobody else claims for it until the transaction ends; `None` when
     /// somebody does now.
     async fn open_turn(&mut self, org: OrgId, lane: Lane) -> Result<Option<Share>, StoreError> {
-        if !self.lock_turn(org).await? {
+        if !self.lock_turn(org, lane).await? {
             return Ok(None);
         }
         let sql = sql!(
@@ -326,7 +336,7 @@ impl Tx {
     ) -> Result<Option<ClaimedJob>, StoreError> {
         let org = self.org()?;
         let may_be_held = job.may_be_held(ambient.now())?;
-        let held = if may_be_held && self.lock_turn(org).await? {
+        let held = if may_be_held && self.lock_turn(org, job.payload.lane()).await? {
             self.insert_held(job, worker, deadline, ambient).await?
         } else {
             None

@@ -244,7 +244,7 @@ fn seldom_first<T, P: Eq + Hash + Copy>(mut members: Vec<T>, party: impl Fn(&T) 
 
 /// What a commit takes of late, after one that took so long.
 fn usual_after(usual: Duration, took: Duration) -> Duration {
-    (usual * (COMMIT_SHARE - 1) + took.min(usual * COMMIT_LONGEST)) / COMMIT_SHARE
+    (usual * (COMMIT_SHARE - 1) + took.min(usual.max(MIXED_BATCH_TIME_MIN) * COMMIT_LONGEST)) / COMMIT_SHARE
 }
 
 impl Writer {
