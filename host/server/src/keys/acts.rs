@@ -76,10 +76,11 @@ fn open(data_dir: &Path, options: &mut OpenOptions) -> std::io::Result<File> {
 /// The lines that were written to their end: an act whose line was not was not done either.
 fn whole_lines(file: &mut File) -> Result<String> {
     let (meta, user) = (file.metadata()?, rustix::process::geteuid().as_raw());
+    let mode = meta.mode() & 0o777;
     ensure!(meta.is_file(), "it is no file");
     // What stands in it is signed in every organization's log: as with the keys themselves, nobody else writes it.
     ensure!(
-        meta.uid() == user && meta.mode() & 0o077 == 0,
+        meta.uid() == user && mode & !0o700 == 0,
         "it is open to others than the user who runs this: remove it, or `chmod 600` and `chown` it"
     );
     let mut text = String::new();
