@@ -23,6 +23,9 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const REQUEST_ID_LEN_MAX: usize = 128;
 /// The route label of requests that no route matches, so that scanners make no new time series.
 const NO_ROUTE: &str = "unmatched";
+/// Bytes of a part of an address that nobody serves, in the log: credentials are longer.
+const PART_LEN_MAX: usize = 24;
+const PARTS_MAX: usize = 20;
 
 /// Counts a request as under way for as long as it lives, even when the client goes away.
 struct InFlight;
@@ -40,6 +43,12 @@ impl Drop for InFlight {
     }
 }
 
+/// An address that nobody serves, without those of its parts that are long enough to be somebody's credential.
+fn without_credentials(path: &str) -> String {
+    let shown = |part| if str::len(part) > PART_LEN_MAX { "…" } else { part };
+    path.split('/').map(shown).take(PARTS_MAX).collect::<Vec<_>>().join("/")
+}
+
 /// The outermost layer.
 pub(crate) async fn edge(State(state): State<HttpState>, mut request: Request, next: Next) -> Response {
     let (began, _in_flight) = (Instant::now(), InFlight::begin());
@@ -47,11 +56,11 @@ pub(crate) async fn edge(State(state): State<HttpState>, mut request: Request, n
     let method = method_label(request.method());
     let route =
         request.extensions().get::<MatchedPath>().map_or_else(|| NO_ROUTE.to_owned(), |path| path.as_str().to_owned());
-    // A hook's address holds its credential, which no log may show.
-    let path = if request.uri().path().contains("hooks/") && !route.starts_with("/api/") {
-        if route == NO_ROUTE { "(an address like a webhook's)".to_owned() } else { route.clone() }
-    } else {
-        request.uri().path().to_owned()
+    // A hook's address holds its credential, which no log may show, however its sender misspells it.
+    let path = match route.as_str() {
+        NO_ROUTE => without_credentials(request.uri().path()),
+        route if route.starts_with("/hooks/") => route.to_owned(),
+        _ => request.uri().path().to_owned(),
     };
     let span = tracing::info_span!(
         "request",
@@ -205,6 +214,15 @@ pub(crate) async fn no_method() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_credential_is_logged_however_its_address_is_misspelt() {
+        let token = "ab".repeat(32);
+        for path in [format!("/hook/{token}"), format!("/hooks%2F{token}"), format!("/a/b/%68ooks/{token}/")] {
+            assert!(!without_credentials(&path).contains(&token), "{path}");
+        }
+        assert_eq!(without_credentials("/api/v2/orgs/acme"), "/api/v2/orgs/acme");
+    }
 
     #[test]
     fn only_well_formed_traces_are_followed() {

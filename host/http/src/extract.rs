@@ -171,9 +171,19 @@ impl<T: DeserializeOwned> FromRequest<HttpState> for Input<T> {
             let detail = "send JSON, and say so with the header `content-type: application/json`";
             return Err(Problem::new(Kind::UnsupportedMediaType, detail));
         }
+        require_plain(request.headers())?;
         let bytes = read_body(request, "body", JSON_BYTES_MAX, JSON_BODY_TIME).await?;
         Ok(Self(json::read(&bytes)?))
     }
+}
+
+/// Who reads a body in another coding than whoever looked at it on its way would read another body (RFC 9110, 8.4: 415).
+fn require_plain(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_identity = |value: &http::HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().all(is_identity) {
+        return Ok(());
+    }
+    Err(Problem::new(Kind::UnsupportedMediaType, "send the body as it is, without `content-encoding`"))
 }
 
 /// No body, or an empty one: for operations that take none.

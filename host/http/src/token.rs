@@ -83,7 +83,8 @@ pub(crate) async fn refresh_tokens(
     Ok(Json(state.app.refresh_tokens(&presented).await?.into()))
 }
 
-/// Ends every token that followed from the same one. A token that is not known is no error.
+/// Ends every refresh token that followed from the same one. Access tokens end by themselves within ten minutes, and at once with the session
+/// that they came from. A token that is not known is no error.
 #[utoipa::path(
     post,
     path = "/api/v1/auth/revoke",

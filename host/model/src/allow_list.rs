@@ -21,8 +21,16 @@ pub struct WrongEntry {
     pub why: String,
 }
 
+/// A network or one address. The address is read as the standard library does: where a part begins with a zero, others read it as octal.
+pub(crate) fn parse_net(text: &str) -> Option<IpNet> {
+    match text.split_once('/') {
+        Some((address, _)) => address.parse::<IpAddr>().ok().and_then(|_| text.parse().ok()),
+        None => text.parse::<IpAddr>().ok().map(IpNet::from),
+    }
+}
+
 fn read(text: &str) -> Result<IpNet, String> {
-    let net = if text.contains('/') { text.parse().ok() } else { text.parse::<IpAddr>().ok().map(IpNet::from) };
+    let net = parse_net(text);
     let Some(net) = net else {
         return Err(format!("{text:?} is no network: write 192.0.2.0/24, 2001:db8::/32, or an address"));
     };
@@ -165,6 +173,8 @@ mod tests {
             "192.0.2.256",
             "fe80::1%eth0",
             "192.0.2.0/24/24",
+            "192.0.2.010/32",
+            "010.0.0.0/8",
             "*",
             "::ffff:0:0/90",
         ] {

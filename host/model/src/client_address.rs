@@ -9,6 +9,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::allow_list::parse_net;
+
 /// Proxies that one request may have come through. Ours are one or two.
 const HOPS_MAX: usize = 32;
 
@@ -46,10 +48,7 @@ impl TrustedProxies {
     pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, ProxyError> {
         let read = |text: &str| {
             let malformed = || ProxyError::Malformed(text.to_owned());
-            let net = match text.parse::<IpAddr>() {
-                Ok(address) => IpNet::from(address),
-                Err(_) => text.parse::<IpNet>().map_err(|_| malformed())?,
-            };
+            let net = parse_net(text).ok_or_else(malformed)?;
             if net.prefix_len() == 0 {
                 return Err(ProxyError::Everybody(text.to_owned()));
             }

@@ -283,6 +283,6 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "theirs");
         std::fs::remove_file(path(dir.path())).unwrap();
         std::fs::write(path(dir.path()), "no act\n").unwrap();
-        assert!(read(dir.path()).unwrap_err().to_string().contains("damaged"));
+        assert!(read(dir.path()).unwrap_err().to_string().contains("cannot be used"));
     }
 }
