@@ -323,6 +323,30 @@ on_both! {
         assert!(verify_database(&app, &acme).await.faults_total >= 3, "what waited would never have been sealed");
     }
 
+    /// Proofs are made of these, and sealing goes on from them: neither shows in the entries.
+    async fn what_is_kept_of_the_tree_is_compared_with_the_entries(app: TestApp) {
+        let acme = app.tenant("acme").await;
+        acts(&app, &acme, 6).await;
+        app.app.seal_audit_log(acme.org, true).await.unwrap();
+        assert!(verify_database(&app, &acme).await.is_sound());
+        app.app.seal_audit_log(acme.org, true).await.unwrap();
+        let found = async |statement: &str| {
+            app.tamper(acme.org, statement);
+            named(&verify_database(&app, &acme).await)
+        };
+        // What the second entry made full, in place of what the sixth one did; and back.
+        app.tamper(acme.org, "create table kept as select seq, completed from audit_entry");
+        let another = "update audit_entry set completed = (select completed from kept where kept.seq = 1) where seq = 5";
+        let completed = found(another).await;
+        assert!(completed.len() == 1 && completed[0].0 == Some(5) && completed[0].1.contains("completed"), "{completed:?}");
+        app.tamper(acme.org, "update audit_entry set completed = (select completed from kept where kept.seq = 5) where seq = 5");
+        assert!(verify_database(&app, &acme).await.is_sound());
+        let last = found("update audit_log set last_leaf = (select leaf from audit_entry where seq = 0)").await;
+        assert!(last.len() == 1 && last[0].1.contains("follows"), "{last:?}");
+        let key = found("update audit_log set verifier_key = replace(verifier_key, '+', '-')").await;
+        assert!(key.len() == 2 && key.iter().any(|(_, what)| what.contains("the key that signs")), "{key:?}");
+    }
+
     async fn what_cannot_be_read_is_named_and_the_rest_is_verified(app: TestApp) {
         let acme = app.tenant("acme").await;
         acts(&app, &acme, 6).await;

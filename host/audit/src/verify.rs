@@ -276,6 +276,13 @@ impl Verifier {
         self.fault(Some(entry), FaultKind::Index { what });
     }
 
+    /// Whether a key of this text signs here, or is brought in by an entry. True of every key where no entry was looked at.
+    #[must_use]
+    pub fn has_key(&self, text: &str) -> bool {
+        let is_it = |key: &VerifierKey| key.to_string() == text;
+        self.next == 0 || self.keys.iter().chain(&self.later_keys).chain(&self.in_force).any(is_it)
+    }
+
     /// Tells that an entry's row is there and cannot be read: it is named, and the verifier goes on behind it, where links and roots
     /// begin anew.
     pub fn unreadable_entry(&mut self, entry: u64, why: &impl std::fmt::Display) {

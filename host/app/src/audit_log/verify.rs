@@ -3,8 +3,10 @@
 use std::collections::VecDeque;
 
 use bulkhead_audit::bundle::Line;
+use bulkhead_audit::hash::Hash;
 use bulkhead_audit::key::VerifierKey;
-use bulkhead_audit::record::{Record, Token, leaf_hash};
+use bulkhead_audit::merkle::Edge;
+use bulkhead_audit::record::{Record, Token, genesis, leaf_hash};
 use bulkhead_audit::taxonomy::EventType;
 use bulkhead_audit::verify::{Expectation, Report, Verifier};
 use bulkhead_model::id::OrgId;
@@ -51,6 +53,47 @@ fn look_at(verifier: &mut Verifier, disposals: &Disposals, AuditRow { seq, row }
     }
     if let Some(what) = differing(sealed, waiting) {
         verifier.differs(*seq, what);
+    }
+}
+
+/// The tree as the entries make it. What the database keeps of it beside them is what proofs are made of, and where sealing goes on.
+struct Tree {
+    edge: Edge,
+    last: Hash,
+    /// An entry was missing or another one: that is named, and behind it there is nothing to compare with.
+    is_broken: bool,
+}
+
+impl Tree {
+    fn new(org: OrgId) -> Self {
+        Self { edge: Edge::new(), last: genesis(&token_of(org)), is_broken: false }
+    }
+
+    fn look_at(&mut self, verifier: &mut Verifier, AuditRow { seq, row }: &AuditRow) {
+        match row {
+            Ok((sealed, _))
+                if !self.is_broken && *seq == self.edge.size() && leaf_hash(&sealed.record) == sealed.leaf =>
+            {
+                self.last = sealed.leaf;
+                if self.edge.append(sealed.leaf) != sealed.completed {
+                    verifier.differs(*seq, "the roots that it completed");
+                }
+            }
+            Ok(_) | Err(_) => self.is_broken = true,
+        }
+    }
+
+    /// Compares where the log says that it stands, once as many entries were looked at.
+    fn look_at_end(&self, verifier: &mut Verifier, log: &AuditLog) {
+        if self.is_broken || self.edge.size() != log.size {
+            return;
+        }
+        if self.edge.roots() != log.edge {
+            verifier.differs(log.size, "the edge of the tree that is grown on");
+        }
+        if self.last != log.last {
+            verifier.differs(log.size, "the entry that the next one follows");
+        }
     }
 }
 
@@ -101,7 +144,7 @@ impl App {
             .await?;
         verifier.line(&Line::Log(first).to_text());
         let mut checkpoints = Checkpoints { page: VecDeque::new(), read: 0, last: log.size };
-        let (mut next, mut disposals) = (0, Disposals::default());
+        let (mut next, mut disposals, mut tree) = (0, Disposals::default(), Tree::new(org));
         loop {
             let page = match self.audit_page(&scope, next, u64::MAX).await {
                 Ok(page) => page,
@@ -114,6 +157,8 @@ impl App {
             disposals.learn(self, &scope, &page).await?;
             for row in &page {
                 look_at(&mut verifier, &disposals, row);
+                tree.look_at(&mut verifier, row);
+                tree.look_at_end(&mut verifier, &log);
                 while let Some(note) = checkpoints.next_up_to(self, &scope, row.seq.saturating_add(1)).await? {
                     verifier.line(&Line::Checkpoint(note).to_text());
                 }
@@ -124,6 +169,9 @@ impl App {
             verifier.line(&Line::Checkpoint(note).to_text());
         }
         verifier.ends_at(log.size);
+        if !verifier.has_key(&log.verifier_key) {
+            verifier.differs(log.size, "the key that signs from here on");
+        }
         // Others may have gone on sealing meanwhile.
         let size = self.log_of(&scope).await?.map_or(0, |log| log.size);
         if next > size {
