@@ -88,6 +88,15 @@ async fn look(app: &TestApp, tenant: &Tenant, policy: &RetentionPolicy) -> Histo
     looked(app, tenant).await
 }
 
+/// Waits until nobody looks: whoever began before the clock is moved would say that it looked afterwards, and saw what was there before.
+async fn nobody_looks(app: &TestApp, tenant: &Tenant) {
+    let done = until_async(PATIENCE, async || {
+        let jobs = app.app.list_jobs(&tenant.caller, tenant.org, None, PageRequest::default()).await.unwrap().items;
+        jobs.iter().all(|job| job.kind != "prune_history" || job.state == "future")
+    });
+    assert!(done.await);
+}
+
 /// Waits until the job has looked at this moment, and answers what it found.
 async fn looked(app: &TestApp, tenant: &Tenant) -> History {
     let now = app.ambient.now();
@@ -189,6 +198,7 @@ on_both! {
             until_status(&app, &acme, runs[n], RunStatus::Succeeded).await;
             app.ambient.advance(Duration::from_secs(1));
         }
+        nobody_looks(&app, &acme).await;
         app.ambient.advance(A_LITTLE);
         let history = look(&app, &acme, &RetentionPolicy::default()).await;
         assert!(history.bytes > 1024 * 1024 && history.full_since.is_some(), "all of it is too young: {history:?}");
@@ -283,12 +293,14 @@ on_both! {
         app.app.set_quota(acme.org, Quota::HistoryBytes, 1024 * 1024).await.unwrap();
         let run = try_start(&app, &acme, id, json!({ "how": "fail", "big": "x".repeat(700 * 1024) }), None).await.unwrap();
         until_status(&app, &acme, run, RunStatus::Failed).await;
+        nobody_looks(&app, &acme).await;
         app.ambient.advance(A_LITTLE);
         let before = look(&app, &acme, &RetentionPolicy::default()).await;
         assert_eq!(before.runs, 1);
         let retry = RetryRun { from_step: Some("which".into()), new_generation: false };
         app.app.retry_run(&acme.caller, acme.org, run, retry).await.unwrap();
         until_status(&app, &acme, run, RunStatus::Failed).await;
+        nobody_looks(&app, &acme).await;
         app.ambient.advance(2 * EVICTION_AGE_MIN);
         let after = look(&app, &acme, &RetentionPolicy::default()).await;
         assert_eq!((after.runs, after.full_since, after.pass), (1, None, None), "nothing goes for what counted twice");
