@@ -15,7 +15,10 @@ const REQUIREMENTS: &str = "tests/fuzz/requirements.txt";
 /// Tried for each operation and kind of input; the rest of the time goes into sequences of operations.
 const EXAMPLES: &str = "8";
 /// As a part of the tests: requests are made up for so long …
-const IN_TESTS_S: u32 = 110;
+const IN_TESTS_S: u32 = 150;
+/// … of the kinds that end by themselves before that: how far sequences of operations come depends on the machine.
+const PHASES_IN_TESTS: &str = "examples,coverage,fuzzing";
+pub(crate) const ALL_PHASES: &str = "examples,coverage,fuzzing,stateful";
 /// … and a client that has not ended this long after its time hangs.
 const GRACE: Duration = Duration::from_mins(1);
 /// Packages that have not come by then do not come: whoever waits for the lock goes on.
@@ -48,6 +51,9 @@ pub(crate) struct Arguments {
     /// What random choices follow from.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
+    /// Which kinds of requests, by schemathesis' names.
+    #[arg(long, default_value = ALL_PHASES)]
+    pub(crate) phases: String,
 }
 
 /// The server; it ends with what it was started for.
@@ -84,7 +90,10 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
 /// The part of the tests, less than three minutes of them; server and plugins are built.
 pub(crate) fn in_tests() -> Outcome {
     match environment() {
-        Ok(environment) => match against_demo(&Arguments { seconds: IN_TESTS_S, seed: 1 }, &environment) {
+        Ok(environment) => match against_demo(
+            &Arguments { seconds: IN_TESTS_S, seed: 1, phases: PHASES_IN_TESTS.to_owned() },
+            &environment,
+        ) {
             Ok(()) => Outcome::Green,
             Err(error) => Outcome::Failed(error),
         },
@@ -157,6 +166,7 @@ fn run(arguments: &Arguments, environment: &Path, configuration: &Path, url: &st
     // What it remembers of one run is no matter of the next, nor of the repository.
     command.current_dir(configuration.parent().context("the configuration lies in no folder")?);
     command.arg("--config-file").arg(configuration).args(["run", &format!("{url}/api/openapi.json")]);
+    command.args(["--phases", &arguments.phases]);
     command.args(["--max-time", &arguments.seconds.to_string(), "--seed", &arguments.seed.to_string()]);
     command.args(["--max-examples", EXAMPLES, "--continue-on-failure", "--no-shrink", "--warnings", "off"]);
     tools::run_within(&mut command, Duration::from_secs(arguments.seconds.into()) + GRACE)

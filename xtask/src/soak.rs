@@ -86,7 +86,11 @@ pub(crate) fn chore(arguments: &Arguments) -> Result<()> {
         suite("store", &["plans::"])?;
     }
     if arguments.fuzz > 0 {
-        fuzz::chore(&fuzz::Arguments { seconds: arguments.fuzz, seed: arguments.seed })?;
+        fuzz::chore(&fuzz::Arguments {
+            seconds: arguments.fuzz,
+            seed: arguments.seed,
+            phases: fuzz::ALL_PHASES.to_owned(),
+        })?;
     }
     Ok(())
 }
